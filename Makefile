@@ -1,0 +1,30 @@
+# `make search` runs the main job on data that needs no download; `make test` passes the tests.
+# Either sets up .venv first, from the exact versions in requirements.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: search test lint report setup clean
+
+search: $(READY)
+	$(BIN)/python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; found " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv runs .cache

@@ -1,0 +1,117 @@
+"""From one format index per layer to the `"formats"` collection that a quantised model reads."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from aqt_like import calibration as calibration_lib
+from aqt_like import formats as formats_lib
+from aqt_like import layers
+from aqt_like.formats import FormatTable
+
+
+class ClipMultiples(NamedTuple):
+    """Clip thresholds in root mean squares, float32[L, K] each: one per layer and format."""
+
+    weights: jax.Array
+    inputs: jax.Array
+    unsigned_inputs: jax.Array
+
+
+class FormatBank(NamedTuple):
+    """The K formats that layers choose from.
+
+    Attributes:
+      signed: leaves `[K]`, for weights, and for inputs that may be negative.
+      unsigned: leaves `[K]`, for inputs that were never seen negative: each integer's unsigned twin, which has twice the
+        levels where they are needed. Equal to `signed` where twins are not wanted.
+      unquantized: fp32, as scalars.
+    """
+
+    signed: FormatTable
+    unsigned: FormatTable
+    unquantized: FormatTable
+
+
+def format_bank(formats: Sequence[formats_lib.Format], *, use_unsigned: bool) -> FormatBank:
+    """A bank of `formats`. Its clip multiples are place-holders: `ClipMultiples` holds the ones in use."""
+    no_multiples = [1.0] * len(formats)
+    twins = [f.unsigned_twin for f in formats] if use_unsigned else formats
+    return FormatBank(
+        signed=formats_lib.format_table(formats, no_multiples),
+        unsigned=formats_lib.format_table(twins, no_multiples),
+        unquantized=formats_lib.format_table([formats_lib.parse("fp32")], [1.0]).row(0),
+    )
+
+
+def precomputed_clip_multiples(
+    formats: Sequence[formats_lib.Format], layer_count: int, distribution: str, *, use_unsigned: bool
+) -> ClipMultiples:
+    """The same stored multiples for every layer (see `calibration.precomputed_multiples`)."""
+    twins = [f.unsigned_twin for f in formats] if use_unsigned else formats
+
+    def every_layer(members: Sequence[formats_lib.Format]) -> jax.Array:
+        row = jnp.asarray(calibration_lib.precomputed_multiples(members, distribution), jnp.float32)
+        return jnp.tile(row, (layer_count, 1))
+
+    return ClipMultiples(every_layer(formats), every_layer(formats), every_layer(twins))
+
+
+def format_state(
+    paths: Sequence[str],
+    bank: FormatBank,
+    multiples: ClipMultiples,
+    choice: jax.Array,
+    profile: layers.LayerCalibration,
+    quantize_inputs: jax.Array,
+) -> dict[str, Any]:
+    """The `"formats"` collection in which layer `l` uses format `choice[l]`.
+
+    Args:
+      paths: path of each layer, L in all.
+      bank: the formats.
+      multiples: their clip thresholds.
+      choice: int32[L], may be traced.
+      profile: stacked profiles of the layers' inputs, leaves `[L]`.
+      quantize_inputs: bool scalar; False leaves all inputs in fp32 (two-phase quantisation, FLIQS A.2).
+    """
+
+    def chosen(per_layer: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(per_layer, choice[:, None], axis=1)[:, 0]
+
+    weights = bank.signed.row(choice)._replace(clip_multiple=chosen(multiples.weights))
+    signed = bank.signed.row(choice)._replace(clip_multiple=chosen(multiples.inputs))
+    unsigned = bank.unsigned.row(choice)._replace(clip_multiple=chosen(multiples.unsigned_inputs))
+    inputs = jax.tree.map(lambda u, s: jnp.where(profile.never_negative, u, s), unsigned, signed)
+    inputs = jax.tree.map(lambda q, f: jnp.where(quantize_inputs, q, f), inputs, bank.unquantized)
+    clip = inputs.clip_multiple * profile.root_mean_square
+    return layers.by_layer(paths, layers.LayerFormats(weights, inputs, clip))
+
+
+def profiled_clip_multiples(
+    paths: Sequence[str], bank: FormatBank, params: dict[str, Any], inputs: dict[str, jax.Array]
+) -> ClipMultiples:
+    """Multiples of least squared error on real weights and inputs, the alternative to the precomputed ones.
+
+    Args:
+      paths: path of each layer.
+      bank: the formats.
+      params: the model's parameters.
+      inputs: each layer's input on one batch, by path.
+    """
+
+    def kernel(path: str) -> jax.Array:
+        scope: Any = params
+        for name in (*path.split("/"), "kernel"):
+            scope = scope[name]
+        # Channels are clipped each by their own deviation, so that they are alike once divided by it.
+        rms = calibration_lib.root_mean_square(scope, range(scope.ndim - 1))
+        return scope / jnp.where(rms > 0, rms, 1.0)
+
+    def best(tensors: Sequence[jax.Array], table: FormatTable) -> jax.Array:
+        return jnp.stack([calibration_lib.best_multiples(x, table) for x in tensors])
+
+    kernels, activations = [kernel(p) for p in paths], [inputs[p] for p in paths]
+    return ClipMultiples(best(kernels, bank.signed), best(activations, bank.signed), best(activations, bank.unsigned))

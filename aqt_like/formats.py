@@ -1,0 +1,155 @@
+"""Number formats: what each can represent, and the arrays that hand one to a jitted step.
+
+A `Format` is a name and five numbers. A `FormatTable` stacks formats into arrays, so that a format is chosen by an
+index which may be traced: one compiled step serves every format.
+
+An integer grid is a float grid on which every number is subnormal, so integers and floats need no separate treatment
+(`numerics.round_to_grid`).
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+FORMAT_SPACES: dict[str, tuple[str, ...]] = {
+    # FLIQS, Table 5.
+    "int_s": ("int4", "int8", "bf16"),
+    "int_l": ("int4", "int5", "int6", "int7", "int8", "bf16"),
+    "fp_s": ("e2m1", "e4m3", "bf16"),
+    "fp_l": (
+        "e2m1", "e2m2", "e2m3", "e2m4", "e2m5", "e3m1", "e3m2", "e3m3", "e3m4",
+        "e4m1", "e4m2", "e4m3", "e5m1", "e5m2", "e6m1", "bf16",
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A number format: the values ±k · 2^(e − mantissa_bits), e ≥ smallest_exponent, between lowest and largest.
+
+    Attributes:
+      name: lower-case name, as parsed by `parse`.
+      bits: total storage bits; what bit operations count.
+      smallest_exponent: exponent of the smallest normal number; below it the step no longer shrinks.
+      mantissa_bits: stored fraction bits.
+      largest: largest representable value; larger inputs saturate.
+      lowest: smallest representable value: −largest, or 0 for unsigned formats.
+      scaled: whether a tensor is scaled so that its clip threshold meets `largest`. bf16 and fp32 are used as they are.
+    """
+
+    name: str
+    bits: int
+    smallest_exponent: int
+    mantissa_bits: int
+    largest: float
+    lowest: float
+    scaled: bool
+
+    @property
+    def unsigned_twin(self) -> "Format":
+        """The unsigned integer of the same number of bits; a float format, having no such twin, is its own."""
+        return parse("u" + self.name) if self.name.startswith("int") else self
+
+
+class UnknownFormatError(ValueError):
+    """A name that is no number format."""
+
+
+@functools.cache
+def parse(name: str) -> Format:
+    """Parses `int2`…`int16`, `uint2`…`uint16`, `eXmY` (sign, X exponent bits, Y mantissa bits), `bf16` or `fp32`.
+
+    `eXmY` has subnormals, no infinities and no NaN codes, and an exponent bias of 2^(X−1) − 1 (FLIQS, A.5). `intN` is
+    symmetric: int4 means −7…7.
+
+    Raises:
+      UnknownFormatError: the name is none of these.
+    """
+    if name == "bf16":
+        return Format(name, 16, -126, 7, float(jnp.finfo(jnp.bfloat16).max), float(jnp.finfo(jnp.bfloat16).min), False)
+    if name == "fp32":
+        return Format(name, 32, -126, 23, float(np.finfo(np.float32).max), float(np.finfo(np.float32).min), False)
+    if match := re.fullmatch(r"(u?)int([1-9]\d*)", name):
+        bits = int(match[2])
+        magnitude_bits = bits if match[1] else bits - 1
+        if 2 <= bits <= 16:
+            largest = float(2**magnitude_bits - 1)
+            return Format(name, bits, magnitude_bits, magnitude_bits, largest, 0.0 if match[1] else -largest, True)
+    if match := re.fullmatch(r"e([1-9])m(\d)", name):
+        exponent_bits, mantissa_bits = int(match[1]), int(match[2])
+        if exponent_bits <= 7:
+            bias = 2 ** (exponent_bits - 1) - 1
+            largest = (2 - 2.0**-mantissa_bits) * 2.0 ** (2**exponent_bits - 1 - bias)
+            return Format(name, 1 + exponent_bits + mantissa_bits, 1 - bias, mantissa_bits, largest, -largest, True)
+    raise UnknownFormatError(
+        f"unknown number format {name!r}: expected int2…int16, uint2…uint16, eXmY with 1 ≤ X ≤ 7 and one digit Y, "
+        "bf16 or fp32"
+    )
+
+
+def format_space(space: str | Sequence[str]) -> tuple[Format, ...]:
+    """The formats of a search space, given by its name (FLIQS, Table 5) or as format names, joined by commas or not.
+
+    Raises:
+      UnknownFormatError: a name that is neither a space nor a format, or a format named twice.
+    """
+    if isinstance(space, str):
+        if space not in FORMAT_SPACES and "," not in space:
+            raise UnknownFormatError(
+                f"unknown format space {space!r}: expected one of {', '.join(FORMAT_SPACES)}, or formats joined by commas"
+            )
+        space = FORMAT_SPACES.get(space) or [name.strip() for name in space.split(",") if name.strip()]
+    if len(set(space)) < len(space):
+        raise UnknownFormatError(f"a format named twice: {', '.join(space)}")
+    return tuple(parse(name) for name in space)
+
+
+class FormatTable(NamedTuple):
+    """Formats as arrays of shape `[K]`, or one format's row as scalars. All leaves may be traced.
+
+    Attributes:
+      bits: int32, total bits.
+      smallest_exponent: int32.
+      mantissa_bits: int32.
+      largest: float32.
+      lowest: float32.
+      scaled: bool.
+      clip_multiple: float32, clip threshold in units of the tensor's root mean square (switchable clipping, FLIQS §3).
+    """
+
+    bits: jax.Array
+    smallest_exponent: jax.Array
+    mantissa_bits: jax.Array
+    largest: jax.Array
+    lowest: jax.Array
+    scaled: jax.Array
+    clip_multiple: jax.Array
+
+    def row(self, index: jax.Array | int) -> "FormatTable":
+        """The row (or, for an index array, the rows) at `index`, which may be traced."""
+        return jax.tree.map(lambda column: column[index], self)
+
+
+def format_table(formats: Sequence[Format], clip_multiples: Sequence[float]) -> FormatTable:
+    """Stacks `formats` into a table of shape `[K]`; `clip_multiples` has one entry per format."""
+    if len(formats) != len(clip_multiples):
+        raise ValueError(f"{len(formats)} formats but {len(clip_multiples)} clip multiples")
+
+    def column(field: str, dtype: type) -> jax.Array:
+        return jnp.asarray([getattr(f, field) for f in formats], dtype)
+
+    return FormatTable(
+        bits=column("bits", jnp.int32),
+        smallest_exponent=column("smallest_exponent", jnp.int32),
+        mantissa_bits=column("mantissa_bits", jnp.int32),
+        largest=column("largest", jnp.float32),
+        lowest=column("lowest", jnp.float32),
+        scaled=column("scaled", jnp.bool_),
+        clip_multiple=jnp.asarray(clip_multiples, jnp.float32),
+    )

@@ -1,0 +1,141 @@
+"""Quantisation of any linen model, from outside: the model is plain Flax and never edited.
+
+Three variable collections say how each layer computes. All are plain data, keyed like the parameters by layer path:
+
+* `"formats"`: `LayerFormats`, the format rows of a layer's weights and of its input; injected at each step.
+* `"calibration"`: `LayerCalibration`, the profile of a layer's input; updated where the caller makes it mutable.
+* `"params"`: the float weights, which keep being trained.
+
+Layers without a `"formats"` entry compute in float.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from aqt_like import calibration as calibration_lib
+from aqt_like import numerics
+from aqt_like.formats import FormatTable
+
+QUANTIZABLE = (nn.Conv, nn.Dense)
+
+PROFILE_MOMENTUM = 0.95
+
+
+class LayerFormats(NamedTuple):
+    """How one layer computes: `weights` is a format row; `inputs` too, with `input_clip` its clip threshold."""
+
+    weights: FormatTable
+    inputs: FormatTable
+    input_clip: jax.Array
+
+
+class LayerCalibration(NamedTuple):
+    """Profile of one layer's input. Scalars, or `[L]` when stacked over layers.
+
+    Attributes:
+      mean_square: float32, running average of the batch mean of x².
+      smallest: float32, smallest input seen; an input that is never negative may use an unsigned format.
+      batches: int32, number of batches profiled.
+    """
+
+    mean_square: jax.Array
+    smallest: jax.Array
+    batches: jax.Array
+
+    @classmethod
+    def empty(cls) -> "LayerCalibration":
+        return cls(jnp.zeros(()), jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
+
+    def update(self, x: jax.Array) -> "LayerCalibration":
+        """The profile after another batch `x`: an average of all batches at first, later an exponential one."""
+        momentum = jnp.minimum(self.batches / (self.batches + 1), PROFILE_MOMENTUM)
+        return LayerCalibration(
+            mean_square=momentum * self.mean_square + (1 - momentum) * jnp.mean(jnp.square(x)),
+            smallest=jnp.minimum(self.smallest, jnp.min(x)),
+            batches=self.batches + 1,
+        )
+
+    @property
+    def root_mean_square(self) -> jax.Array:
+        return jnp.sqrt(self.mean_square)
+
+    @property
+    def never_negative(self) -> jax.Array:
+        return (self.batches > 0) & (self.smallest >= 0)
+
+
+def apply_quantized(model: nn.Module, variables: dict[str, Any], *args: Any, mutable: Any = False, **kwargs: Any) -> Any:
+    """`model.apply` with each layer's weights and input fake-quantised as `variables["formats"]` says.
+
+    Weights are clipped per output channel, inputs per tensor.
+
+    Args:
+      model: any linen module.
+      variables: its variables, with `"formats"` and `"calibration"` collections that may lack layers or be absent.
+      *args: passed to the model.
+      mutable: as in `model.apply`; with `"calibration"` among them, the inputs of all layers are profiled.
+      **kwargs: passed to the model.
+
+    Returns:
+      What `model.apply` returns.
+    """
+    formats = traverse_util.flatten_dict(variables.get("formats", {}), is_leaf=lambda _, v: isinstance(v, LayerFormats))
+    params = traverse_util.flatten_dict(variables["params"])
+    for path, layer in formats.items():
+        kernel = params[(*path, "kernel")]
+        reduced = tuple(range(kernel.ndim - 1))
+        clip = layer.weights.clip_multiple * calibration_lib.root_mean_square(kernel, reduced)
+        params[(*path, "kernel")] = numerics.fake_quantize(kernel, layer.weights, clip)
+
+    def quantize_input(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        layer = context.module
+        if not isinstance(layer, QUANTIZABLE) or context.method_name != "__call__":
+            return call(*call_args, **call_kwargs)
+        x, *rest = call_args
+        if layer.is_mutable_collection("calibration"):
+            seen = layer.get_variable("calibration", "input", LayerCalibration.empty())
+            layer.put_variable("calibration", "input", seen.update(x))
+        if layer.path in formats:
+            x = numerics.fake_quantize(x, formats[layer.path].inputs, formats[layer.path].input_clip)
+        return call(x, *rest, **call_kwargs)
+
+    with nn.intercept_methods(quantize_input):
+        return model.apply({**variables, "params": traverse_util.unflatten_dict(params)}, *args, mutable=mutable, **kwargs)
+
+
+def layer_inputs(model: nn.Module, variables: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
+    """The input of each layer, by path, when `model` is applied in float."""
+    inputs: dict[str, jax.Array] = {}
+
+    def keep(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        if isinstance(context.module, QUANTIZABLE) and context.method_name == "__call__":
+            inputs["/".join(context.module.path)] = call_args[0]
+        return call(*call_args, **call_kwargs)
+
+    with nn.intercept_methods(keep):
+        model.apply(variables, *args, **kwargs)
+    return inputs
+
+
+def by_layer(paths: Sequence[str], stacked: Any, leaf_name: str | None = None) -> dict[str, Any]:
+    """A variable collection from a pytree of leaves `[L, …]`: one entry per path, nested at the slashes."""
+    suffix = () if leaf_name is None else (leaf_name,)
+    return traverse_util.unflatten_dict(
+        {(*path.split("/"), *suffix): jax.tree.map(lambda leaf: leaf[i], stacked) for i, path in enumerate(paths)}
+    )
+
+
+def stacked_calibration(paths: Sequence[str], collection: dict[str, Any]) -> LayerCalibration:
+    """The profiles of the layers at `paths`, stacked to leaves `[L]`."""
+    profiles = []
+    for path in paths:
+        scope: Any = collection
+        for name in path.split("/"):
+            scope = scope[name]
+        profiles.append(scope["input"])
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *profiles)

@@ -1,0 +1,81 @@
+"""Rounding to any number format with traced parameters, and the straight-through gradient. Nothing here branches."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from aqt_like.formats import FormatTable
+
+_SIGN_BIT = jnp.int32(-(2**31)).item()
+_EXPONENT_BIAS = 127
+_FRACTION_BITS = 23
+
+
+def _bits_of(x: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(x, jnp.int32)
+
+
+def _float_of(bits: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def round_to_grid(x: jax.Array, row: FormatTable) -> jax.Array:
+    """Rounds to the nearest value of a format, ties to even, saturating at its lowest and largest value.
+
+    Below the format's smallest normal number the grid is evenly spaced: adding and subtracting 1.5 · 2^23 steps leaves a
+    whole number of steps. From there on the grid is that of float32 with fewer fraction bits: the dropped bits are
+    rounded in the integer representation, where a carry raises the exponent as it should. Integers use only the former,
+    bf16 and fp32 only the latter. Exact for every float32; NaN stays NaN and −0 stays −0.
+
+    Args:
+      x: float32, any shape, already in the format's units.
+      row: the format, scalars or arrays that broadcast against `x`.
+
+    Returns:
+      float32 of the shape of `x`.
+    """
+    x = jnp.clip(x, row.lowest, row.largest)
+    sign = _bits_of(x) & _SIGN_BIT
+    magnitude = jnp.abs(x)
+
+    step_exponent = row.smallest_exponent - row.mantissa_bits
+    magic = _float_of((_FRACTION_BITS + step_exponent + _EXPONENT_BIAS << _FRACTION_BITS) | 0x400000)
+    evenly_spaced = (magnitude + magic) - magic
+
+    dropped = _FRACTION_BITS - row.mantissa_bits
+    below_half = jnp.maximum(((1 << dropped) >> 1) - 1, 0)
+    bits = _bits_of(magnitude)
+    odd = (bits >> dropped) & jnp.minimum(dropped, 1)
+    shortened = _float_of((bits + below_half + odd) & -(1 << dropped))
+
+    smallest_normal = _float_of((row.smallest_exponent + _EXPONENT_BIAS) << _FRACTION_BITS)
+    rounded = jnp.where(magnitude < smallest_normal, evenly_spaced, shortened)
+    return _float_of(_bits_of(rounded) | sign)
+
+
+def scale_for(row: FormatTable, clip: jax.Array) -> jax.Array:
+    """What one unit of the format stands for, so that its largest value stands for `clip` (1 for unscaled formats).
+
+    A clip threshold of zero (a tensor of zeros) gives the scale 1.
+    """
+    return jnp.where(row.scaled & (clip > 0), clip / row.largest, 1.0)
+
+
+def fake_quantize(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
+    """Quantises and dequantises (FLIQS, Eq. 10 and 11) with the straight-through estimator.
+
+    The gradient with respect to `x` is 1 inside the clip range and 0 outside; none flows to `clip`. The estimator adds
+    a constant, `c + stop_gradient(q − c)`, instead of a `custom_vjp`: the sum equals `q` exactly, because `q − c` is
+    exact, and it stops XLA's CPU backend from computing the quantised input again in the weight gradient.
+
+    Args:
+      x: float32, any shape.
+      row: the format, as scalars.
+      clip: float32, the value that the format's largest code stands for; broadcasts against `x`.
+
+    Returns:
+      float32 of the shape of `x`.
+    """
+    scale = lax.stop_gradient(scale_for(row, clip))
+    clipped = jnp.clip(x / scale, row.lowest, row.largest)
+    return (clipped + lax.stop_gradient(round_to_grid(clipped, row) - clipped)) * scale

@@ -1,0 +1,59 @@
+"""What all FLIQS experiments share: the paper's settings (A.2 to A.5), where it states them.
+
+Files beside this one start from here and say only what differs. Every key can be overridden on the command line, as in
+`--config.target=1.3`; a key that does not exist is an error.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """The shared settings; `data.name` and `model` are for the experiment to say."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "data": {
+                "name": "digits",  # digits, or the name of a tfds image set
+                "data_dir": config_dict.placeholder(str),  # where tfds has its data; its own default if unset
+                "download": False,  # whether tfds may download and prepare it
+                "image_size": config_dict.placeholder(int),  # the images' own if unset
+                "valid_examples": 5000,  # training images set aside for the reward
+                "augment": "none",  # none, crop_flip
+            },
+            "model": {"name": "cifar_resnet", "depth": 8, "width": 16},
+            "epochs": 10.0,
+            "batch_size": 128,
+            "valid_batch_size": 128,
+            "label_smoothing": 0.1,
+            "optimizer": {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "warmup_fraction": 0.05},
+            # The space: int_s, int_l, fp_s, fp_l, or format names joined by commas.
+            "formats": "int_s",
+            # reinforce searches; uniform is random search; fixed trains config.genome, a format name or a genome file.
+            "policy": "reinforce",
+            "genome": "",
+            "baselines": (),  # formats whose uniform networks are trained as well, by the same compiled step
+            # The cost target, in units of the cost with every layer in target_unit (a format), or "absolute".
+            "target": 1.15,
+            "target_unit": "int4",
+            "reward": "absolute",  # absolute, one_sided, soft_exponential, hard_exponential
+            "gamma": 1.0,
+            "policy_learning_rate": 4.6e-3,
+            "policy_momentum": 0.95,
+            "baseline_momentum": 0.95,
+            "entropy_schedule": "cosine",  # cosine, linear, constant, none
+            "entropy_end": 0.5,
+            "warmup_fraction": 0.25,  # of training, during which formats are drawn uniformly
+            # Two-phase quantisation: weights from the start, inputs (activations) from here on, profiled until then.
+            "input_quantization_fraction": 0.2,
+            "profile_fraction": 0.2,  # inputs are profiled until here; 1.0 follows them to the end
+            "unsigned_inputs": True,  # inputs that are never negative use the unsigned twin of an integer format
+            "clip": {
+                "source": "precomputed",  # precomputed on synthetic data, or profiled on a real batch
+                "distribution": "gaussian",  # of the synthetic data: gaussian, laplacian
+            },
+            "recalibration_batches": 50,  # for the batch statistics under the final genome
+            "random_search": {"draws": 20000, "evaluated": 32},  # with policy=uniform
+            "log_every": 20,
+            "checkpoint_every": 200,
+        }
+    )

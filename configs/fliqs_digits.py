@@ -1,0 +1,15 @@
+"""The default: a small residual network on scikit-learn's digits, which need no download.
+
+    python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits        (or: make search)
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.get_config()
+    config.data.valid_examples = 400
+    config.baselines = ("int4", "int8", "bf16")
+    return config

@@ -1,0 +1,79 @@
+"""The controller: an independent softmax per decision (FLIQS, Eq. 2).
+
+A policy is plain data, its logits, so that one compiled step serves searching, uniform sampling and a fixed genome.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hwcost.space import SearchSpace
+
+POLICIES = ("reinforce", "uniform", "fixed")
+
+
+class Policy(NamedTuple):
+    """Categorical distributions over the options of each decision.
+
+    Attributes:
+      logits: float32[D, Kmax]; −inf where a decision has no such option, or where it may not be sampled.
+      learns: bool, whether `logits` are updated from rewards. One that does not learn is left as it is.
+    """
+
+    logits: jax.Array
+    learns: jax.Array
+
+
+def init(space: SearchSpace, kind: str, genome: Sequence[int] | None = None) -> Policy:
+    """A new policy.
+
+    Args:
+      space: its decisions.
+      kind: `"reinforce"` learns from a uniform start; `"uniform"` never learns; `"fixed"` always gives `genome`.
+      genome: int[D], for `"fixed"` only.
+
+    Raises:
+      ValueError: an unknown kind, or a genome that is missing, superfluous or does not fit.
+    """
+    if kind not in POLICIES:
+        raise ValueError(f"unknown policy {kind!r}: expected one of {', '.join(POLICIES)}")
+    if (kind == "fixed") != (genome is not None):
+        raise ValueError(f"policy {kind!r} {'needs a' if kind == 'fixed' else 'takes no'} genome")
+    options = np.arange(space.option_counts.max())
+    allowed = options < space.option_counts[:, None]
+    if genome is not None:
+        space.decode(genome)
+        allowed &= options == np.asarray(genome)[:, None]
+    return Policy(jnp.where(jnp.asarray(allowed), 0.0, -jnp.inf), jnp.asarray(kind == "reinforce"))
+
+
+def uniform(policy: Policy) -> Policy:
+    """The same options, all equally probable."""
+    return policy._replace(logits=jnp.where(jnp.isfinite(policy.logits), 0.0, -jnp.inf))
+
+
+def sample(policy: Policy, key: jax.Array) -> jax.Array:
+    """Draws a genome, int32[D]."""
+    return jax.random.categorical(key, policy.logits).astype(jnp.int32)
+
+
+def log_prob(policy: Policy, genome: jax.Array) -> jax.Array:
+    """Log-probability of a genome: a sum over decisions."""
+    log_probs = jax.nn.log_softmax(policy.logits)
+    return jnp.sum(jnp.take_along_axis(log_probs, genome[:, None], axis=1))
+
+
+def entropy(policy: Policy) -> jax.Array:
+    """Entropy in nats: a sum over decisions (FLIQS, Eq. 6)."""
+    log_probs = jax.nn.log_softmax(policy.logits)
+    # −inf logits have probability 0 and must give neither NaN nor a NaN gradient.
+    finite = jnp.where(jnp.isfinite(policy.logits), log_probs, 0.0)
+    return -jnp.sum(jnp.exp(log_probs) * finite)
+
+
+def mode(policy: Policy) -> jax.Array:
+    """The most probable genome, int32[D]."""
+    return jnp.argmax(policy.logits, axis=1).astype(jnp.int32)

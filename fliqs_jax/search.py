@@ -1,0 +1,280 @@
+"""FLIQS: one training run in which a controller picks every layer's number format at every step (paper, §3, Figure 2).
+
+`make_search_step` gives the one step; `SearchState` is all that it reads and writes. Searching, training a uniform
+network, sampling uniformly and training a found genome differ in `SearchState.policy` alone.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from aqt_like import format_state as format_state_lib
+from aqt_like import layers
+from fliqs_jax import policy as policy_lib
+from fliqs_jax.reward import Reward
+from fliqs_jax.schedule import EntropySchedule
+from hwcost import table as table_lib
+from hwcost.table import CostTable
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """What a search is made of; nothing in it changes while it runs.
+
+    Attributes:
+      model: linen module called as `model(images, train=…)`, which returns logits.
+      paths: paths of the layers whose formats are searched, one per decision.
+      bank: the formats that each layer chooses from.
+      cost_table: prices a genome.
+      target: cost target C_T, in the unit of `cost_table`.
+      optimizer: updates the weights.
+      policy_optimizer: updates the policy's logits.
+      loss: `(logits, labels) -> scalar`, to be minimised in training.
+      quality: `(logits, labels) -> scalar`, Q in the reward.
+      reward: `(Q, C/C_T, γ) -> scalar`.
+      gamma: γ > 0, the weight of cost in the reward.
+      entropy_schedule: `(progress, end) -> β_H`.
+      entropy_end: β_H at the end of training.
+      baseline_momentum: of the running mean of rewards.
+      total_steps: length of training.
+      warmup_steps: steps during which formats are drawn uniformly and the policy is not updated.
+      input_quantization_step: first step at which inputs (activations) are quantised.
+      profile_steps: first step at which inputs are no longer profiled.
+    """
+
+    model: nn.Module
+    paths: tuple[str, ...]
+    bank: format_state_lib.FormatBank
+    cost_table: CostTable
+    target: float
+    optimizer: optax.GradientTransformation
+    policy_optimizer: optax.GradientTransformation
+    loss: Callable[[jax.Array, jax.Array], jax.Array]
+    quality: Callable[[jax.Array, jax.Array], jax.Array]
+    reward: Reward
+    gamma: float
+    entropy_schedule: EntropySchedule
+    entropy_end: float
+    baseline_momentum: float
+    total_steps: int
+    warmup_steps: int
+    input_quantization_step: int
+    profile_steps: int
+
+
+class SearchState(NamedTuple):
+    """All that changes. A checkpoint holds it whole.
+
+    Attributes:
+      step: int32, number of steps done; also the position in the data.
+      key: typed PRNG key; each step folds its number into it.
+      params, batch_stats, calibration: variable collections of the model.
+      opt_state: of the weights.
+      clip_multiples: leaves `[L, K]`.
+      policy: the controller.
+      policy_opt_state: of its logits.
+      reward_mean: float32, running mean of the rewards so far (r̄).
+    """
+
+    step: jax.Array
+    key: jax.Array
+    params: Any
+    batch_stats: Any
+    calibration: Any
+    opt_state: Any
+    clip_multiples: format_state_lib.ClipMultiples
+    policy: policy_lib.Policy
+    policy_opt_state: Any
+    reward_mean: jax.Array
+
+
+def init_state(
+    search: Search,
+    policy: policy_lib.Policy,
+    clip_multiples: format_state_lib.ClipMultiples,
+    key: jax.Array,
+    images: jax.Array,
+) -> SearchState:
+    """The state before the first step; `images` is a batch of any size, for its shape."""
+    init_key, run_key = jax.random.split(key)
+    variables = search.model.init(init_key, images, train=False)
+    empty = layers.LayerCalibration.empty()
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(search.paths)), empty)
+    return SearchState(
+        step=jnp.zeros((), jnp.int32),
+        key=run_key,
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        calibration=layers.by_layer(search.paths, stacked, "input"),
+        opt_state=search.optimizer.init(variables["params"]),
+        # Copies: a step donates its state, and other runs start from the same multiples.
+        clip_multiples=jax.tree.map(jnp.copy, clip_multiples),
+        policy=policy,
+        policy_opt_state=search.policy_optimizer.init(policy.logits),
+        reward_mean=jnp.zeros(()),
+    )
+
+
+def quantized_variables(search: Search, state: SearchState, genome: jax.Array, quantize_inputs: Any) -> dict[str, Any]:
+    """The model's variables under `genome`, for `layers.apply_quantized`."""
+    formats = format_state_lib.format_state(
+        search.paths,
+        search.bank,
+        state.clip_multiples,
+        genome,
+        layers.stacked_calibration(search.paths, state.calibration),
+        quantize_inputs,
+    )
+    return {
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "calibration": state.calibration,
+        "formats": formats,
+    }
+
+
+def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, Metrics]]:
+    """The step `(state, train_batch, valid_batch) -> (state, metrics)`; jit it with `state` donated.
+
+    Batches hold `"image"` (float32[B, H, W, C]) and `"label"` (int32[B]). Metrics are scalars, but for `"genome"`.
+    """
+    apply = layers.apply_quantized
+
+    def step_fn(state: SearchState, train_batch: Batch, valid_batch: Batch) -> tuple[SearchState, Metrics]:
+        exploring = state.policy.learns & (state.step < search.warmup_steps)
+        searching = state.policy.learns & ~exploring
+        quantize_inputs = state.step >= search.input_quantization_step
+
+        # Sample a genome: uniformly in warm-up, from the policy afterwards.
+        flat = policy_lib.uniform(state.policy)
+        sampled_from = state.policy._replace(logits=jnp.where(exploring, flat.logits, state.policy.logits))
+        genome = policy_lib.sample(sampled_from, jax.random.fold_in(state.key, state.step))
+
+        # Train the weights under it.
+        def train_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            variables = quantized_variables(search, state._replace(params=params), genome, quantize_inputs)
+            logits, updated = apply(
+                search.model, variables, train_batch["image"], train=True, mutable=["batch_stats", "calibration"]
+            )
+            return search.loss(logits, train_batch["label"]), (logits, updated)
+
+        (loss, (logits, updated)), gradient = jax.value_and_grad(train_loss, has_aux=True)(state.params)
+        updates, opt_state = search.optimizer.update(gradient, state.opt_state, state.params)
+        profiling = state.step < search.profile_steps
+        calibration = jax.tree.map(
+            lambda new, old: jnp.where(profiling, new, old), updated["calibration"], state.calibration
+        )
+        state = state._replace(
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=updated.get("batch_stats", state.batch_stats),
+            calibration=calibration,
+            opt_state=opt_state,
+        )
+
+        # Its quality on data that the weights are not trained on. Running batch statistics lag behind formats that
+        # change at every step, so this batch is normalised by its own.
+        valid_logits, _ = apply(
+            search.model,
+            quantized_variables(search, state, genome, quantize_inputs),
+            valid_batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+        )
+        quality = search.quality(valid_logits, valid_batch["label"])
+        cost = table_lib.price(search.cost_table, genome)
+        reward = search.reward(quality, cost / search.target, search.gamma)
+
+        # Reinforce what did better than usual.
+        baseline = jnp.where(state.step == 0, reward, state.reward_mean)
+        advantage = reward - baseline
+        progress = (state.step - search.warmup_steps) / max(search.total_steps - search.warmup_steps, 1)
+        entropy_weight = search.entropy_schedule(jnp.clip(progress, 0.0, 1.0), search.entropy_end)
+
+        def policy_loss(logits: jax.Array) -> jax.Array:
+            policy = state.policy._replace(logits=logits)
+            return -advantage * policy_lib.log_prob(policy, genome) + entropy_weight * policy_lib.entropy(policy)
+
+        policy_updates, policy_opt_state = search.policy_optimizer.update(
+            jax.grad(policy_loss)(state.policy.logits), state.policy_opt_state, state.policy.logits
+        )
+        learned = (optax.apply_updates(state.policy.logits, policy_updates), policy_opt_state)
+        kept = (state.policy.logits, state.policy_opt_state)
+        policy_logits, policy_opt_state = jax.tree.map(lambda new, old: jnp.where(searching, new, old), learned, kept)
+
+        metrics = {
+            "loss": loss,
+            "train_accuracy": accuracy(logits, train_batch["label"]),
+            "valid_quality": quality,
+            "cost": cost,
+            "relative_cost": cost / search.target,
+            "reward": reward,
+            "advantage": advantage,
+            "entropy": policy_lib.entropy(sampled_from),
+            "entropy_weight": jnp.where(searching, entropy_weight, 0.0),
+            "genome": genome,
+        }
+        return state._replace(
+            step=state.step + 1,
+            policy=state.policy._replace(logits=policy_logits),
+            policy_opt_state=policy_opt_state,
+            reward_mean=search.baseline_momentum * baseline + (1 - search.baseline_momentum) * reward,
+        ), metrics
+
+    return step_fn
+
+
+def make_recalibrate(search: Search) -> Callable[[SearchState, jax.Array, Batch], SearchState]:
+    """A function `(state, genome, train_batch) -> state` that moves the batch statistics towards those under `genome`."""
+
+    def recalibrate(state: SearchState, genome: jax.Array, batch: Batch) -> SearchState:
+        variables = quantized_variables(search, state, genome, True)
+        _, updated = layers.apply_quantized(search.model, variables, batch["image"], train=True, mutable=["batch_stats"])
+        return state._replace(batch_stats=updated.get("batch_stats", state.batch_stats))
+
+    return recalibrate
+
+
+def make_evaluate(search: Search) -> Callable[[SearchState, jax.Array, Batch], jax.Array]:
+    """A function `(state, genome, batch) -> number of correct predictions`; labels of −1 (padding) never match."""
+
+    def evaluate(state: SearchState, genome: jax.Array, batch: Batch) -> jax.Array:
+        variables = quantized_variables(search, state, genome, True)
+        logits = layers.apply_quantized(search.model, variables, batch["image"], train=False)
+        return jnp.sum(jnp.argmax(logits, -1) == batch["label"])
+
+    return evaluate
+
+
+def make_profile_clip_multiples(search: Search) -> Callable[[SearchState, Batch], SearchState]:
+    """A function `(state, train_batch) -> state` that replaces the clip multiples by the best ones on that batch."""
+
+    def profile(state: SearchState, batch: Batch) -> SearchState:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        inputs = layers.layer_inputs(search.model, variables, batch["image"], train=True, mutable=["batch_stats"])
+        multiples = format_state_lib.profiled_clip_multiples(search.paths, search.bank, state.params, inputs)
+        return state._replace(clip_multiples=multiples)
+
+    return profile
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Share of right predictions."""
+    return jnp.mean(jnp.argmax(logits, -1) == labels)
+
+
+def smoothed_cross_entropy(label_smoothing: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Mean softmax cross-entropy against smoothed labels (FLIQS, A.4: 0.1)."""
+
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+        return jnp.mean(optax.softmax_cross_entropy(logits, targets))
+
+    return loss

@@ -1,0 +1,188 @@
+"""From a config to a search: everything is checked here, before any time is spent."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from aqt_like import format_state as format_state_lib
+from aqt_like import formats as formats_lib
+from fliqs_jax import models, reward, schedule
+from fliqs_jax import policy as policy_lib
+from fliqs_jax import search as search_lib
+from hwcost import analytic, workload
+from hwcost import table as table_lib
+from hwcost.space import SearchSpace
+from launch import data
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names its key, its value and what was expected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One network to train. The trials of an experiment share its compiled step: they differ in the policy alone.
+
+    Attributes:
+      name: for people.
+      directory: where it is written, relative to the work directory.
+      config: of this trial.
+      genome: int32[D] for policy `fixed`, else None.
+    """
+
+    name: str
+    directory: str
+    config: ConfigDict
+    genome: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config, checked, and what follows from it without computing anything."""
+
+    config: ConfigDict
+    source: data.Source
+    workload: workload.Workload
+    formats: tuple[formats_lib.Format, ...]
+    space: SearchSpace
+    search: search_lib.Search
+    clip_multiples: format_state_lib.ClipMultiples
+    trials: tuple[Trial, ...]
+
+
+def prepare(config: ConfigDict) -> Experiment:
+    """Checks `config` and builds the search from it, within seconds.
+
+    Raises:
+      ConfigError, data.DataError, formats.UnknownFormatError: with a message for the person who wrote the config.
+    """
+    devices = len(jax.devices())
+    for key in ("batch_size", "valid_batch_size"):
+        if config[key] < 1 or config[key] % devices:
+            raise ConfigError(f"{key}={config[key]}: expected a positive multiple of the {devices} devices")
+    for key in ("warmup_fraction", "input_quantization_fraction", "profile_fraction"):
+        if not 0 <= config[key] <= 1:
+            raise ConfigError(f"{key}={config[key]}: expected a fraction of training, 0…1")
+    for key in ("epochs", "gamma", "target", "log_every", "checkpoint_every"):
+        if config[key] <= 0:
+            raise ConfigError(f"{key}={config[key]}: expected a number above 0")
+
+    formats = formats_lib.format_space(config.formats)
+    source = data.find(config.data)
+    settings = config.model.to_dict()
+    model = models.create(settings.pop("name"), classes=source.classes, **settings)
+    layers = workload.trace(model, source.image_shape, train=False)
+    space = analytic.format_space(layers, formats)
+    cost_table = analytic.bit_operations_table(layers, space, formats)
+    steps_per_epoch = max((source.train_examples - config.data.valid_examples) // config.batch_size, 1)
+    total_steps = max(round(config.epochs * steps_per_epoch), 1)
+    input_quantization_step = round(config.input_quantization_fraction * total_steps)
+    search = search_lib.Search(
+        model=model,
+        paths=tuple(layer.path for layer in layers),
+        bank=format_state_lib.format_bank(formats, use_unsigned=config.unsigned_inputs),
+        cost_table=cost_table,
+        target=_target(config, layers, cost_table, space),
+        optimizer=_optimizer(config.optimizer, total_steps),
+        policy_optimizer=optax.adam(config.policy_learning_rate, b1=config.policy_momentum),
+        loss=search_lib.smoothed_cross_entropy(config.label_smoothing),
+        quality=search_lib.accuracy,
+        reward=_named(reward.REWARDS, "reward", config.reward),
+        gamma=config.gamma,
+        entropy_schedule=_named(schedule.ENTROPY_SCHEDULES, "entropy_schedule", config.entropy_schedule),
+        entropy_end=config.entropy_end,
+        baseline_momentum=config.baseline_momentum,
+        total_steps=total_steps,
+        warmup_steps=round(config.warmup_fraction * total_steps),
+        input_quantization_step=input_quantization_step,
+        profile_steps=round(config.profile_fraction * total_steps),
+    )
+    if search.profile_steps < 1 or search.profile_steps < input_quantization_step:
+        raise ConfigError(
+            f"profile_fraction={config.profile_fraction}: inputs are profiled for at least one step, and until they are "
+            f"quantised (input_quantization_fraction={config.input_quantization_fraction})"
+        )
+    multiples = format_state_lib.precomputed_clip_multiples(
+        formats, len(layers), config.clip.distribution, use_unsigned=config.unsigned_inputs
+    )
+    if config.clip.source not in ("precomputed", "profiled"):
+        raise ConfigError(f"clip.source={config.clip.source!r}: expected precomputed or profiled")
+    return Experiment(
+        config=config,
+        source=source,
+        workload=layers,
+        formats=formats,
+        space=space,
+        search=search,
+        clip_multiples=multiples,
+        trials=_trials(config, space),
+    )
+
+
+def _named(registry: dict[str, Any], key: str, name: str) -> Any:
+    if name not in registry:
+        raise ConfigError(f"{key}={name!r}: expected one of {', '.join(registry)}")
+    return registry[name]
+
+
+def _target(
+    config: ConfigDict, layers: workload.Workload, cost_table: table_lib.CostTable, space: SearchSpace
+) -> float:
+    """The cost target in bit operations; `target_unit` is a format (all layers in it) or `absolute`."""
+    unit = 1.0
+    if config.target_unit != "absolute":
+        unit = analytic.uniform_bit_operations(layers, formats_lib.parse(config.target_unit))
+    lowest, highest = table_lib.reachable_interval(cost_table, space)
+    # A learned or random search needs a target that genomes can meet; a fixed genome only reports against it.
+    if config.policy != "fixed" and not lowest <= config.target * unit <= highest:
+        raise ConfigError(
+            f"target={config.target:g} (in units of {config.target_unit}) is out of reach: genomes over "
+            f"{config.formats} cost from {lowest / unit:.4g} to {highest / unit:.4g}"
+        )
+    return config.target * unit
+
+
+def _optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum, linear warm-up and cosine decay; weight decay on kernels only."""
+    warmup = round(config.warmup_fraction * total_steps)
+    rate = optax.warmup_cosine_decay_schedule(0.0 if warmup else config.learning_rate, config.learning_rate, warmup, total_steps)
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
+        optax.sgd(rate, momentum=config.momentum, nesterov=True),
+    )
+
+
+def _trials(config: ConfigDict, space: SearchSpace) -> tuple[Trial, ...]:
+    """What `config` asks for, and then its uniform baselines."""
+    genome = None
+    if config.policy not in policy_lib.POLICIES:
+        raise ConfigError(f"policy={config.policy!r}: expected one of {', '.join(policy_lib.POLICIES)}")
+    if config.policy == "fixed":
+        if not config.genome:
+            raise ConfigError("policy='fixed' needs --config.genome, a format name or a genome file")
+        genome = _genome(config.genome, space)
+        name = pathlib.Path(config.genome).name if config.genome.endswith(".json") else f"uniform {config.genome}"
+    elif config.genome:
+        raise ConfigError(f"genome={config.genome!r} is for --config.policy=fixed; the policy is {config.policy!r}")
+    else:
+        name = f"{'FLIQS' if config.policy == 'reinforce' else 'random search'} {config.formats}"
+    trials = [Trial(name, "", config, genome)]
+    for baseline in config.baselines:
+        fixed = config.copy_and_resolve_references()
+        fixed.policy, fixed.genome, fixed.baselines = "fixed", baseline, ()
+        trials.append(Trial(f"uniform {baseline}", f"uniform-{baseline}", fixed, _genome(baseline, space)))
+    return tuple(trials)
+
+
+def _genome(name: str, space: SearchSpace) -> np.ndarray:
+    """All layers in the format `name`, or what the genome file `name` says."""
+    if name.endswith(".json"):
+        return space.load_genome(pathlib.Path(name))
+    formats_lib.parse(name)
+    if any(name not in decision.options for decision in space.decisions):
+        raise ConfigError(f"format {name!r} is not in the search space: {', '.join(space.decisions[0].options)}")
+    return space.encode({decision.name: name for decision in space.decisions})

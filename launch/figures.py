@@ -1,0 +1,153 @@
+"""The report's pictures, as SVG text that takes the page's font."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+WIDTH = 5.0  # inches: narrow, so that text stays legible on a phone
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",  # the same run gives the same file
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a8f98",
+    "axes.labelcolor": "#3b4048",
+    "axes.titlesize": 9,
+    "axes.grid": True,
+    "grid.color": "#e6e8eb",
+    "axes.axisbelow": True,
+    "xtick.color": "#5c626b",
+    "ytick.color": "#5c626b",
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+}
+_INK, _ACCENT, _SECOND = "#3b4048", "#c2410c", "#2563eb"
+
+# Few bits are warm, many are cool (as in the paper's Figures 3 and 7), told apart without colour vision too.
+_BIT_COLOURS = {2: "#7f0000", 3: "#a50f15", 4: "#d94801", 5: "#f16913", 6: "#fdae6b", 7: "#a6bddb", 8: "#3690c0", 16: "#034e7b"}
+
+Run = Mapping[str, Any]
+
+
+def bit_colour(bits: int) -> str:
+    """The colour of formats of so many bits."""
+    return _BIT_COLOURS[min(_BIT_COLOURS, key=lambda known: abs(known - bits))]
+
+
+def _svg(figure: Figure, description: str) -> str:
+    """Inline SVG that scales to its column and tells a screen reader what it shows."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    return re.sub(r'<svg ([^>]*?)(?:width|height)="[^"]*" ([^>]*?)(?:width|height)="[^"]*"', rf'<svg role="img" aria-label="{description}" \1\2', text, count=1)
+
+
+def pareto(runs: Sequence[Run]) -> str:
+    """Test accuracy against cost, uniform networks joined by a line."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 3.4))
+        axes = figure.subplots()
+        uniform = sorted((r for r in runs if is_uniform(r)), key=lambda r: (r["cost"], r["accuracy"]))
+        best = np.maximum.accumulate([r["accuracy"] for r in uniform]) if uniform else []
+        front = [r for r, top in zip(uniform, best, strict=True) if r["accuracy"] >= top]
+        axes.plot([r["cost"] for r in front], [100 * r["accuracy"] for r in front], color="#b6bbc3", zorder=1)
+        highest = max(r["accuracy"] for r in runs)
+        for run in runs:
+            searched = not is_uniform(run)
+            x, y = run["cost"], 100 * run["accuracy"]
+            colour = _ACCENT if searched else _INK
+            axes.scatter(x, y, s=60 if searched else 34, color=colour, marker="*" if searched else "o", zorder=3)
+            name = run["name"].removeprefix("uniform ")
+            below = run["accuracy"] == highest or (not searched and run["relative_cost"] < 1)
+            axes.annotate(
+                name, (x, y), xytext=(0, -13 if below else 7), textcoords="offset points", ha="center", color=colour, fontsize=8
+            )
+        for target in sorted({r["target"] for r in runs if not is_uniform(r)}):
+            axes.axvline(target, color=_ACCENT, linestyle=":", linewidth=1, zorder=0)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:,.0f}")
+        axes.xaxis.set_minor_formatter(lambda *_: "")
+        axes.margins(0.12, 0.16)
+        axes.set_xlabel("cost (million bit operations, log scale; dotted: target)")
+        axes.set_ylabel("test accuracy (%)")
+        return _svg(figure, "Test accuracy against cost of the searched and the uniform networks")
+
+
+def formats_over_depth(runs: Sequence[Run]) -> str:
+    """Each layer's format as a bar over depth, one row of bars per run."""
+    with matplotlib.rc_context(_STYLE):
+        count = len(runs[0]["layers"])
+        figure = Figure(figsize=(max(WIDTH, 0.16 * count), 0.9 * len(runs) + 1.3))
+        rows = figure.subplots(len(runs), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, run in zip(rows, runs, strict=True):
+            bits = [layer["bits"] for layer in run["layers"]]
+            axes.bar(range(count), bits, color=[bit_colour(b) for b in bits], width=0.86)
+            for i, layer in enumerate(run["layers"]):
+                axes.annotate(
+                    layer["format"].removeprefix("int"), (i, bits[i]), xytext=(0, 1.5), textcoords="offset points",
+                    ha="center", fontsize=7 if count <= 24 else 5, color=_INK,
+                )  # fmt: skip
+            axes.set_ylim(0, 19)
+            axes.set_yticks([4, 8, 16])
+            axes.grid(axis="x", visible=False)
+            axes.set_title(f"{run['name']}: {100 * run['accuracy']:.2f} % at {run['relative_cost']:.3f} × target", loc="left")
+            axes.set_ylabel("bits")
+        labels = [layer["path"].replace("_block", ".").replace("stage", "s") for layer in runs[0]["layers"]]
+        rows[-1].set_xticks(range(count), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
+        figure.subplots_adjust(hspace=0.55)
+        return _svg(figure, "Number format of each layer over depth")
+
+
+def curve(lines: Sequence[Run], series: Mapping[str, str], ylabel: str, *, reference: float | None = None) -> str:
+    """Metrics over training steps; `series` maps their names to labels."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 2.3))
+        axes = figure.subplots()
+        steps = [line["step"] for line in lines]
+        for (name, label), colour in zip(series.items(), (_SECOND, _ACCENT), strict=False):
+            axes.plot(steps, [line[name] for line in lines], color=colour, label=label)
+        if reference is not None:
+            axes.axhline(reference, color=_INK, linestyle=":", linewidth=1)
+        if len(series) > 1:
+            axes.legend(loc="lower right")
+        axes.set_xlabel("step")
+        axes.set_ylabel(ylabel)
+        return _svg(figure, f"{ylabel} over training steps")
+
+
+def policy_over_time(lines: Sequence[Run], layers: Sequence[str], options: Sequence[str], bits: Sequence[int]) -> str:
+    """The policy as a heat map: a band per layer, a row per option in it, darker where it is more probable."""
+    with matplotlib.rc_context(_STYLE):
+        probabilities = np.asarray([line["policy"] for line in lines])  # [T, D, K]
+        colours = np.asarray([to_rgb(bit_colour(b)) for b in bits])  # [K, 3]
+        shade = 1 - probabilities[..., None] * (1 - colours)  # [T, D, K, 3], white where improbable
+        gap = np.ones((len(lines), len(layers), 1, 3))
+        image = np.concatenate([shade, gap], axis=2).reshape(len(lines), -1, 3).transpose(1, 0, 2)
+        rows = len(options) + 1
+        figure = Figure(figsize=(WIDTH, min(max(0.11 * image.shape[0], 2.6), 12.0)))
+        axes = figure.subplots()
+        axes.imshow(image, aspect="auto", interpolation="nearest", extent=(0, lines[-1]["step"], image.shape[0], 0))
+        axes.grid(visible=False)
+        axes.set_yticks([rows * d + len(options) / 2 for d in range(len(layers))], layers, fontsize=7.5)
+        axes.set_xlabel("step")
+        if len(options) <= 6:
+            handles = [Patch(color=bit_colour(b), label=name) for name, b in zip(options, bits, strict=True)]
+        else:
+            handles = [Patch(color=bit_colour(b), label=f"{b} bits") for b in sorted(set(bits))]
+        axes.legend(handles=handles, ncols=min(len(handles), 6), loc="lower left", bbox_to_anchor=(0, 1), handlelength=1, columnspacing=1)  # fmt: skip
+        return _svg(figure, "Probability of each format of each layer over training")
+
+
+def is_uniform(run: Run) -> bool:
+    """Whether all layers of a run have one format by decree."""
+    return run["policy"] == "fixed" and len({layer["format"] for layer in run["layers"]}) == 1

@@ -1,0 +1,51 @@
+"""FLIQS: finds every layer's number format while the network trains.
+
+    python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=DIR [--config.key=value …]
+
+The same command goes on with a run that was interrupted.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+from rich.console import Console
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is written, and resumed from.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the experiment and its uniform baselines, prints the comparison and writes the report."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    # Imported here so that a misspelt flag is told at once.
+    from launch import experiment, loop, report, runs, runtime
+
+    logging.set_verbosity(logging.WARNING)
+    console, workdir = Console(), pathlib.Path(_WORKDIR.value)
+    try:
+        prepared = experiment.prepare(_CONFIG.value)
+        with runtime.stop_on_signals() as stop:
+            directories = runs.run_all(prepared, workdir, console, stop)
+    except (ValueError, loop.NotFiniteError, runtime.CheckpointError) as error:
+        sys.exit(f"error: {error}")
+    except loop.Stopped:
+        console.print("stopped after a checkpoint; the same command goes on from there")
+        raise
+    report.print_table(report.read_runs(directories), console)
+    console.print(f"report: {report.write(directories, workdir / 'report.html')}", soft_wrap=True)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags; a config key that does not exist is told in one line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:
+        sys.exit(f"error: --config has no such key: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,287 @@
+"""Runs of an experiment: trained, evaluated, and written to directories that an interrupted run goes on from."""
+
+import dataclasses
+import importlib.metadata
+import itertools
+import json
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from aqt_like import formats as formats_lib
+from fliqs_jax import policy as policy_lib
+from fliqs_jax import random_search
+from fliqs_jax import search as search_lib
+from hwcost import analytic
+from hwcost import table as table_lib
+from launch import data, loop, progress, runtime
+from launch.experiment import ConfigError, Experiment, Trial
+
+SUMMARY = "summary.json"
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+GENOME = "genome.json"
+
+# Keys that say how a run is done, not what it computes: they may change when a run is resumed.
+_FREE_KEYS = ("data.data_dir", "data.download", "log_every", "checkpoint_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """The functions of an experiment, which serve all of its trials.
+
+    Attributes:
+      mesh: the devices.
+      step: the search step, compiled ahead of time.
+      recalibrate, evaluate, profile: see `fliqs_jax.search`; they compile when first called.
+      step_compilations: how often the search step was compiled so far.
+      seconds: what that took.
+    """
+
+    mesh: jax.sharding.Mesh
+    step: Callable
+    recalibrate: Callable
+    evaluate: Callable
+    profile: Callable
+    step_compilations: Callable[[], int]
+    seconds: float
+
+
+def compile_functions(experiment: Experiment) -> Compiled:
+    """Compiles the search step for all local devices."""
+    mesh = runtime.data_mesh()
+    search, config = experiment.search, experiment.config
+    search_step = search_lib.make_search_step(search)
+    traces: list[None] = []
+
+    def counted_step(*arguments: Any) -> Any:
+        traces.append(None)  # A function is traced once for each compilation.
+        return search_step(*arguments)
+
+    def example(size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            "image": jax.ShapeDtypeStruct((size, *experiment.source.image_shape), jnp.float32),
+            "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+        }
+
+    start = time.perf_counter()
+    state = jax.eval_shape(lambda: _initial_state(experiment, experiment.trials[0]))
+    step = runtime.compile_step(counted_step, mesh, state, example(config.batch_size), example(config.valid_batch_size))
+    return Compiled(
+        mesh=mesh,
+        step=step,
+        recalibrate=jax.jit(search_lib.make_recalibrate(search), donate_argnums=0),
+        evaluate=jax.jit(search_lib.make_evaluate(search)),
+        profile=jax.jit(search_lib.make_profile_clip_multiples(search)),
+        step_compilations=lambda: len(traces),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _initial_state(experiment: Experiment, trial: Trial) -> search_lib.SearchState:
+    return search_lib.init_state(
+        experiment.search,
+        policy_lib.init(experiment.space, trial.config.policy, trial.genome),
+        experiment.clip_multiples,
+        jax.random.key(trial.config.seed),
+        jnp.zeros((1, *experiment.source.image_shape)),
+    )
+
+
+def claim_directory(directory: pathlib.Path, config: ConfigDict) -> None:
+    """Makes `directory` that of `config`.
+
+    Raises:
+      ConfigError: it is that of another config; the message names the keys that differ.
+    """
+    ours = json.loads(config.to_json_best_effort())
+    path = directory / CONFIG
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_json(path, ours)
+        return
+    there, here = _flat(json.loads(path.read_text())), _flat(ours)
+    differing = [
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key) and key not in _FREE_KEYS
+    ]
+    if differing:
+        raise ConfigError(f"{directory} holds a run of another config: {'; '.join(differing)}. Use another --workdir")
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _write_json(path: pathlib.Path, document: dict[str, Any]) -> None:
+    """Atomically: the file is there whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(document, indent=1) + "\n")
+    temporary.rename(path)
+
+
+def run_all(
+    experiment: Experiment, workdir: pathlib.Path, console: Console, stop: runtime.StopRequested
+) -> list[pathlib.Path]:
+    """Runs what is left of an experiment's trials; returns the directories of all."""
+    directories = [workdir / trial.directory for trial in experiment.trials]
+    for trial, directory in zip(experiment.trials, directories, strict=True):
+        claim_directory(directory, trial.config)
+    left = [
+        (trial, directory)
+        for trial, directory in zip(experiment.trials, directories, strict=True)
+        if not (directory / SUMMARY).exists()
+    ]
+    if len(left) < len(directories):
+        done = ", ".join(t.name for t in experiment.trials if all(t is not trial for trial, _ in left))
+        console.print(f"already complete in {workdir}: {done}")
+    if left:
+        console.print(f"reading {experiment.config.data.name}, compiling the search step …")
+        dataset = data.load(
+            experiment.source, valid_examples=experiment.config.data.valid_examples, seed=experiment.config.seed
+        )
+        compiled = compile_functions(experiment)
+        console.print(f"compiled in {compiled.seconds:.1f} s for {len(jax.devices())} device(s)")
+        for trial, directory in left:
+            _run(experiment, trial, compiled, dataset, directory, console, stop)
+    return directories
+
+
+def _run(
+    experiment: Experiment,
+    trial: Trial,
+    compiled: Compiled,
+    dataset: data.Dataset,
+    directory: pathlib.Path,
+    console: Console,
+    stop: runtime.StopRequested,
+) -> None:
+    """Trains one trial, from its newest checkpoint if it has one, evaluates it and writes its summary."""
+    config, search = trial.config, experiment.search
+    sharding = runtime.split_batch(compiled.mesh)
+
+    def batches(split: str, size: int, *, first_step: int, augment: str = "none") -> Iterator[search_lib.Batch]:
+        stream = data.train_batches(
+            dataset, split=split, batch_size=size, seed=config.seed, first_step=first_step, augment=augment
+        )
+        return (runtime.place_batch(batch, sharding) for batch in stream)
+
+    def train_batches(first_step: int) -> Iterator[search_lib.Batch]:
+        return batches("train", config.batch_size, first_step=first_step, augment=config.data.augment)
+
+    checkpoints = runtime.Checkpoints(directory / "checkpoints")
+    state = jax.device_put(_initial_state(experiment, trial), runtime.replicated(compiled.mesh))
+    first_step = 0
+    if restored := checkpoints.restore(state, say=lambda text: console.print(f"{trial.name}: {text}")):
+        first_step, state = restored
+        console.print(f"{trial.name}: going on from step {first_step}")
+    before_step = {}
+    if config.clip.source == "profiled":
+        at = search.input_quantization_step
+        before_step[at] = lambda state: compiled.profile(state, next(train_batches(at)))
+    with progress.Recorder(
+        directory / METRICS, title=trial.name, first_step=first_step, total_steps=search.total_steps, console=console
+    ) as recorder:
+        state = loop.run(
+            state,
+            step=compiled.step,
+            batches=zip(
+                train_batches(first_step), batches("valid", config.valid_batch_size, first_step=first_step), strict=True
+            ),
+            first_step=first_step,
+            total_steps=search.total_steps,
+            before_step=before_step,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            checkpoints=checkpoints,
+            recorder=recorder,
+            policy_probabilities=lambda state: np.asarray(jax.nn.softmax(state.policy.logits)),
+            stop=stop,
+        )
+    checkpoints.close()
+
+    def accuracy(genome: jax.Array, split: str) -> float:
+        correct = sum(
+            int(compiled.evaluate(state, genome, runtime.place_batch(batch, sharding)))
+            for batch in data.eval_batches(dataset, split=split, batch_size=config.valid_batch_size)
+        )
+        return correct / len(getattr(dataset, split))
+
+    if config.policy == "uniform":
+        genome = random_search.best_of_random(
+            search,
+            state,
+            lambda genome: accuracy(genome, "valid"),
+            jax.random.fold_in(state.key, search.total_steps),
+            **config.random_search,
+        )
+    else:
+        genome = policy_lib.mode(state.policy)
+    before_recalibration = accuracy(genome, "test")
+    for batch in itertools.islice(
+        batches("train", config.batch_size, first_step=search.total_steps), config.recalibration_batches
+    ):
+        state = compiled.recalibrate(state, genome, batch)
+    experiment.space.save_genome(directory / GENOME, np.asarray(genome))
+    _write_json(
+        directory / SUMMARY,
+        {
+            "accuracy": accuracy(genome, "test"),
+            **_price(experiment, np.asarray(genome)),
+            "name": trial.name,
+            "policy": config.policy,
+            "accuracy_before_recalibration": before_recalibration,
+            "validation_accuracy": accuracy(genome, "valid"),
+            "policy_entropy": float(policy_lib.entropy(state.policy)),
+            "seconds": round(recorder.seconds, 1),
+            "steps_per_second": round(search.total_steps / recorder.seconds, 2),
+            "compile_seconds": round(compiled.seconds, 1),
+            "search_step_compilations": compiled.step_compilations(),
+            "seed": config.seed,
+            "config": json.loads(config.to_json_best_effort()),
+            "versions": _versions(),
+            "device": f"{len(jax.devices())} × {jax.devices()[0].device_kind}",
+        },
+    )
+
+
+def _price(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
+    """What a genome means and costs, exactly."""
+    target = experiment.search.target
+    costs = table_lib.price_layers(experiment.search.cost_table, genome)
+    chosen = analytic.layer_formats(experiment.space, experiment.workload, genome)
+    return {
+        "cost": float(costs.sum()),
+        "target": target,
+        "genome": genome.tolist(),
+        "relative_cost": float(costs.sum()) / target,
+        "cost_unit": "bit operations",
+        "layers": [
+            {
+                "path": layer.path,
+                "format": chosen[layer.path],
+                "bits": formats_lib.parse(chosen[layer.path]).bits,
+                "macs": layer.macs,
+                "weights": layer.weights,
+                "cost": cost,
+            }
+            for layer, cost in zip(experiment.workload, costs.tolist(), strict=True)
+        ],
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

@@ -1,0 +1,74 @@
+import dataclasses
+
+import jax
+import pytest
+
+from aqt_like import formats
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "largest", "lowest"),
+    [
+        ("int2", 2, 1, -1),
+        ("int4", 4, 7, -7),
+        ("uint4", 4, 15, 0),
+        ("int8", 8, 127, -127),
+        ("uint8", 8, 255, 0),
+        ("e2m1", 4, 6, -6),
+        ("e4m3", 8, 480, -480),
+        ("e5m2", 8, 114688, -114688),
+        ("e3m4", 8, 31, -31),
+        ("bf16", 16, 3.3895313892515355e38, -3.3895313892515355e38),
+    ],
+)
+def test_golden_values(name, bits, largest, lowest):
+    fmt = formats.parse(name)
+    assert (fmt.bits, fmt.largest, fmt.lowest) == (bits, largest, lowest)
+
+
+@pytest.mark.parametrize("name", ["int1", "int17", "int", "INT4", "e0m3", "e8m7", "e4", "fp8", "", "int4 ", "uint04"])
+def test_unknown_names_are_refused_by_name(name):
+    with pytest.raises(formats.UnknownFormatError, match="unknown number format"):
+        formats.parse(name)
+
+
+def test_named_spaces_are_those_of_table_5():
+    sizes = {name: len(formats.format_space(name)) for name in formats.FORMAT_SPACES}
+    assert sizes == {"int_s": 3, "int_l": 6, "fp_s": 3, "fp_l": 16}
+    for name in formats.FORMAT_SPACES:
+        *narrow, last = formats.format_space(name)
+        assert last.name == "bf16"
+        assert all(4 <= fmt.bits <= 8 for fmt in narrow)
+    # "All the formats with total bitwidths between four and eight" (A.5) but e1 ones and e7m0.
+    floats = {f"e{e}m{m}" for e in range(2, 7) for m in range(1, 6) if 4 <= 1 + e + m <= 8}
+    assert {f.name for f in formats.format_space("fp_l")} == floats | {"bf16"}
+
+
+def test_spaces_by_format_names():
+    assert [f.name for f in formats.format_space("int4, e4m3")] == ["int4", "e4m3"]
+    assert [f.name for f in formats.format_space(("int4",))] == ["int4"]
+    with pytest.raises(formats.UnknownFormatError, match="unknown format space 'int_q'"):
+        formats.format_space("int_q")
+    with pytest.raises(formats.UnknownFormatError, match="named twice"):
+        formats.format_space("int4,int4")
+
+
+def test_unsigned_twins():
+    assert formats.parse("int4").unsigned_twin is formats.parse("uint4")
+    for name in ("e4m3", "bf16", "uint4"):
+        assert formats.parse(name).unsigned_twin.name == name
+
+
+def test_table_rows_are_the_formats():
+    space = formats.format_space("fp_l")
+    table = formats.format_table(space, [2.0] * len(space))
+    for k, fmt in enumerate(space):
+        row = table.row(k)
+        for field in dataclasses.fields(fmt):
+            if field.name != "name":
+                assert getattr(row, field.name) == getattr(fmt, field.name)
+    with pytest.raises(ValueError, match="16 formats but 1 clip multiples"):
+        formats.format_table(space, [2.0])
+    # A traced index gives the same row.
+    traced = jax.jit(table.row)(3)
+    assert jax.tree.map(float, traced) == jax.tree.map(float, table.row(3))

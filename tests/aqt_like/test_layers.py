@@ -1,0 +1,123 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aqt_like import calibration, format_state, formats, layers, numerics
+
+PATHS = ("conv", "head")
+
+
+class Plain(nn.Module):
+    """A network written without quantisation."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), name="conv")(x))
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
+@pytest.fixture(scope="module")
+def model_and_variables():
+    x = jax.random.normal(jax.random.key(1), (8, 6, 6, 2))
+    return Plain(), Plain().init(jax.random.key(0), x), x
+
+
+def profiled(model, variables, x, batches=1):
+    empty = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), layers.LayerCalibration.empty())
+    collection = layers.by_layer(PATHS, empty, "input")
+    for i in range(batches):
+        _, updated = layers.apply_quantized(
+            model, {**variables, "calibration": collection}, x * (i + 1), mutable=["calibration"]
+        )
+        collection = updated["calibration"]
+    return collection
+
+
+def formats_for(collection, choice, *, space="int_s", use_unsigned=True, quantize_inputs=True):
+    members = formats.format_space(space)
+    return format_state.format_state(
+        PATHS,
+        format_state.format_bank(members, use_unsigned=use_unsigned),
+        format_state.precomputed_clip_multiples(members, 2, "gaussian", use_unsigned=use_unsigned),
+        jnp.asarray(choice),
+        layers.stacked_calibration(PATHS, collection),
+        jnp.asarray(quantize_inputs),
+    )
+
+
+def test_without_formats_the_model_computes_in_float(model_and_variables):
+    model, variables, x = model_and_variables
+    np.testing.assert_array_equal(layers.apply_quantized(model, variables, x), model.apply(variables, x))
+
+
+def test_profile_is_the_mean_over_batches_and_keeps_the_smallest(model_and_variables):
+    model, variables, x = model_and_variables
+    profile = layers.stacked_calibration(PATHS, profiled(model, variables, x, batches=3))
+    np.testing.assert_allclose(profile.mean_square[0], np.mean(x**2) * (1 + 4 + 9) / 3, rtol=1e-5)
+    np.testing.assert_allclose(profile.smallest[0], 3 * x.min(), rtol=1e-6)
+    assert list(profile.never_negative) == [False, True]  # images are signed, what a ReLU leaves is not
+    assert list(profile.batches) == [3, 3]
+    assert not layers.LayerCalibration.empty().never_negative
+
+
+def test_quantised_layers_equal_the_same_arithmetic_by_hand(model_and_variables):
+    model, variables, x = model_and_variables
+    collection = profiled(model, variables, x)
+    y = layers.apply_quantized(
+        model, {**variables, "formats": formats_for(collection, [0, 1]), "calibration": collection}, x
+    )
+
+    def quantize(tensor, name, axes=None):
+        fmt = formats.parse(name)
+        row = formats.format_table([fmt], calibration.precomputed_multiples([fmt])).row(0)
+        return numerics.fake_quantize(tensor, row, row.clip_multiple * calibration.root_mean_square(tensor, axes))
+
+    params = variables["params"]
+    conv, head = params["conv"]["kernel"], params["head"]["kernel"]
+    hidden = jax.lax.conv_general_dilated(
+        quantize(x, "int4"), quantize(conv, "int4", (0, 1, 2)), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    hidden = nn.relu(hidden + params["conv"]["bias"]).mean((1, 2))
+    float_hidden = nn.relu(model.apply(variables, x, capture_intermediates=True)[1]["intermediates"]["conv"]["__call__"][0])
+    rms = calibration.root_mean_square(float_hidden.mean((1, 2)))
+    uint8 = formats.format_table([formats.parse("uint8")], calibration.precomputed_multiples([formats.parse("uint8")])).row(0)
+    hidden = numerics.fake_quantize(hidden, uint8, uint8.clip_multiple * rms)
+    expected = hidden @ quantize(head, "int8", (0,)) + params["head"]["bias"]
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_inputs_stay_in_float_until_they_are_quantised(model_and_variables):
+    model, variables, x = model_and_variables
+    collection = profiled(model, variables, x)
+
+    def outputs(**settings):
+        formats_ = formats_for(collection, [0, 0], **settings)
+        return layers.apply_quantized(model, {**variables, "formats": formats_, "calibration": collection}, x)
+
+    weights_only = outputs(quantize_inputs=False)
+    assert not np.allclose(weights_only, model.apply(variables, x))
+    assert not np.allclose(weights_only, outputs())
+    assert not np.allclose(outputs(use_unsigned=False), outputs())
+
+
+def test_float_formats_have_no_unsigned_twin(model_and_variables):
+    model, variables, x = model_and_variables
+    collection = profiled(model, variables, x)
+    rows = formats_for(collection, [0, 0], space="fp_s")
+    assert rows["head"].inputs.lowest == -6
+
+
+def test_profiled_multiples_are_best_on_the_tensors_themselves(model_and_variables):
+    model, variables, x = model_and_variables
+    members = formats.format_space("int_s")
+    bank = format_state.format_bank(members, use_unsigned=True)
+    inputs = layers.layer_inputs(model, variables, x)
+    assert set(inputs) == set(PATHS)
+    found = format_state.profiled_clip_multiples(PATHS, bank, variables["params"], inputs)
+    assert found.weights.shape == found.inputs.shape == found.unsigned_inputs.shape == (2, 3)
+    row = bank.signed.row(0)
+    error = calibration.clipped_error(inputs["conv"], row, found.inputs[0, 0])
+    assert error <= calibration.clipped_error(inputs["conv"], row, 0.7 * found.inputs[0, 0])
+    assert error <= calibration.clipped_error(inputs["conv"], row, 1.4 * found.inputs[0, 0])

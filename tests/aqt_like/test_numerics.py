@@ -1,0 +1,139 @@
+"""The quantiser against grids enumerated in NumPy float64, which share no code with it."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from aqt_like import formats, numerics
+
+INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in range(2, 17)]
+FLOATS = [f"e{e}m{m}" for e in range(1, 8) for m in range(9) if 3 <= 1 + e + m <= 9]
+
+
+def row_of(name):
+    return formats.format_table([formats.parse(name)], [1.0]).row(0)
+
+
+def grid_of(name):
+    """All non-negative values of a format, ascending, code by code."""
+    if "int" in name:
+        bits = int(name.split("int")[1])
+        return np.arange(2.0 ** (bits if name[0] == "u" else bits - 1))
+    exponent_bits, mantissa_bits = (int(part) for part in name[1:].split("m"))
+    bias = 2 ** (exponent_bits - 1) - 1
+    values = []
+    for code in range(2 ** (exponent_bits + mantissa_bits)):
+        exponent, fraction = divmod(code, 2**mantissa_bits)
+        significand = fraction / 2**mantissa_bits
+        values.append(significand * 2.0 ** (1 - bias) if exponent == 0 else (1 + significand) * 2.0 ** (exponent - bias))
+    return np.asarray(values)
+
+
+def nearest_even(x, grid):
+    """Round to the nearest grid point in float64; ties go to the even code, which is the even position."""
+    upper = np.clip(np.searchsorted(grid, x), 1, len(grid) - 1)
+    lower = upper - 1
+    to_lower, to_upper = x - grid[lower], grid[upper] - x
+    take_upper = (to_upper < to_lower) | ((to_upper == to_lower) & (upper % 2 == 0))
+    return np.where(take_upper, grid[upper], grid[lower])
+
+
+def probes(grid):
+    """Codes, midpoints, and one float32 ulp to either side of each; beyond the largest; tiny values."""
+    middle = (grid[1:] + grid[:-1]) / 2
+    at = np.concatenate([grid, middle, [1.25 * grid[-1], 1e30, 1e-30, grid[1] / 3]]).astype(np.float32)
+    return np.unique(np.concatenate([at, np.nextafter(at, np.float32(0)), np.nextafter(at, np.float32(np.inf))]))
+
+
+@pytest.mark.parametrize("name", INTEGERS + FLOATS)
+def test_every_code_midpoint_and_neighbour(name):
+    grid = grid_of(name)
+    x = probes(grid)
+    quantize = jax.jit(numerics.round_to_grid)
+    expected = nearest_even(np.minimum(x.astype(np.float64), grid[-1]), grid)
+    np.testing.assert_array_equal(quantize(x, row_of(name)), expected)
+    negative = np.zeros_like(expected) if name[0] == "u" else -expected
+    np.testing.assert_array_equal(quantize(-x, row_of(name)), negative)
+
+
+@pytest.mark.parametrize("name", [*INTEGERS[:4], "uint4", *FLOATS[:6], "e4m3", "bf16", "fp32"])
+def test_special_values(name):
+    fmt = formats.parse(name)
+    y = jax.jit(numerics.round_to_grid)(jnp.asarray([np.inf, -np.inf, np.nan, 0.0, -0.0, -1e-38]), row_of(name))
+    assert y[0] == np.float32(fmt.largest)
+    assert y[1] == np.float32(fmt.lowest)
+    assert np.isnan(y[2])
+    assert not np.signbit(y[3])
+    if fmt.lowest < 0:
+        assert np.signbit(y[4])
+        assert np.signbit(y[5])
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("e4m3", ml_dtypes.float8_e4m3fn),
+        ("e5m2", ml_dtypes.float8_e5m2),
+        ("e3m4", ml_dtypes.float8_e3m4),
+        ("e2m1", ml_dtypes.float4_e2m1fn),
+        ("e2m3", ml_dtypes.float6_e2m3fn),
+        ("e3m2", ml_dtypes.float6_e3m2fn),
+        ("bf16", ml_dtypes.bfloat16),
+    ],
+)
+def test_agrees_with_ml_dtypes_within_its_finite_range(name, dtype):
+    largest = float(ml_dtypes.finfo(dtype).max)
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal(20000) * np.exp(rng.uniform(-12, 12, 20000))).astype(np.float32)
+    if name == "bf16":  # all of float32, but for what XLA's CPU backend may flush to zero
+        bits = rng.integers(0, 2**32, 20000, dtype=np.uint32).view(np.float32)
+        x = np.concatenate([x, bits[np.isfinite(bits) & (np.abs(bits) >= 2**-126) & (np.abs(bits) <= largest)]])
+    x = x[np.abs(x) <= largest]
+    np.testing.assert_array_equal(jax.jit(numerics.round_to_grid)(x, row_of(name)), x.astype(dtype).astype(np.float32))
+
+
+def test_fp32_is_the_identity():
+    x = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    np.testing.assert_array_equal(numerics.round_to_grid(x, row_of("fp32")), x)
+    np.testing.assert_array_equal(numerics.fake_quantize(x, row_of("fp32"), jnp.asarray(0.1)), x)
+
+
+def test_one_compilation_serves_all_formats_under_jit_vmap_and_scan():
+    names = [*INTEGERS, *FLOATS, "bf16", "fp32"]
+    table = formats.format_table([formats.parse(name) for name in names], [1.0] * len(names))
+    x = np.random.default_rng(0).standard_normal(256).astype(np.float32) * 5
+    one = jax.jit(chex.assert_max_traces(lambda x, row: numerics.round_to_grid(x, row), n=1))
+    expected = np.stack([one(x, table.row(k)) for k in range(len(names))])
+    np.testing.assert_array_equal(jax.vmap(numerics.round_to_grid, (None, 0))(x, table), expected)
+    _, scanned = jax.lax.scan(lambda _, row: (None, numerics.round_to_grid(x, row)), None, table)
+    np.testing.assert_array_equal(scanned, expected)
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "e2m1", "e4m3", "int8"])
+def test_fake_quantization_is_scaled_rounding(name):
+    row, clip = row_of(name), jnp.asarray(2.0 * formats.parse(name).largest)  # a power of two times the largest: exact
+    x = np.random.default_rng(0).standard_normal(4096).astype(np.float32) * float(clip) / 3
+    np.testing.assert_array_equal(
+        jax.jit(numerics.fake_quantize)(x, row, clip) / 2, numerics.round_to_grid(jnp.asarray(x) / 2, row)
+    )
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "e2m1"])
+def test_straight_through_gradient(name):
+    row, clip = row_of(name), jnp.asarray(1.5)
+    x = jnp.asarray([-3.0, -1.4, -0.01, 0.01, 0.7, 1.4, 1.6, 9.0])
+    inside = (x > (0 if name[0] == "u" else -1.5)) & (x < 1.5)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(numerics.fake_quantize(x, row, clip) * jnp.arange(1.0, 9))))(x)
+    np.testing.assert_allclose(gradient, np.where(inside, np.arange(1.0, 9), 0), rtol=1e-6)
+    assert jax.grad(lambda c: jnp.sum(numerics.fake_quantize(x, row, c)))(clip) == 0
+
+
+def test_zero_clip_gives_finite_values_and_gradients():
+    value, gradient = jax.value_and_grad(lambda x: jnp.sum(numerics.fake_quantize(x, row_of("int4"), jnp.zeros(()))))(
+        jnp.zeros(4)
+    )
+    assert value == 0
+    assert np.isfinite(gradient).all()

@@ -1,0 +1,21 @@
+"""Shared set-up: a persistent compilation cache, and the folder of real data that may lie beside the repository."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="session")
+def tfds_dir() -> pathlib.Path:
+    """CIFAR-10 as tfds prepares it: where FLIQS_TFDS_DIR says, or beside the repository."""
+    directory = pathlib.Path(os.environ.get("FLIQS_TFDS_DIR", ROOT.parent / "shared" / "data" / "tfds"))
+    if not (directory / "cifar10").is_dir():
+        pytest.skip(f"needs CIFAR-10 as tfds prepares it in {directory} (or in FLIQS_TFDS_DIR)")
+    return directory

@@ -1,0 +1,49 @@
+"""Who may import whom, read from the imports themselves."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGES = ("aqt_like", "hwcost", "fliqs_jax", "apq_jax", "configs", "launch")
+ALLOWED = {
+    "aqt_like": set(),
+    "hwcost": {"aqt_like"},
+    "fliqs_jax": {"aqt_like", "hwcost"},
+    "apq_jax": {"aqt_like", "hwcost"},
+    "configs": set(),
+    "launch": {"aqt_like", "hwcost", "fliqs_jax", "apq_jax"},
+}
+
+
+def imported_packages(path: pathlib.Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add((node.module or "").split(".")[0])
+    return names & set(PACKAGES)
+
+
+def sources() -> list[pathlib.Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path):
+    package = path.relative_to(ROOT).parts[0]
+    assert imported_packages(path) <= ALLOWED[package] | {package}
+
+
+def test_every_package_is_read():
+    found = {path.relative_to(ROOT).parts[0] for path in sources()}
+    assert {"aqt_like", "hwcost", "fliqs_jax", "configs", "launch"} <= found
+
+
+def test_a_forbidden_import_would_be_seen(tmp_path):
+    path = tmp_path / "bad.py"
+    path.write_text("def f():\n    from fliqs_jax.search import Search\n    import launch.loop\n")
+    assert imported_packages(path) == {"fliqs_jax", "launch"}
