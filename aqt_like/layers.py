@@ -49,7 +49,7 @@ class LayerCalibration(NamedTuple):
 
     @classmethod
     def empty(cls) -> "LayerCalibration":
-        return cls(jnp.zeros(()), jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
+        return cls(jnp.zeros(()), jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
 
     def update(self, x: jax.Array) -> "LayerCalibration":
         """The profile after another batch `x`: an average of all batches at first, later an exponential one."""

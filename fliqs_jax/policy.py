@@ -47,12 +47,16 @@ def init(space: SearchSpace, kind: str, genome: Sequence[int] | None = None) -> 
     if genome is not None:
         space.decode(genome)
         allowed &= options == np.asarray(genome)[:, None]
-    return Policy(jnp.where(jnp.asarray(allowed), 0.0, -jnp.inf), jnp.asarray(kind == "reinforce"))
+    return Policy(_flat_logits(jnp.asarray(allowed)), jnp.asarray(kind == "reinforce"))
 
 
 def uniform(policy: Policy) -> Policy:
     """The same options, all equally probable."""
-    return policy._replace(logits=jnp.where(jnp.isfinite(policy.logits), 0.0, -jnp.inf))
+    return policy._replace(logits=_flat_logits(jnp.isfinite(policy.logits)))
+
+
+def _flat_logits(allowed: jax.Array) -> jax.Array:
+    return jnp.where(allowed, jnp.float32(0), -jnp.inf)
 
 
 def sample(policy: Policy, key: jax.Array) -> jax.Array:

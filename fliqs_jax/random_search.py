@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fliqs_jax import policy as policy_lib
 from fliqs_jax.search import Search, SearchState
@@ -19,7 +20,7 @@ def best_of_random(
     draws: int,
     evaluated: int,
 ) -> jax.Array:
-    """The genome of highest reward among the `evaluated` ones nearest to the cost target, out of `draws` uniform ones.
+    """The genome of highest reward among the `evaluated` ones nearest to the cost target, out of `draws` uniform draws.
 
     Args:
       search: gives cost, target and reward.
@@ -33,8 +34,9 @@ def best_of_random(
       int32[D].
     """
     flat = policy_lib.uniform(state.policy)
-    genomes = jax.vmap(lambda k: policy_lib.sample(flat, k))(jax.random.split(key, draws))
+    drawn = jax.jit(jax.vmap(lambda k: policy_lib.sample(flat, k)))(jax.random.split(key, draws))
+    genomes = jnp.unique(drawn, axis=0)
     relative = jax.jit(jax.vmap(lambda g: table_lib.price(search.cost_table, g)))(genomes) / search.target
     nearest = jnp.argsort(jnp.abs(relative - 1))[:evaluated]
     rewards = [float(search.reward(jnp.asarray(quality(genomes[i])), relative[i], search.gamma)) for i in nearest]
-    return genomes[nearest[int(jnp.argmax(jnp.asarray(rewards)))]]
+    return genomes[nearest[int(np.argmax(rewards))]]

@@ -77,12 +77,13 @@ def run(
         state, metrics = step(state, *next(batches))
         pending.append(metrics)
         done = number + 1
-        checkpoint_due = done % checkpoint_every == 0 or done == total_steps or bool(stop)
+        stopping = bool(stop)
+        checkpoint_due = stopping or done % checkpoint_every == 0 or done == total_steps
         if checkpoint_due or done % log_every == 0:
             flush(done)
         if checkpoint_due:
             checkpoints.save(done, state)
             recorder.pause_clock()
-        if stop and done < total_steps:
+        if stopping and done < total_steps:
             raise Stopped(128 + (stop.signal_number or 0))
     return state

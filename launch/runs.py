@@ -211,6 +211,7 @@ def _run(
             stop=stop,
         )
     checkpoints.close()
+    final_digest = runtime.state_digest(state)
 
     def accuracy(genome: jax.Array, split: str) -> float:
         correct = sum(
@@ -249,6 +250,7 @@ def _run(
             "steps_per_second": round(search.total_steps / recorder.seconds, 2),
             "compile_seconds": round(compiled.seconds, 1),
             "search_step_compilations": compiled.step_compilations(),
+            "state_sha256": final_digest,
             "seed": config.seed,
             "config": json.loads(config.to_json_best_effort()),
             "versions": _versions(),

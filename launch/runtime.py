@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import pathlib
 import signal
 import types
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 KEPT_CHECKPOINTS = 3
+_DIGESTS = "sha256.json"
 
 
 class CheckpointError(RuntimeError):
@@ -58,8 +60,8 @@ def compile_step(step: Callable, mesh: Mesh, state: Any, *batches: dict[str, np.
 class Checkpoints:
     """Checkpoints of one state in one directory, the newest few kept.
 
-    Orbax writes each into a temporary directory and renames it, so that a kill leaves whole checkpoints only. A digest
-    of the values, stored beside them, tells a damaged one.
+    Orbax writes each into a temporary directory and renames it, so that a kill leaves whole checkpoints only. Digests of
+    its files, written into it afterwards, tell a damaged one before orbax reads it.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -74,11 +76,13 @@ class Checkpoints:
 
     def save(self, step: int, state: Any) -> None:
         """Writes the state after `step` steps; does nothing where that step is stored already."""
-        if step not in self._manager.all_steps():
-            args = ocp.args.Composite(
-                state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave({"sha256": _digest(state)})
-            )
-            self._manager.save(step, args=args)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(step, args=ocp.args.StandardSave(state))
+        checkpoint = self._directory / str(step)
+        temporary = checkpoint / f"{_DIGESTS}.tmp"
+        temporary.write_text(json.dumps(_file_digests(checkpoint)))
+        temporary.rename(checkpoint / _DIGESTS)
 
     def restore(self, like: Any, say: Callable[[str], None] = print) -> tuple[int, Any] | None:
         """The newest readable state and its step; None where there are no checkpoints.
@@ -94,15 +98,8 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         for step in steps:
             try:
-                stored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract), digest=ocp.args.JsonRestore()
-                    ),
-                )
-                if stored.digest["sha256"] != _digest(stored.state):
-                    raise ValueError("its values do not match their digest")
-                return step, stored.state
+                _check_files(self._directory / str(step))
+                return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
             except Exception as error:  # Damage shows as any exception of orbax, tensorstore or json.
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
                 say(f"checkpoint of step {step} is damaged ({reason}): trying the one before")
@@ -125,13 +122,30 @@ class Checkpoints:
         self._manager.close()
 
 
-def _digest(state: Any) -> str:
-    """SHA-256 over the bytes of all leaves."""
+def _file_digests(checkpoint: pathlib.Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(checkpoint)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and not path.name.startswith(_DIGESTS)
+    }
+
+
+def _check_files(checkpoint: pathlib.Path) -> None:
+    """Compares files with their digests; a kill may have come before those were written, and after orbax was done."""
+    if not (checkpoint / _DIGESTS).exists():
+        return
+    expected, found = json.loads((checkpoint / _DIGESTS).read_text()), _file_digests(checkpoint)
+    if wrong := [name for name in expected if found.get(name) != expected[name]]:
+        raise ValueError(f"{wrong[0]} is not as it was written")
+
+
+def state_digest(state: Any) -> str:
+    """SHA-256 over the values of all leaves: equal for runs that are bit-identical."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        digest.update(np.ascontiguousarray(leaf.addressable_data(0)).tobytes())
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        values = jax.random.key_data(leaf) if is_key else leaf
+        digest.update(np.ascontiguousarray(values.addressable_data(0)).tobytes())
     return digest.hexdigest()
 
 

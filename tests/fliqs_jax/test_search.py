@@ -1,0 +1,242 @@
+"""The search step on a tiny network: what each phase may change, and the controller's update re-derived in NumPy."""
+
+import dataclasses
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from aqt_like import format_state, formats
+from fliqs_jax import policy as policy_lib
+from fliqs_jax import random_search, reward, schedule
+from fliqs_jax import search as search_lib
+from hwcost import analytic, workload
+from hwcost import table as table_lib
+
+TOTAL, WARMUP, QUANTIZE_INPUTS, PROFILE = 12, 4, 2, 3
+FORMATS = formats.format_space("int_s")
+
+
+class Tiny(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Conv(4, (3, 3), (2, 2), name="conv")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x))
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
+LAYERS = workload.trace(Tiny(), (6, 6, 1), train=False)
+SPACE = analytic.format_space(LAYERS, FORMATS)
+TABLE = analytic.bit_operations_table(LAYERS, SPACE, FORMATS)
+SEARCH = search_lib.Search(
+    model=Tiny(),
+    paths=("conv", "head"),
+    bank=format_state.format_bank(FORMATS, use_unsigned=True),
+    cost_table=TABLE,
+    target=1.5 * analytic.uniform_bit_operations(LAYERS, FORMATS[0]),
+    optimizer=optax.sgd(0.05, momentum=0.9),
+    policy_optimizer=optax.adam(0.02, b1=0.95),
+    loss=search_lib.smoothed_cross_entropy(0.1),
+    quality=search_lib.accuracy,
+    reward=reward.absolute,
+    gamma=0.3,
+    entropy_schedule=schedule.cosine,
+    entropy_end=0.5,
+    baseline_momentum=0.9,
+    total_steps=TOTAL,
+    warmup_steps=WARMUP,
+    input_quantization_step=QUANTIZE_INPUTS,
+    profile_steps=PROFILE,
+)
+MULTIPLES = format_state.precomputed_clip_multiples(FORMATS, 2, "gaussian", use_unsigned=True)
+
+
+def batch(seed, size=16):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, size).astype(np.int32)
+    images = rng.standard_normal((size, 6, 6, 1)).astype(np.float32) + labels[:, None, None, None]
+    return {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
+
+
+def start(kind="reinforce", genome=None, search=SEARCH):
+    policy = policy_lib.init(SPACE, kind, genome)
+    return search_lib.init_state(search, policy, MULTIPLES, jax.random.key(0), batch(0)["image"])
+
+
+def run(state, steps=TOTAL, search=SEARCH, step=None):
+    step = step or jax.jit(search_lib.make_search_step(search))
+    history = []
+    for i in range(steps):
+        before = state
+        state, metrics = step(state, batch(2 * i), batch(2 * i + 1))
+        history.append((before, state, jax.device_get(metrics)))
+    return state, history
+
+
+@pytest.fixture(scope="module")
+def searched():
+    return run(start())
+
+
+def test_one_compilation_serves_all_phases_and_all_policies():
+    step = jax.jit(chex.assert_max_traces(search_lib.make_search_step(SEARCH), n=1))
+    for kind, genome in (("reinforce", None), ("uniform", None), ("fixed", [0, 2]), ("fixed", [2, 1])):
+        state, _ = run(start(kind, genome), step=step)
+        assert int(state.step) == TOTAL
+
+
+def test_search_step_equals_itself_under_scan():
+    step = search_lib.make_search_step(SEARCH)
+    batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[(batch(2 * i), batch(2 * i + 1)) for i in range(TOTAL)])
+    scanned, _ = jax.jit(lambda state: jax.lax.scan(lambda s, b: step(s, *b), state, batches))(start())
+    looped, _ = run(start())
+    key = jax.random.key_data
+    chex.assert_trees_all_close(
+        scanned._replace(key=key(scanned.key)), looped._replace(key=key(looped.key)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_warm_up_draws_uniformly_and_leaves_the_policy_alone(searched):
+    _, history = searched
+    for i, (before, after, metrics) in enumerate(history):
+        changed = not np.array_equal(before.policy.logits, after.policy.logits)
+        assert changed == (i >= WARMUP)
+        if i < WARMUP:
+            assert metrics["entropy"] == pytest.approx(2 * np.log(3))
+            assert metrics["entropy_weight"] == 0
+
+
+def test_weights_train_at_every_step(searched):
+    for before, after, metrics in searched[1]:
+        assert not np.array_equal(before.params["conv"]["kernel"], after.params["conv"]["kernel"])
+        assert np.isfinite(metrics["loss"])
+
+
+def test_inputs_are_profiled_first_and_then_left_alone(searched):
+    for i, (before, after, _) in enumerate(searched[1]):
+        profile = after.calibration["conv"]["input"]
+        assert int(profile.batches) == min(i + 1, PROFILE)
+        if i >= PROFILE:
+            chex.assert_trees_all_equal(before.calibration, after.calibration)
+
+
+def test_inputs_are_quantised_from_their_step_on():
+    """An input format so coarse that it silences the network shows from when on it is used."""
+    silent = MULTIPLES._replace(inputs=MULTIPLES.inputs * 1e6, unsigned_inputs=MULTIPLES.unsigned_inputs * 1e6)
+    policy = policy_lib.init(SPACE, "fixed", [0, 0])
+    state = search_lib.init_state(SEARCH, policy, silent, jax.random.key(0), batch(0)["image"])
+    _, history = run(state, steps=QUANTIZE_INPUTS + 1)
+    moved = [not np.array_equal(b.params["conv"]["kernel"], a.params["conv"]["kernel"]) for b, a, _ in history]
+    # With momentum the kernel keeps moving; its gradient shows in the trace of SGD.
+    traces = [jax.tree.leaves(a.opt_state)[1] - 0.9 * jax.tree.leaves(b.opt_state)[1] for b, a, _ in history]
+    assert all(moved)
+    assert np.abs(traces[QUANTIZE_INPUTS - 1]).max() > 0
+    np.testing.assert_allclose(traces[QUANTIZE_INPUTS], 0, atol=1e-7)
+
+
+def test_controller_update_follows_the_equations(searched):
+    """Advantage against the baseline before the step, REINFORCE plus entropy, Adam: all again in NumPy float64."""
+    _, history = searched
+    mean, m, v, count = None, 0.0, 0.0, 0
+    for i, (before, after, metrics) in enumerate(history):
+        cost = table_lib.price_layers(TABLE, metrics["genome"]).sum()
+        expected_reward = metrics["valid_quality"] - 0.3 * abs(cost / SEARCH.target - 1)
+        assert metrics["reward"] == pytest.approx(expected_reward, abs=1e-5)
+        mean = expected_reward if mean is None else mean
+        advantage = expected_reward - mean
+        assert metrics["advantage"] == pytest.approx(advantage, abs=1e-5)
+        mean = 0.9 * mean + 0.1 * expected_reward
+        assert float(after.reward_mean) == pytest.approx(mean, abs=1e-5)
+        if i < WARMUP:
+            continue
+        logits = np.asarray(before.policy.logits, np.float64)
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        one_hot = np.eye(3)[metrics["genome"]]
+        entropies = -(p * np.log(p)).sum(axis=1, keepdims=True)
+        entropy_gradient = -p * (np.log(p) + entropies)
+        weight = 0.25 * (1 - np.cos(np.pi * (i - WARMUP) / (TOTAL - WARMUP)))
+        gradient = -advantage * (one_hot - p) + weight * entropy_gradient
+        count += 1
+        m, v = 0.95 * m + 0.05 * gradient, 0.999 * v + 0.001 * gradient**2
+        update = -0.02 * (m / (1 - 0.95**count)) / (np.sqrt(v / (1 - 0.999**count)) + 1e-8)
+        np.testing.assert_allclose(after.policy.logits, logits + update, atol=2e-4)
+
+
+def test_a_step_without_advantage_lowers_the_entropy():
+    search = dataclasses.replace(SEARCH, reward=lambda q, c, g: 0 * q, entropy_schedule=schedule.constant)
+    state = start(search=search)
+    state = state._replace(policy=state.policy._replace(logits=jax.random.normal(jax.random.key(5), (2, 3))))
+    _, history = run(state, search=search)
+    entropies = [float(policy_lib.entropy(after.policy)) for _, after, _ in history]
+    assert entropies[WARMUP - 1] > entropies[WARMUP] > entropies[-1]
+
+
+def test_the_controller_finds_the_best_genome_when_only_cost_matters():
+    search = dataclasses.replace(
+        SEARCH,
+        total_steps=300,
+        warmup_steps=20,
+        quality=lambda logits, labels: jnp.zeros(()),
+        policy_optimizer=optax.adam(0.05, b1=0.95),
+        target=analytic.bit_operations(LAYERS[0], FORMATS[1]) + analytic.bit_operations(LAYERS[1], FORMATS[0]),
+    )
+    step = search_lib.make_search_step(search)
+    fixed = (batch(0, 4), batch(1, 4))
+    state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: step(s, *fixed), s, None, length=300))(start(search=search))
+    genome = np.asarray(policy_lib.mode(state.policy))
+    assert genome[0] == 1  # the layer that makes up nearly all of the cost
+    assert table_lib.price_layers(TABLE, genome).sum() == pytest.approx(search.target, rel=0.05)
+
+
+def test_fixed_policies_never_change():
+    state, history = run(start("fixed", [1, 2]))
+    np.testing.assert_array_equal(state.policy.logits, start("fixed", [1, 2]).policy.logits)
+    assert all(list(metrics["genome"]) == [1, 2] for _, _, metrics in history)
+
+
+def test_recalibration_moves_only_batch_statistics(searched):
+    state = searched[0]
+    recalibrated = jax.jit(search_lib.make_recalibrate(SEARCH))(state, jnp.asarray([0, 0]), batch(50))
+    chex.assert_trees_all_equal(recalibrated.params, state.params)
+    assert not np.array_equal(recalibrated.batch_stats["norm"]["mean"], state.batch_stats["norm"]["mean"])
+
+
+def test_evaluation_ignores_padding(searched):
+    evaluate = jax.jit(search_lib.make_evaluate(SEARCH))
+    full = batch(60)
+    half = {"image": full["image"], "label": full["label"].at[8:].set(-1)}
+    whole, part = (int(evaluate(searched[0], jnp.asarray([2, 2]), b)) for b in (full, half))
+    assert 0 < part < whole <= 16
+    assert part <= 8
+
+
+def test_profiled_clip_multiples_replace_the_precomputed_ones(searched):
+    profiled = jax.jit(search_lib.make_profile_clip_multiples(SEARCH))(searched[0], batch(0))
+    assert profiled.clip_multiples.weights.shape == (2, 3)
+    assert not np.array_equal(profiled.clip_multiples.inputs, searched[0].clip_multiples.inputs)
+
+
+def test_random_search_takes_the_best_of_the_nearest():
+    calls = []
+
+    def quality(genome):
+        calls.append(tuple(int(g) for g in genome))
+        return float(genome[1] == 1)
+
+    found = random_search.best_of_random(SEARCH, start("uniform"), quality, jax.random.key(0), draws=500, evaluated=4)
+    misses = {g: abs(table_lib.price_layers(TABLE, np.asarray(g)).sum() / SEARCH.target - 1) for g in np.ndindex(3, 3)}
+    assert set(calls) == set(sorted(misses, key=misses.get)[:4])
+    assert tuple(int(g) for g in found) == max(calls, key=lambda g: (g[1] == 1) - 0.3 * misses[g])
+
+
+def test_loss_and_accuracy_are_the_textbook_ones():
+    logits, labels = np.asarray([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]]), np.asarray([0, 1])
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    targets = np.eye(3)[labels] * 0.9 + 0.1 / 3
+    loss = search_lib.smoothed_cross_entropy(0.1)(jnp.asarray(logits), jnp.asarray(labels))
+    np.testing.assert_allclose(loss, -(targets * log_p).sum(axis=1).mean(), rtol=1e-6)
+    assert search_lib.accuracy(jnp.asarray(logits), jnp.asarray(labels)) == 0.5

@@ -1,0 +1,44 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from configs import fliqs_digits
+from launch import experiment, runs, runtime
+
+
+def make_tiny_config():
+    config = fliqs_digits.get_config()
+    config.model.width = 2
+    config.epochs = 2
+    config.baselines = ()
+    config.log_every = 3
+    config.checkpoint_every = 4
+    config.recalibration_batches = 2
+    config.random_search.evaluated = 2
+    return config
+
+
+def run_in(workdir, config, stop=None):
+    console = Console(file=io.StringIO(), width=200)
+    prepared = experiment.prepare(config)
+    directories = runs.run_all(prepared, workdir, console, runtime.StopRequested() if stop is None else stop)
+    return directories, console.file.getvalue()
+
+
+@pytest.fixture
+def tiny_config():
+    """Sixteen steps of a network of width 2 on the digits."""
+    return make_tiny_config()
+
+
+@pytest.fixture
+def run_experiment(tmp_path):
+    """Runs a config in a directory; gives the run directories and what was printed."""
+    return lambda config, workdir=tmp_path / "run", stop=None: run_in(workdir, config, stop)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
+    """The directory of a finished run of the tiny config; not to be written to."""
+    return run_in(tmp_path_factory.mktemp("finished") / "run", make_tiny_config())[0][0]

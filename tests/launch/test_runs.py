@@ -1,0 +1,234 @@
+"""Runs from end to end on the digits: what is written, and what happens when they are disturbed."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch import experiment, loop, progress, report, runs, runtime
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 16
+
+
+def summary_of(directory):
+    return json.loads((directory / "summary.json").read_text())
+
+
+def final_digest(directory):
+    """Digest over the whole search state after the last step."""
+    return summary_of(directory)["state_sha256"]
+
+
+def test_a_run_and_its_baselines_write_all_they_promise(tiny_config, run_experiment):
+    tiny_config.baselines = ("int4", "bf16")
+    directories, _ = run_experiment(tiny_config)
+    assert [d.name for d in directories] == ["run", "uniform-int4", "uniform-bf16"]
+    names = {"summary.json", "genome.json", "metrics.jsonl", "config.json", "checkpoints"}
+    for directory in directories:
+        assert names <= {path.name for path in directory.iterdir()}
+        summary = summary_of(directory)
+        assert list(summary)[:4] == ["accuracy", "cost", "target", "genome"]
+        assert 0 < summary["accuracy"] <= 1
+        assert summary["cost"] == sum(layer["bits"] ** 2 * layer["macs"] for layer in summary["layers"])
+        # One compilation for the whole experiment: all phases, all trials.
+        assert summary["search_step_compilations"] == 1
+        lines = progress.read_metrics(directory / "metrics.jsonl")
+        assert lines[-1]["step"] == STEPS
+        assert {"loss", "train_accuracy", "valid_quality", "relative_cost", "reward", "entropy", "policy"} <= set(lines[0])
+    assert {layer["format"] for layer in summary_of(directories[1])["layers"]} == {"int4"}
+    assert summary_of(directories[2])["relative_cost"] == pytest.approx(16 / 1.15)
+    page = report.write(directories, directories[0] / "report.html").read_text()
+    for text in ("FLIQS int_s on digits", "uniform bf16", "stage3_block1/shortcut", "The policy over time"):
+        assert text in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert "<script" not in page and "src=" not in page
+
+
+def test_a_finished_run_is_not_run_again(tiny_config, run_experiment, uninterrupted):
+    before = (uninterrupted / "summary.json").stat().st_mtime_ns
+    _, said = run_experiment(tiny_config, uninterrupted)
+    assert "already complete" in said
+    assert (uninterrupted / "summary.json").stat().st_mtime_ns == before
+
+
+@dataclasses.dataclass
+class StopAfter:
+    """A request to stop that arrives after so many steps."""
+
+    steps: int
+    signal_number: int = signal.SIGTERM
+
+    def __bool__(self):
+        self.steps -= 1
+        return self.steps <= 0
+
+
+def test_stopping_checkpoints_and_resuming_equals_never_stopping(tiny_config, run_experiment, uninterrupted, tmp_path):
+    workdir = tmp_path / "stopped"
+    with pytest.raises(loop.Stopped) as stopped:
+        run_experiment(tiny_config, workdir, stop=StopAfter(6))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert not (workdir / "summary.json").exists()
+    _, said = run_experiment(tiny_config, workdir)
+    assert "going on from step" in said
+    assert final_digest(workdir) == final_digest(uninterrupted)
+    resumed, whole = summary_of(workdir), summary_of(uninterrupted)
+    for key in ("accuracy", "accuracy_before_recalibration", "genome", "policy_entropy", "validation_accuracy"):
+        assert resumed[key] == whole[key]
+    steps = [line["step"] for line in progress.read_metrics(workdir / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == STEPS
+
+
+def command(workdir):
+    options = {
+        "model.width": 2, "epochs": 2, "baselines": "()", "log_every": 3, "checkpoint_every": 4,
+        "recalibration_batches": 2, "random_search.evaluated": 2,
+    }  # fmt: skip
+    return [
+        sys.executable, "-m", "launch.fliqs", "--config=configs/fliqs_digits.py", f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in options.items()),
+    ]  # fmt: skip
+
+
+ENVIRONMENT = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
+
+
+@pytest.mark.parametrize("after", ["checkpoints/4", "metrics.jsonl"])
+def test_killed_at_any_moment_the_same_command_ends_bit_identical(uninterrupted, tmp_path, after):
+    workdir = tmp_path / "killed"
+    process = subprocess.Popen(command(workdir), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (workdir / after).exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not (workdir / "summary.json").exists()
+    done = subprocess.run(command(workdir), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "report:" in done.stdout
+    assert final_digest(workdir) == final_digest(uninterrupted)
+    for key in ("accuracy", "genome", "policy_entropy"):
+        assert summary_of(workdir)[key] == summary_of(uninterrupted)[key]
+
+
+def damage(checkpoint):
+    """Cuts the largest file of a checkpoint short."""
+    path = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny_config, run_experiment, uninterrupted, tmp_path):
+    workdir = tmp_path / "damaged"
+    with pytest.raises(loop.Stopped):
+        run_experiment(tiny_config, workdir, stop=StopAfter(9))
+    newest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    damage(newest)
+    _, said = run_experiment(tiny_config, workdir)
+    assert f"checkpoint of step {newest.name} is damaged" in said
+    assert "trying the one before" in said
+    assert "going on from step 4" in said or "going on from step 8" in said
+    assert final_digest(workdir) == final_digest(uninterrupted)
+
+
+def test_damage_is_told_and_never_restored(tmp_path):
+    state = {"w": jnp.arange(4.0), "key": jax.random.key(0)}
+    checkpoints = runtime.Checkpoints(tmp_path / "c")
+    checkpoints.save(1, state)
+    step, restored = checkpoints.restore(state)
+    assert step == 1
+    assert runtime.state_digest(restored) == runtime.state_digest(state)
+    path = next(p for p in (tmp_path / "c" / "1").rglob("*") if p.is_file() and p.parent.name == "d")
+    flipped = bytearray(path.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    path.write_bytes(flipped)
+    notices = []
+    with pytest.raises(runtime.CheckpointError, match=r"no checkpoint in .* can be read \(steps 1 are damaged\)"):
+        checkpoints.restore(state, say=notices.append)
+    assert "is not as it was written" in notices[0]
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["damaged-1"]
+    assert checkpoints.restore(state) is None
+
+
+def test_a_checkpoint_killed_before_its_digests_is_still_good(tmp_path):
+    state = {"w": jnp.arange(4.0)}
+    checkpoints = runtime.Checkpoints(tmp_path / "c")
+    checkpoints.save(1, state)
+    (tmp_path / "c" / "1" / "sha256.json").unlink()
+    assert checkpoints.restore(state)[0] == 1
+
+
+def test_digests_tell_states_apart():
+    state = {"w": jnp.arange(4.0), "key": jax.random.key(0)}
+    assert runtime.state_digest(state) == runtime.state_digest(dict(state))
+    for other in (state | {"w": jnp.arange(4.0).at[0].set(1e-45)}, state | {"key": jax.random.key(1)}):
+        assert runtime.state_digest(other) != runtime.state_digest(state)
+
+
+def test_nan_loss_stops_with_the_step_and_keeps_the_last_good_checkpoint(tiny_config, run_experiment, tmp_path):
+    tiny_config.optimizer.learning_rate = 1e30
+    tiny_config.optimizer.warmup_fraction = 0.9
+    tiny_config.label_smoothing = 0.1
+    with pytest.raises(loop.NotFiniteError, match=r"the loss is (nan|inf) at step \d+\. The last good checkpoint is kept"):
+        run_experiment(tiny_config)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_directory_of_another_config_is_refused_with_the_keys(tiny_config, run_experiment, uninterrupted):
+    tiny_config.optimizer.learning_rate = 0.2
+    tiny_config.seed = 3
+    with pytest.raises(experiment.ConfigError, match=r"optimizer.learning_rate is 0.1 there and 0.2 here; seed is 0 there"):
+        run_experiment(tiny_config, uninterrupted)
+    tiny_config.optimizer.learning_rate, tiny_config.seed = 0.1, 0
+    tiny_config.log_every = 5  # how a run is shown may change
+    run_experiment(tiny_config, uninterrupted)
+
+
+def test_a_found_genome_can_be_trained_again(tiny_config, run_experiment, uninterrupted, tmp_path):
+    tiny_config.policy = "fixed"
+    tiny_config.genome = str(uninterrupted / "genome.json")
+    directories, _ = run_experiment(tiny_config, tmp_path / "retrained")
+    assert summary_of(directories[0])["genome"] == summary_of(uninterrupted)["genome"]
+
+
+def test_random_search(tiny_config, run_experiment):
+    tiny_config.policy = "uniform"
+    tiny_config.target = 3.0
+    directories, _ = run_experiment(tiny_config)
+    summary = summary_of(directories[0])
+    assert summary["policy_entropy"] == pytest.approx(10 * np.log(3), rel=1e-5)
+    assert abs(summary["relative_cost"] - 1) < 0.2
+
+
+def test_profiled_clipping(tiny_config, run_experiment, uninterrupted, tmp_path):
+    tiny_config.clip.source = "profiled"
+    directories, _ = run_experiment(tiny_config, tmp_path / "profiled")
+    assert final_digest(directories[0]) != final_digest(uninterrupted)
+
+
+def test_signals_ask_once_and_then_act_as_usual():
+    with runtime.stop_on_signals() as stop:
+        assert not stop
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop
+        assert stop.signal_number == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_config_directories_are_claimed_atomically(tiny_config, tmp_path):
+    runs.claim_directory(tmp_path / "new", tiny_config)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
