@@ -38,7 +38,9 @@ def clipped_error(x: jax.Array, row: formats_lib.FormatTable, multiple: jax.Arra
     return jnp.mean(jnp.square(numerics.fake_quantize(x, row, multiple * root_mean_square(x)) - x))
 
 
-def best_multiples(x: jax.Array, table: formats_lib.FormatTable, candidates: jax.typing.ArrayLike = _CANDIDATES) -> jax.Array:
+def best_multiples(
+    x: jax.Array, table: formats_lib.FormatTable, candidates: jax.typing.ArrayLike = _CANDIDATES
+) -> jax.Array:
     """The clip multiple of least mean squared error on `x` for every format of `table`.
 
     Returns:

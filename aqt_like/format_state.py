@@ -25,7 +25,7 @@ class FormatBank(NamedTuple):
 
     Attributes:
       signed: leaves `[K]`, for weights, and for inputs that may be negative.
-      unsigned: leaves `[K]`, for inputs that were never seen negative: each integer's unsigned twin, which has twice the
+      unsigned: leaves `[K]`, for inputs that were never seen negative: each integer's unsigned twin, with twice the
         levels where they are needed. Equal to `signed` where twins are not wanted.
       unquantized: fp32, as scalars.
     """

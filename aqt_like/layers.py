@@ -49,6 +49,7 @@ class LayerCalibration(NamedTuple):
 
     @classmethod
     def empty(cls) -> "LayerCalibration":
+        """The profile before the first batch."""
         return cls(jnp.zeros(()), jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
 
     def update(self, x: jax.Array) -> "LayerCalibration":
@@ -62,14 +63,18 @@ class LayerCalibration(NamedTuple):
 
     @property
     def root_mean_square(self) -> jax.Array:
+        """What clip multiples are multiples of."""
         return jnp.sqrt(self.mean_square)
 
     @property
     def never_negative(self) -> jax.Array:
+        """bool: whether an unsigned format loses nothing."""
         return (self.batches > 0) & (self.smallest >= 0)
 
 
-def apply_quantized(model: nn.Module, variables: dict[str, Any], *args: Any, mutable: Any = False, **kwargs: Any) -> Any:
+def apply_quantized(
+    model: nn.Module, variables: dict[str, Any], *args: Any, mutable: Any = False, **kwargs: Any
+) -> Any:
     """`model.apply` with each layer's weights and input fake-quantised as `variables["formats"]` says.
 
     Weights are clipped per output channel, inputs per tensor.
@@ -84,8 +89,8 @@ def apply_quantized(model: nn.Module, variables: dict[str, Any], *args: Any, mut
     Returns:
       What `model.apply` returns.
     """
-    formats = traverse_util.flatten_dict(variables.get("formats", {}), is_leaf=lambda _, v: isinstance(v, LayerFormats))
-    params = traverse_util.flatten_dict(variables["params"])
+    formats: dict[tuple[str, ...], LayerFormats] = _flat(variables.get("formats", {}))
+    params: dict[tuple[str, ...], jax.Array] = _flat(variables["params"])
     for path, layer in formats.items():
         kernel = params[(*path, "kernel")]
         reduced = tuple(range(kernel.ndim - 1))
@@ -105,7 +110,14 @@ def apply_quantized(model: nn.Module, variables: dict[str, Any], *args: Any, mut
         return call(x, *rest, **call_kwargs)
 
     with nn.intercept_methods(quantize_input):
-        return model.apply({**variables, "params": traverse_util.unflatten_dict(params)}, *args, mutable=mutable, **kwargs)
+        return model.apply(
+            {**variables, "params": traverse_util.unflatten_dict(params)}, *args, mutable=mutable, **kwargs
+        )
+
+
+def _flat(collection: dict[str, Any]) -> dict[tuple[str, ...], Any]:
+    """A collection by paths; the NamedTuples of this module are leaves."""
+    return traverse_util.flatten_dict(collection)
 
 
 def layer_inputs(model: nn.Module, variables: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
@@ -125,8 +137,12 @@ def layer_inputs(model: nn.Module, variables: dict[str, Any], *args: Any, **kwar
 def by_layer(paths: Sequence[str], stacked: Any, leaf_name: str | None = None) -> dict[str, Any]:
     """A variable collection from a pytree of leaves `[L, …]`: one entry per path, nested at the slashes."""
     suffix = () if leaf_name is None else (leaf_name,)
+    leaves, structure = jax.tree.flatten(stacked)
     return traverse_util.unflatten_dict(
-        {(*path.split("/"), *suffix): jax.tree.map(lambda leaf: leaf[i], stacked) for i, path in enumerate(paths)}
+        {
+            (*path.split("/"), *suffix): jax.tree.unflatten(structure, [leaf[i] for leaf in leaves])
+            for i, path in enumerate(paths)
+        }
     )
 
 

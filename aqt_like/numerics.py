@@ -22,8 +22,8 @@ def _float_of(bits: jax.Array) -> jax.Array:
 def round_to_grid(x: jax.Array, row: FormatTable) -> jax.Array:
     """Rounds to the nearest value of a format, ties to even, saturating at its lowest and largest value.
 
-    Below the format's smallest normal number the grid is evenly spaced: adding and subtracting 1.5 · 2^23 steps leaves a
-    whole number of steps. From there on the grid is that of float32 with fewer fraction bits: the dropped bits are
+    Below the format's smallest normal number the grid is evenly spaced: adding and subtracting 1.5 · 2^23 steps leaves
+    a whole number of steps. From there on the grid is that of float32 with fewer fraction bits: the dropped bits are
     rounded in the integer representation, where a carry raises the exponent as it should. Integers use only the former,
     bf16 and fp32 only the latter. Exact for every float32; NaN stays NaN and −0 stays −0.
 

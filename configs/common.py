@@ -40,6 +40,8 @@ def get_config() -> ConfigDict:
             "policy_learning_rate": 4.6e-3,
             "policy_momentum": 0.95,
             "baseline_momentum": 0.95,
+            # Genomes priced per step for the cost's part of the policy gradient; the paper's 0: the trained one only.
+            "cost_samples": 0,
             "entropy_schedule": "cosine",  # cosine, linear, constant, none
             "entropy_end": 0.5,
             "warmup_fraction": 0.25,  # of training, during which formats are drawn uniformly
@@ -57,3 +59,15 @@ def get_config() -> ConfigDict:
             "checkpoint_every": 200,
         }
     )
+
+
+def short_search(config: ConfigDict) -> None:
+    """Controller settings for thousands of steps, where the paper's are for tens and hundreds of thousands.
+
+    Its entropy weight of 0.5 then settles the policy before the rewards are told apart, and its learning rate moves the
+    logits too little: the product of rate and steps is kept instead.
+    """
+    config.policy_learning_rate = 0.02
+    config.entropy_end = 0.01
+    config.gamma = 0.3
+    config.cost_samples = 64

@@ -1,6 +1,6 @@
 """The default: a small residual network on scikit-learn's digits, which need no download.
 
-    python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits        (or: make search)
+python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits        (or: make search)
 """
 
 from ml_collections import ConfigDict
@@ -11,5 +11,8 @@ from configs import common
 def get_config() -> ConfigDict:
     config = common.get_config()
     config.data.valid_examples = 400
+    config.model.width = 4
+    config.epochs = 300.0
     config.baselines = ("int4", "int8", "bf16")
+    common.short_search(config)
     return config

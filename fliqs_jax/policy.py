@@ -27,7 +27,7 @@ class Policy(NamedTuple):
     learns: jax.Array
 
 
-def init(space: SearchSpace, kind: str, genome: Sequence[int] | None = None) -> Policy:
+def init(space: SearchSpace, kind: str, genome: Sequence[int] | np.ndarray | None = None) -> Policy:
     """A new policy.
 
     Args:

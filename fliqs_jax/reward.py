@@ -8,25 +8,26 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-Reward = Callable[[jax.Array, jax.Array, jax.typing.ArrayLike], jax.Array]
+Scalar = jax.Array | float
+Reward = Callable[[jax.Array, jax.Array, Scalar], jax.Array]
 
 
-def absolute(quality: jax.Array, relative_cost: jax.Array, gamma: jax.typing.ArrayLike) -> jax.Array:
+def absolute(quality: jax.Array, relative_cost: jax.Array, gamma: Scalar) -> jax.Array:
     """Q − γ·|C/C_T − 1| (FLIQS, Eq. 1; TuNAS): misses on either side cost alike."""
     return quality - gamma * jnp.abs(relative_cost - 1)
 
 
-def one_sided(quality: jax.Array, relative_cost: jax.Array, gamma: jax.typing.ArrayLike) -> jax.Array:
+def one_sided(quality: jax.Array, relative_cost: jax.Array, gamma: Scalar) -> jax.Array:
     """Q − γ·max(C/C_T − 1, 0): being cheaper than the target is neither punished nor rewarded."""
     return quality - gamma * jnp.maximum(relative_cost - 1, 0)
 
 
-def soft_exponential(quality: jax.Array, relative_cost: jax.Array, gamma: jax.typing.ArrayLike) -> jax.Array:
+def soft_exponential(quality: jax.Array, relative_cost: jax.Array, gamma: Scalar) -> jax.Array:
     """Q · (C/C_T)^−γ (MnasNet, soft constraint): cost is traded at a fixed rate on both sides of the target."""
     return quality * relative_cost**-gamma
 
 
-def hard_exponential(quality: jax.Array, relative_cost: jax.Array, gamma: jax.typing.ArrayLike) -> jax.Array:
+def hard_exponential(quality: jax.Array, relative_cost: jax.Array, gamma: Scalar) -> jax.Array:
     """Q · max(C/C_T, 1)^−γ (MnasNet, hard constraint): only an excess is punished."""
     return quality * jnp.maximum(relative_cost, 1.0) ** -gamma
 

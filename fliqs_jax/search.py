@@ -43,7 +43,9 @@ class Search:
       gamma: γ > 0, the weight of cost in the reward.
       entropy_schedule: `(progress, end) -> β_H`.
       entropy_end: β_H at the end of training.
-      baseline_momentum: of the running mean of rewards.
+      baseline_momentum: of the running means of reward and quality.
+      cost_samples: 0 estimates the policy gradient from the one genome that is trained, as the paper does. N > 1 draws
+        N more for the cost's part of it, which needs no network: see `_reinforcement`.
       total_steps: length of training.
       warmup_steps: steps during which formats are drawn uniformly and the policy is not updated.
       input_quantization_step: first step at which inputs (activations) are quantised.
@@ -64,6 +66,7 @@ class Search:
     entropy_schedule: EntropySchedule
     entropy_end: float
     baseline_momentum: float
+    cost_samples: int
     total_steps: int
     warmup_steps: int
     input_quantization_step: int
@@ -81,7 +84,7 @@ class SearchState(NamedTuple):
       clip_multiples: leaves `[L, K]`.
       policy: the controller.
       policy_opt_state: of its logits.
-      reward_mean: float32, running mean of the rewards so far (r̄).
+      reward_mean, quality_mean: float32, running means of reward (r̄) and quality so far.
     """
 
     step: jax.Array
@@ -94,6 +97,7 @@ class SearchState(NamedTuple):
     policy: policy_lib.Policy
     policy_opt_state: Any
     reward_mean: jax.Array
+    quality_mean: jax.Array
 
 
 def init_state(
@@ -120,6 +124,7 @@ def init_state(
         policy=policy,
         policy_opt_state=search.policy_optimizer.init(policy.logits),
         reward_mean=jnp.zeros(()),
+        quality_mean=jnp.zeros(()),
     )
 
 
@@ -192,15 +197,19 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
         cost = table_lib.price(search.cost_table, genome)
         reward = search.reward(quality, cost / search.target, search.gamma)
 
-        # Reinforce what did better than usual.
-        baseline = jnp.where(state.step == 0, reward, state.reward_mean)
-        advantage = reward - baseline
+        # Reinforce what did better than usual, before this step counts as usual.
+        state = state._replace(
+            reward_mean=jnp.where(state.step == 0, reward, state.reward_mean),
+            quality_mean=jnp.where(state.step == 0, quality, state.quality_mean),
+        )
+        genomes, advantages = _reinforcement(search, state, sampled_from, genome, cost, reward)
         progress = (state.step - search.warmup_steps) / max(search.total_steps - search.warmup_steps, 1)
         entropy_weight = search.entropy_schedule(jnp.clip(progress, 0.0, 1.0), search.entropy_end)
 
         def policy_loss(logits: jax.Array) -> jax.Array:
             policy = state.policy._replace(logits=logits)
-            return -advantage * policy_lib.log_prob(policy, genome) + entropy_weight * policy_lib.entropy(policy)
+            log_probs = jax.vmap(lambda genome: policy_lib.log_prob(policy, genome))(genomes)
+            return -jnp.sum(advantages * log_probs) + entropy_weight * policy_lib.entropy(policy)
 
         policy_updates, policy_opt_state = search.policy_optimizer.update(
             jax.grad(policy_loss)(state.policy.logits), state.policy_opt_state, state.policy.logits
@@ -216,27 +225,63 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             "cost": cost,
             "relative_cost": cost / search.target,
             "reward": reward,
-            "advantage": advantage,
+            "advantage": advantages[0],
             "entropy": policy_lib.entropy(sampled_from),
             "entropy_weight": jnp.where(searching, entropy_weight, 0.0),
             "genome": genome,
         }
+        momentum = search.baseline_momentum
         return state._replace(
             step=state.step + 1,
             policy=state.policy._replace(logits=policy_logits),
             policy_opt_state=policy_opt_state,
-            reward_mean=search.baseline_momentum * baseline + (1 - search.baseline_momentum) * reward,
+            reward_mean=momentum * state.reward_mean + (1 - momentum) * reward,
+            quality_mean=momentum * state.quality_mean + (1 - momentum) * quality,
         ), metrics
 
     return step_fn
 
 
+def _reinforcement(
+    search: Search,
+    state: SearchState,
+    sampled_from: policy_lib.Policy,
+    genome: jax.Array,
+    cost: jax.Array,
+    reward: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Which genomes to make more probable, int32[N, D], and by how much each, float32[N]; the trained one is the first.
+
+    The paper reinforces the trained genome alone, by r − r̄ (FLIQS, Eq. 3; signs as in REINFORCE). Most of the noise in
+    r − r̄ is that of the cost, which is known for any genome without training it. So with `cost_samples` the reward is
+    split in two: what it would be at usual quality, whose gradient is averaged over many genomes drawn and priced for
+    the purpose, and the rest, which only the trained genome can tell. Either way the expected gradient is the same.
+    """
+    if not search.cost_samples:
+        return genome[None], (reward - state.reward_mean)[None]
+
+    def at_usual_quality(cost: jax.Array) -> jax.Array:
+        return search.reward(state.quality_mean, cost / search.target, search.gamma)
+
+    keys = jax.random.split(jax.random.fold_in(state.key, search.total_steps + state.step), search.cost_samples)
+    drawn = jax.vmap(lambda key: policy_lib.sample(sampled_from, key))(keys)
+    rewards = at_usual_quality(jax.vmap(lambda genome: table_lib.price(search.cost_table, genome))(drawn))
+    # Each genome's baseline is the mean of the others, hence N − 1.
+    advantages = (rewards - jnp.mean(rewards)) / (search.cost_samples - 1)
+    return (
+        jnp.concatenate([genome[None], drawn]),
+        jnp.concatenate([(reward - at_usual_quality(cost))[None], advantages]),
+    )
+
+
 def make_recalibrate(search: Search) -> Callable[[SearchState, jax.Array, Batch], SearchState]:
-    """A function `(state, genome, train_batch) -> state` that moves the batch statistics towards those under `genome`."""
+    """A function `(state, genome, train_batch) -> state` that moves batch statistics towards those under `genome`."""
 
     def recalibrate(state: SearchState, genome: jax.Array, batch: Batch) -> SearchState:
         variables = quantized_variables(search, state, genome, True)
-        _, updated = layers.apply_quantized(search.model, variables, batch["image"], train=True, mutable=["batch_stats"])
+        _, updated = layers.apply_quantized(
+            search.model, variables, batch["image"], train=True, mutable=["batch_stats"]
+        )
         return state._replace(batch_stats=updated.get("batch_stats", state.batch_stats))
 
     return recalibrate

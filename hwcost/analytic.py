@@ -44,7 +44,7 @@ def uniform_bit_operations(workload: Workload, fmt: Format) -> float:
     return sum(bit_operations(layer, fmt) for layer in workload)
 
 
-def layer_formats(space: SearchSpace, workload: Workload, genome: Sequence[int]) -> Mapping[str, str]:
+def layer_formats(space: SearchSpace, workload: Workload, genome: Sequence[int] | np.ndarray) -> Mapping[str, str]:
     """The format name of each layer, by path."""
     choices = space.decode(genome)
     return {layer.path: choices[format_decision(layer.path)] for layer in workload}

@@ -56,7 +56,9 @@ class SearchSpace:
         for decision in self.decisions:
             option = choices[decision.name]
             if option not in decision.options:
-                raise ValueError(f"{decision.name}: no option {option!r}, expected one of {', '.join(decision.options)}")
+                raise ValueError(
+                    f"{decision.name}: no option {option!r}, expected one of {', '.join(decision.options)}"
+                )
             genome.append(decision.options.index(option))
         return np.asarray(genome, np.int32)
 

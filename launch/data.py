@@ -6,8 +6,8 @@ record of where it was in the data.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -51,9 +51,20 @@ class Dataset:
 class Source(Protocol):
     """A data set that is known but not yet read, so that settings can be checked before any time is spent."""
 
-    image_shape: tuple[int, ...]
-    classes: int
-    train_examples: int
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """[H, W, C]."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """Number of labels."""
+        ...
+
+    @property
+    def train_examples(self) -> int:
+        """Number of images to train with, validation included."""
+        ...
 
     def read(self) -> tuple[Split, Split]:
         """Reads and decodes everything: all images to train with (validation included), and the test split."""
@@ -107,7 +118,7 @@ class Digits:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
-        digits = load_digits()
+        digits: Any = load_digits()
         images = (digits.images[..., None] * (255 / 16)).astype(np.uint8)
         train_x, test_x, train_y, test_y = train_test_split(
             images, digits.target.astype(np.int32), test_size=0.2, random_state=0, stratify=digits.target
@@ -140,16 +151,16 @@ class TfdsImages:
         if self._size is None and None in size:
             raise DataError(f"images of {config.name!r} differ in size: set --config.data.image_size")
         self._builder = builder
-        self.image_shape = (*(size if self._size is None else (self._size, self._size)), channels)
-        self.classes = features["label"].num_classes
-        self.train_examples = self._splits["train"].num_examples
+        self.image_shape: tuple[int, ...] = (*(size if self._size is None else (self._size, self._size)), channels)
+        self.classes: int = features["label"].num_classes
+        self.train_examples: int = self._splits["train"].num_examples
 
     def read(self) -> tuple[Split, Split]:
         """See `Source.read`."""
-        records = self._builder.as_data_source()
+        records: Any = self._builder.as_data_source()
         return self._decode(records["train"]), self._decode(records["test"])
 
-    def _decode(self, records) -> Split:  # noqa: ANN001 (a tfds source, which has no public type)
+    def _decode(self, records: Sequence[Any]) -> Split:
         images = np.empty((len(records), *self.image_shape), np.uint8)
         labels = np.empty(len(records), np.int32)
         for i, record in enumerate(records):
@@ -164,7 +175,9 @@ def _resized(image: np.ndarray, size: int | None) -> np.ndarray:
         return image
     from PIL import Image
 
-    channels = [Image.fromarray(image[..., c]).resize((size, size), Image.Resampling.BOX) for c in range(image.shape[-1])]
+    channels = [
+        Image.fromarray(image[..., c]).resize((size, size), Image.Resampling.BOX) for c in range(image.shape[-1])
+    ]
     return np.stack([np.asarray(channel) for channel in channels], -1)
 
 

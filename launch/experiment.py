@@ -19,6 +19,7 @@ from hwcost import table as table_lib
 from hwcost.space import SearchSpace
 from launch import data
 
+
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names its key, its value and what was expected."""
 
@@ -71,6 +72,9 @@ def prepare(config: ConfigDict) -> Experiment:
         if config[key] <= 0:
             raise ConfigError(f"{key}={config[key]}: expected a number above 0")
 
+    if config.cost_samples < 0 or config.cost_samples == 1:
+        raise ConfigError(f"cost_samples={config.cost_samples}: expected 0, or 2 and more")
+
     formats = formats_lib.format_space(config.formats)
     source = data.find(config.data)
     settings = config.model.to_dict()
@@ -96,6 +100,7 @@ def prepare(config: ConfigDict) -> Experiment:
         entropy_schedule=_named(schedule.ENTROPY_SCHEDULES, "entropy_schedule", config.entropy_schedule),
         entropy_end=config.entropy_end,
         baseline_momentum=config.baseline_momentum,
+        cost_samples=config.cost_samples,
         total_steps=total_steps,
         warmup_steps=round(config.warmup_fraction * total_steps),
         input_quantization_step=input_quantization_step,
@@ -103,8 +108,8 @@ def prepare(config: ConfigDict) -> Experiment:
     )
     if search.profile_steps < 1 or search.profile_steps < input_quantization_step:
         raise ConfigError(
-            f"profile_fraction={config.profile_fraction}: inputs are profiled for at least one step, and until they are "
-            f"quantised (input_quantization_fraction={config.input_quantization_fraction})"
+            f"profile_fraction={config.profile_fraction}: inputs are profiled for at least one step, and until they "
+            f"are quantised (input_quantization_fraction={config.input_quantization_fraction})"
         )
     multiples = format_state_lib.precomputed_clip_multiples(
         formats, len(layers), config.clip.distribution, use_unsigned=config.unsigned_inputs
@@ -149,7 +154,9 @@ def _target(
 def _optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
     """SGD with Nesterov momentum, linear warm-up and cosine decay; weight decay on kernels only."""
     warmup = round(config.warmup_fraction * total_steps)
-    rate = optax.warmup_cosine_decay_schedule(0.0 if warmup else config.learning_rate, config.learning_rate, warmup, total_steps)
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0 if warmup else config.learning_rate, config.learning_rate, warmup, total_steps
+    )
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
         optax.sgd(rate, momentum=config.momentum, nesterov=True),

@@ -33,7 +33,16 @@ _STYLE = {
 _INK, _ACCENT, _SECOND = "#3b4048", "#c2410c", "#2563eb"
 
 # Few bits are warm, many are cool (as in the paper's Figures 3 and 7), told apart without colour vision too.
-_BIT_COLOURS = {2: "#7f0000", 3: "#a50f15", 4: "#d94801", 5: "#f16913", 6: "#fdae6b", 7: "#a6bddb", 8: "#3690c0", 16: "#034e7b"}
+_BIT_COLOURS = {
+    2: "#7f0000",
+    3: "#a50f15",
+    4: "#d94801",
+    5: "#f16913",
+    6: "#fdae6b",
+    7: "#a6bddb",
+    8: "#3690c0",
+    16: "#034e7b",
+}
 
 Run = Mapping[str, Any]
 
@@ -48,8 +57,12 @@ def _svg(figure: Figure, description: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    return re.sub(r'<svg ([^>]*?)(?:width|height)="[^"]*" ([^>]*?)(?:width|height)="[^"]*"', rf'<svg role="img" aria-label="{description}" \1\2', text, count=1)
+    opening = re.search(r"<svg [^>]*>", text)
+    assert opening is not None
+    scalable = re.sub(r' (width|height)="[^"]*"', "", opening[0]).replace(
+        "<svg", f'<svg role="img" aria-label="{description}"'
+    )
+    return scalable + text[opening.end() :]
 
 
 def pareto(runs: Sequence[Run]) -> str:
@@ -70,7 +83,13 @@ def pareto(runs: Sequence[Run]) -> str:
             name = run["name"].removeprefix("uniform ")
             below = run["accuracy"] == highest or (not searched and run["relative_cost"] < 1)
             axes.annotate(
-                name, (x, y), xytext=(0, -13 if below else 7), textcoords="offset points", ha="center", color=colour, fontsize=8
+                name,
+                (x, y),
+                xytext=(0, -13 if below else 7),
+                textcoords="offset points",
+                ha="center",
+                color=colour,
+                fontsize=8,
             )
         for target in sorted({r["target"] for r in runs if not is_uniform(r)}):
             axes.axvline(target, color=_ACCENT, linestyle=":", linewidth=1, zorder=0)
@@ -100,7 +119,9 @@ def formats_over_depth(runs: Sequence[Run]) -> str:
             axes.set_ylim(0, 19)
             axes.set_yticks([4, 8, 16])
             axes.grid(axis="x", visible=False)
-            axes.set_title(f"{run['name']}: {100 * run['accuracy']:.2f} % at {run['relative_cost']:.3f} × target", loc="left")
+            axes.set_title(
+                f"{run['name']}: {100 * run['accuracy']:.2f} % at {run['relative_cost']:.3f} × target", loc="left"
+            )
             axes.set_ylabel("bits")
         labels = [layer["path"].replace("_block", ".").replace("stage", "s") for layer in runs[0]["layers"]]
         rows[-1].set_xticks(range(count), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
@@ -144,7 +165,7 @@ def policy_over_time(lines: Sequence[Run], layers: Sequence[str], options: Seque
             handles = [Patch(color=bit_colour(b), label=name) for name, b in zip(options, bits, strict=True)]
         else:
             handles = [Patch(color=bit_colour(b), label=f"{b} bits") for b in sorted(set(bits))]
-        axes.legend(handles=handles, ncols=min(len(handles), 6), loc="lower left", bbox_to_anchor=(0, 1), handlelength=1, columnspacing=1)  # fmt: skip
+        axes.legend(handles=handles, ncols=6, loc="lower left", bbox_to_anchor=(0, 1), handlelength=1, columnspacing=1)
         return _svg(figure, "Probability of each format of each layer over training")
 
 

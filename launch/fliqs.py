@@ -13,7 +13,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is written, and resumed from.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is written, and resumed from.", required=True)
 
 
 def main(argv: list[str]) -> None:
@@ -47,5 +47,5 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse_flags)

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on, and what is kept of it: a live panel, or plain lines, and JSON lines."""
+"""What a person sees of a run while it goes on (a live panel, or plain lines), and what is kept of it (JSON lines)."""
 
 import json
 import pathlib
@@ -28,8 +28,8 @@ SHOWN = {
 class Recorder:
     """Writes `metrics.jsonl` and shows progress; use it as a context manager.
 
-    Each line is the mean over the steps since the line before, with `step` (steps done), `seconds` (spent in training so
-    far, over all resumptions), `steps_per_second`, and `policy`, the probability of each option of each decision.
+    Each line is the mean over the steps since the line before, with `step` (steps done), `seconds` (spent in training
+    so far, over all resumptions), `steps_per_second`, and `policy`, the probability of each option of each decision.
     """
 
     def __init__(self, path: pathlib.Path, *, title: str, first_step: int, total_steps: int, console: Console) -> None:

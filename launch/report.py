@@ -35,6 +35,7 @@ class RecordedRun:
 
     @property
     def searched(self) -> bool:
+        """Whether the layers' formats were not simply given as one."""
         return not figures.is_uniform(self.summary)
 
     @property
@@ -45,23 +46,27 @@ class RecordedRun:
 
 
 def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
-    """The runs in `directories` and in the uniform-* directories below them, each once.
+    """The runs in `directories`, each once and followed by those in the uniform-* directories below it, cheapest first.
 
     Raises:
       ValueError: a directory without a finished run.
     """
     found: dict[pathlib.Path, RecordedRun] = {}
     for directory in directories:
-        for path in (directory, *sorted(directory.glob("uniform-*"))):
-            if (path / SUMMARY).exists():
-                found[path.resolve()] = RecordedRun(path, json.loads((path / SUMMARY).read_text()))
-            elif path == directory:
-                raise ValueError(f"{path} holds no finished run: it has no {SUMMARY}")
+        if not (directory / SUMMARY).exists():
+            raise ValueError(f"{directory} holds no finished run: it has no {SUMMARY}")
+        below = [_read(path.parent) for path in directory.glob(f"uniform-*/{SUMMARY}")]
+        for run in (_read(directory), *sorted(below, key=lambda run: run.summary["cost"])):
+            found[run.directory.resolve()] = run
     return list(found.values())
 
 
+def _read(directory: pathlib.Path) -> RecordedRun:
+    return RecordedRun(directory, json.loads((directory / SUMMARY).read_text()))
+
+
 def recovered_share(runs: Sequence[RecordedRun], run: RecordedRun) -> float | None:
-    """How much of the accuracy gap between the cheapest and the dearest uniform network `run` closes; None without them."""
+    """How much of the accuracy gap from the cheapest to the dearest uniform network `run` closes; None without both."""
     uniform = sorted((r.summary for r in runs if not r.searched), key=lambda s: s["cost"])
     if len(uniform) < 2 or uniform[0]["accuracy"] >= uniform[-1]["accuracy"]:
         return None
@@ -69,7 +74,7 @@ def recovered_share(runs: Sequence[RecordedRun], run: RecordedRun) -> float | No
     return (run.summary["accuracy"] - low) / (high - low)
 
 
-_COLUMNS = ("network", "accuracy", "cost (M bit operations)", "cost / target", "bits per MAC", "bits of each layer")
+_COLUMNS = ("network", "accuracy", "Mbit ops", "cost / target", "bits per MAC", "bits of each layer")
 
 
 def _row(run: RecordedRun) -> tuple[str, ...]:
@@ -123,7 +128,9 @@ def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Pa
     page = string.Template(_TEMPLATE.read_text()).substitute(
         title=html.escape(f"{summary['name']} on {data_name}"),
         lead=html.escape(lead),
-        tiles="".join(f'<div class="tile {kind}"><b>{value}</b><span>{label}</span></div>' for value, label, kind in tiles),
+        tiles="".join(
+            f'<div class="tile {kind}"><b>{value}</b><span>{label}</span></div>' for value, label, kind in tiles
+        ),
         cards="".join(_cards(runs, lines)),
     )
     path.write_text(page)
@@ -131,33 +138,75 @@ def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Pa
 
 
 def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list[str]:
-    main = runs[0]
-    config = main.summary["config"]
-    searched = [run.summary for run in runs if run.searched] or [main.summary]
-    cards = [
-        _card("Accuracy against cost", "Stars are searched, dots have one format in all layers.", figures.pareto([r.summary for r in runs])),
-        _card("Format of each layer", "From input to output; the warmer, the fewer bits.", figures.formats_over_depth([s for s in searched if len(s["layers"]) == len(searched[0]["layers"])])),
+    main = runs[0].summary
+    searched = [run.summary for run in runs if run.searched] or [main]
+    alike = [summary for summary in searched if _paths(summary) == _paths(searched[0])]
+    settings = json.dumps({key: main[key] for key in ("config", "versions", "device", "seed")}, indent=1)
+    return [
+        _card(
+            "Accuracy against cost",
+            "Stars are searched, dots have one format in all layers.",
+            figures.pareto([run.summary for run in runs]),
+        ),
+        _card(
+            "Format of each layer",
+            "From input to output; the warmer, the fewer bits.",
+            figures.formats_over_depth(alike),
+        ),
         _card("Results", "", _table(runs), wide=True),
-    ]  # fmt: skip
-    if lines:
-        timed = [line | {"milliseconds": 1000 / line["steps_per_second"]} for line in lines]
-        warmup = round(config["warmup_fraction"] * lines[-1]["step"])
-        cards += [
-            _card("Accuracy while training", "On training batches, and on the validation batches that the reward is computed on.", figures.curve(lines, {"train_accuracy": "train", "valid_quality": "validation"}, "accuracy")),
-            _card("Sampled cost", "Of the networks drawn at each step; dotted: the target.", figures.curve(lines, {"relative_cost": "cost / target"}, "cost / target", reference=1.0)),
-            _card("Reward", f"γ = {config['gamma']:g}, {config['reward'].replace('_', ' ')}.", figures.curve(lines, {"reward": "reward"}, "reward")),
-            _card("Entropy of the policy", f"A sum over layers; formats are drawn uniformly for the first {warmup} steps.", figures.curve(lines, {"entropy": "entropy"}, "entropy (nats)")),
-        ]  # fmt: skip
-        if main.summary["policy"] == "reinforce":
-            layers = [layer["path"] for layer in main.summary["layers"]]
-            options = formats_lib.format_space(config["formats"])
-            kept = lines[:: max(len(lines) // _HEATMAP_LINES, 1)]
-            picture = figures.policy_over_time(kept, layers, [f.name for f in options], [f.bits for f in options])
-            cards.append(_card("The policy over time", "A band per layer, a row per format in it: the stronger, the more probable.", picture))  # fmt: skip
-        cards.append(_card("Step time", "", figures.curve(timed, {"milliseconds": "step time"}, "step time (ms)")))
-    settings = html.escape(json.dumps({k: main.summary[k] for k in ("config", "versions", "device", "seed")}, indent=1))
-    cards.append(_card("Settings", "", f"<details><summary>config and versions</summary><pre>{settings}</pre></details>", wide=True))  # fmt: skip
+        *(_training_cards(main, lines) if lines else ()),
+        _card(
+            "Settings",
+            "",
+            f"<details><summary>config and versions</summary><pre>{html.escape(settings)}</pre></details>",
+            wide=True,
+        ),
+    ]
+
+
+def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Pictures of the course of one run."""
+    config = summary["config"]
+    warmup = round(config["warmup_fraction"] * lines[-1]["step"])
+    timed = [line | {"milliseconds": 1000 / line["steps_per_second"]} for line in lines]
+    cards = [
+        _card(
+            "Accuracy while training",
+            "On training batches, and on the validation batches that the reward is computed on.",
+            figures.curve(lines, {"train_accuracy": "train", "valid_quality": "validation"}, "accuracy"),
+        ),
+        _card(
+            "Sampled cost",
+            "Of the networks drawn at each step; dotted: the target.",
+            figures.curve(lines, {"relative_cost": "cost / target"}, "cost / target", reference=1.0),
+        ),
+        _card(
+            "Reward",
+            f"The {config['reward'].replace('_', ' ')} reward with γ = {config['gamma']:g}.",
+            figures.curve(lines, {"reward": "reward"}, "reward"),
+        ),
+        _card(
+            "Entropy of the policy",
+            f"A sum over layers. Formats are drawn uniformly for the first {warmup} steps.",
+            figures.curve(lines, {"entropy": "entropy"}, "entropy (nats)"),
+        ),
+    ]
+    if summary["policy"] == "reinforce":
+        options = formats_lib.format_space(config["formats"])
+        picture = figures.policy_over_time(
+            lines[:: max(len(lines) // _HEATMAP_LINES, 1)],
+            _paths(summary),
+            [fmt.name for fmt in options],
+            [fmt.bits for fmt in options],
+        )
+        explanation = "A band per layer, a row per format in it: the stronger, the more probable."
+        cards.append(_card("The policy over time", explanation, picture))
+    cards.append(_card("Step time", "", figures.curve(timed, {"milliseconds": "step time"}, "step time (ms)")))
     return cards
+
+
+def _paths(summary: dict[str, Any]) -> list[str]:
+    return [layer["path"] for layer in summary["layers"]]
 
 
 def _card(heading: str, text: str, body: str, *, wide: bool = False) -> str:
@@ -166,12 +215,12 @@ def _card(heading: str, text: str, body: str, *, wide: bool = False) -> str:
 
 
 def _table(runs: Sequence[RecordedRun]) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in _COLUMNS)
-    rows = "".join(
-        f'<tr{" class=searched" if run.searched else ""}>{"".join(f"<td>{html.escape(cell)}</td>" for cell in _row(run))}</tr>'
-        for run in runs
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    def cells(tag: str, texts: Sequence[str]) -> str:
+        return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
+
+    rows = "".join(f"<tr{' class=searched' if run.searched else ''}>{cells('td', _row(run))}</tr>" for run in runs)
+    head = f"<thead><tr>{cells('th', _COLUMNS)}</tr></thead>"
+    return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
 
 
 def main(argv: Sequence[str] | None = None) -> None:

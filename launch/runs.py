@@ -73,7 +73,7 @@ def compile_functions(experiment: Experiment) -> Compiled:
         }
 
     start = time.perf_counter()
-    state = jax.eval_shape(lambda: _initial_state(experiment, experiment.trials[0]))
+    state = jax.eval_shape(lambda: initial_state(experiment, experiment.trials[0]))
     step = runtime.compile_step(counted_step, mesh, state, example(config.batch_size), example(config.valid_batch_size))
     return Compiled(
         mesh=mesh,
@@ -86,7 +86,8 @@ def compile_functions(experiment: Experiment) -> Compiled:
     )
 
 
-def _initial_state(experiment: Experiment, trial: Trial) -> search_lib.SearchState:
+def initial_state(experiment: Experiment, trial: Trial) -> search_lib.SearchState:
+    """The state in which a trial starts; that of its neighbours but for the policy."""
     return search_lib.init_state(
         experiment.search,
         policy_lib.init(experiment.space, trial.config.policy, trial.genome),
@@ -182,7 +183,7 @@ def _run(
         return batches("train", config.batch_size, first_step=first_step, augment=config.data.augment)
 
     checkpoints = runtime.Checkpoints(directory / "checkpoints")
-    state = jax.device_put(_initial_state(experiment, trial), runtime.replicated(compiled.mesh))
+    state = jax.device_put(initial_state(experiment, trial), runtime.replicated(compiled.mesh))
     first_step = 0
     if restored := checkpoints.restore(state, say=lambda text: console.print(f"{trial.name}: {text}")):
         first_step, state = restored

@@ -45,10 +45,10 @@ def place_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[s
     }
 
 
-def compile_step(step: Callable, mesh: Mesh, state: Any, *batches: dict[str, np.ndarray]) -> Callable:
+def compile_step(step: Callable, mesh: Mesh, state: Any, *batches: dict[str, jax.ShapeDtypeStruct]) -> Callable:
     """Compiles `step(state, *batches) -> (state, metrics)`, `state` donated, once and for all.
 
-    The result cannot compile again: arguments of another shape are an error.
+    Arguments are given by shapes and types. The result cannot compile again: other shapes are an error.
     """
     whole, parts = replicated(mesh), split_batch(mesh)
     jitted = jax.jit(
@@ -60,8 +60,8 @@ def compile_step(step: Callable, mesh: Mesh, state: Any, *batches: dict[str, np.
 class Checkpoints:
     """Checkpoints of one state in one directory, the newest few kept.
 
-    Orbax writes each into a temporary directory and renames it, so that a kill leaves whole checkpoints only. Digests of
-    its files, written into it afterwards, tell a damaged one before orbax reads it.
+    Orbax writes each into a temporary directory and renames it, so that a kill leaves whole checkpoints only. Digests
+    of its files, written into it afterwards, tell a damaged one before orbax reads it.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -168,7 +168,7 @@ def stop_on_signals() -> Iterator[StopRequested]:
         request.signal_number = number
         signal.signal(number, before[number])
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield request
     finally:

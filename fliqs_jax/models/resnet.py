@@ -17,6 +17,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """float32[B, H, W, C] → float32[B, H / stride, W / stride, channels]."""
         conv = partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.he_normal())
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
         stride = (self.stride, self.stride)
@@ -51,6 +52,8 @@ class ResNet(nn.Module):
         for stage in range(STAGES):
             for block in range((self.depth - 2) // 6):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = ResidualBlock(self.width * 2**stage, stride, name=f"stage{stage + 1}_block{block + 1}")(x, train=train)
+                x = ResidualBlock(self.width * 2**stage, stride, name=f"stage{stage + 1}_block{block + 1}")(
+                    x, train=train
+                )
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.classes, name="classifier")(x)

@@ -1,3 +1,5 @@
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ def gaussian_integer_error(levels, clip):
         return (x - step * np.clip(np.round(x / step), -levels, levels)) ** 2 * stats.norm.pdf(x)
 
     edges = np.concatenate([[0], (np.arange(levels) + 0.5) * step, [clip, clip + 8]])
-    return 2 * sum(integrate.quad(error, a, b)[0] for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a)
+    return 2 * sum(integrate.quad(error, a, b)[0] for a, b in itertools.pairwise(edges) if b > a)
 
 
 @pytest.mark.parametrize("bits", [3, 4, 5, 6])

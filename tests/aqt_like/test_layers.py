@@ -77,12 +77,20 @@ def test_quantised_layers_equal_the_same_arithmetic_by_hand(model_and_variables)
     params = variables["params"]
     conv, head = params["conv"]["kernel"], params["head"]["kernel"]
     hidden = jax.lax.conv_general_dilated(
-        quantize(x, "int4"), quantize(conv, "int4", (0, 1, 2)), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        quantize(x, "int4"),
+        quantize(conv, "int4", (0, 1, 2)),
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     hidden = nn.relu(hidden + params["conv"]["bias"]).mean((1, 2))
-    float_hidden = nn.relu(model.apply(variables, x, capture_intermediates=True)[1]["intermediates"]["conv"]["__call__"][0])
+    float_hidden = nn.relu(
+        model.apply(variables, x, capture_intermediates=True)[1]["intermediates"]["conv"]["__call__"][0]
+    )
     rms = calibration.root_mean_square(float_hidden.mean((1, 2)))
-    uint8 = formats.format_table([formats.parse("uint8")], calibration.precomputed_multiples([formats.parse("uint8")])).row(0)
+    uint8 = formats.format_table(
+        [formats.parse("uint8")], calibration.precomputed_multiples([formats.parse("uint8")])
+    ).row(0)
     hidden = numerics.fake_quantize(hidden, uint8, uint8.clip_multiple * rms)
     expected = hidden @ quantize(head, "int8", (0,)) + params["head"]["bias"]
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)

@@ -28,7 +28,9 @@ def grid_of(name):
     for code in range(2 ** (exponent_bits + mantissa_bits)):
         exponent, fraction = divmod(code, 2**mantissa_bits)
         significand = fraction / 2**mantissa_bits
-        values.append(significand * 2.0 ** (1 - bias) if exponent == 0 else (1 + significand) * 2.0 ** (exponent - bias))
+        values.append(
+            significand * 2.0 ** (1 - bias) if exponent == 0 else (1 + significand) * 2.0 ** (exponent - bias)
+        )
     return np.asarray(values)
 
 
@@ -105,7 +107,7 @@ def test_one_compilation_serves_all_formats_under_jit_vmap_and_scan():
     names = [*INTEGERS, *FLOATS, "bf16", "fp32"]
     table = formats.format_table([formats.parse(name) for name in names], [1.0] * len(names))
     x = np.random.default_rng(0).standard_normal(256).astype(np.float32) * 5
-    one = jax.jit(chex.assert_max_traces(lambda x, row: numerics.round_to_grid(x, row), n=1))
+    one = jax.jit(chex.assert_max_traces(numerics.round_to_grid, n=1))
     expected = np.stack([one(x, table.row(k)) for k in range(len(names))])
     np.testing.assert_array_equal(jax.vmap(numerics.round_to_grid, (None, 0))(x, table), expected)
     _, scanned = jax.lax.scan(lambda _, row: (None, numerics.round_to_grid(x, row)), None, table)

@@ -49,7 +49,9 @@ def test_gradients_are_finite_with_missing_options():
 
 def test_log_prob_gradient_is_one_hot_minus_probability():
     policy = learned()
-    gradient = jax.grad(lambda logits: policy_lib.log_prob(policy._replace(logits=logits), jnp.asarray([1, 0])))(policy.logits)
+    gradient = jax.grad(lambda logits: policy_lib.log_prob(policy._replace(logits=logits), jnp.asarray([1, 0])))(
+        policy.logits
+    )
     one_hot = np.asarray([[0, 1, 0], [1, 0, 0]])
     np.testing.assert_allclose(gradient, one_hot - slow_probabilities(policy), atol=1e-6)
 

@@ -47,6 +47,7 @@ SEARCH = search_lib.Search(
     entropy_schedule=schedule.cosine,
     entropy_end=0.5,
     baseline_momentum=0.9,
+    cost_samples=0,
     total_steps=TOTAL,
     warmup_steps=WARMUP,
     input_quantization_step=QUANTIZE_INPUTS,
@@ -190,6 +191,54 @@ def test_the_controller_finds_the_best_genome_when_only_cost_matters():
     genome = np.asarray(policy_lib.mode(state.policy))
     assert genome[0] == 1  # the layer that makes up nearly all of the cost
     assert table_lib.price_layers(TABLE, genome).sum() == pytest.approx(search.target, rel=0.05)
+
+
+@pytest.mark.parametrize("name", reward.REWARDS)
+def test_cost_samples_leave_the_expected_gradient_and_shrink_its_noise(name):
+    """Over all genomes of the space, in closed form and by sampling."""
+    logits = jnp.asarray([[0.3, -0.2, 0.1], [-0.5, 0.4, 0.0]])
+    quality_of = jnp.asarray([[0.50, 0.55, 0.60], [0.0, 0.1, 0.12]])
+    policy = policy_lib.init(SPACE, "reinforce")._replace(logits=logits)
+    genomes = jnp.asarray(list(np.ndindex(3, 3)), jnp.int32)
+    state = start()._replace(policy=policy, reward_mean=jnp.asarray(0.2), quality_mean=jnp.asarray(0.6))
+
+    def reward_of(genome):
+        quality = quality_of[0, genome[0]] + quality_of[1, genome[1]]
+        return reward.REWARDS[name](quality, table_lib.price(TABLE, genome) / SEARCH.target, 0.3)
+
+    def expected_reward(logits):
+        changed = policy._replace(logits=logits)
+        return sum(jnp.exp(policy_lib.log_prob(changed, g)) * reward_of(g) for g in genomes)
+
+    def gradients(cost_samples, trials):
+        search = dataclasses.replace(SEARCH, cost_samples=cost_samples, reward=reward.REWARDS[name])
+
+        def one(key):
+            own_state = state._replace(key=key)
+            genome = policy_lib.sample(policy, jax.random.fold_in(key, 123))
+            cost = table_lib.price(TABLE, genome)
+            chosen, advantages = search_lib._reinforcement(search, own_state, policy, genome, cost, reward_of(genome))
+            return jax.grad(
+                lambda logits: jnp.sum(
+                    advantages * jax.vmap(lambda g: policy_lib.log_prob(policy._replace(logits=logits), g))(chosen)
+                )
+            )(logits)
+
+        return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(9), trials))
+
+    exact = jax.grad(expected_reward)(logits)
+    paper, sampled = gradients(0, 40000), gradients(16, 10000)
+    scale = np.abs(exact).max()
+    np.testing.assert_allclose(paper.mean(0), exact, atol=0.05 * scale + 0.01)
+    np.testing.assert_allclose(sampled.mean(0), exact, atol=0.05 * scale + 0.005)
+    assert sampled.var(0).sum() < 0.5 * paper.var(0).sum()
+
+
+def test_cost_samples_run_in_the_same_step():
+    search = dataclasses.replace(SEARCH, cost_samples=8)
+    state, history = run(start(search=search), search=search)
+    assert all(np.isfinite(metrics["advantage"]) for _, _, metrics in history)
+    assert not np.array_equal(state.policy.logits, run(start())[0].policy.logits)
 
 
 def test_fixed_policies_never_change():

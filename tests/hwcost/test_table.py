@@ -10,7 +10,12 @@ from hwcost import table as table_lib
 from hwcost.space import Decision, SearchSpace
 
 SPACE = SearchSpace(
-    (Decision("a", ("0", "1")), Decision("b", ("0", "1", "2")), Decision("c", ("0", "1")), Decision("unused", ("0", "1")))
+    (
+        Decision("a", ("0", "1")),
+        Decision("b", ("0", "1", "2")),
+        Decision("c", ("0", "1")),
+        Decision("unused", ("0", "1")),
+    )
 )
 RNG = np.random.default_rng(0)
 TERMS = [

@@ -44,7 +44,9 @@ def test_a_run_and_its_baselines_write_all_they_promise(tiny_config, run_experim
         assert summary["search_step_compilations"] == 1
         lines = progress.read_metrics(directory / "metrics.jsonl")
         assert lines[-1]["step"] == STEPS
-        assert {"loss", "train_accuracy", "valid_quality", "relative_cost", "reward", "entropy", "policy"} <= set(lines[0])
+        assert {"loss", "train_accuracy", "valid_quality", "relative_cost", "reward", "entropy", "policy"} <= set(
+            lines[0]
+        )
     assert {layer["format"] for layer in summary_of(directories[1])["layers"]} == {"int4"}
     assert summary_of(directories[2])["relative_cost"] == pytest.approx(16 / 1.15)
     page = report.write(directories, directories[0] / "report.html").read_text()
@@ -109,7 +111,9 @@ ENVIRONMENT = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "
 @pytest.mark.parametrize("after", ["checkpoints/4", "metrics.jsonl"])
 def test_killed_at_any_moment_the_same_command_ends_bit_identical(uninterrupted, tmp_path, after):
     workdir = tmp_path / "killed"
-    process = subprocess.Popen(command(workdir), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(workdir), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while not (workdir / after).exists():
         assert time.monotonic() < deadline and process.poll() is None
@@ -182,7 +186,9 @@ def test_nan_loss_stops_with_the_step_and_keeps_the_last_good_checkpoint(tiny_co
     tiny_config.optimizer.learning_rate = 1e30
     tiny_config.optimizer.warmup_fraction = 0.9
     tiny_config.label_smoothing = 0.1
-    with pytest.raises(loop.NotFiniteError, match=r"the loss is (nan|inf) at step \d+\. The last good checkpoint is kept"):
+    with pytest.raises(
+        loop.NotFiniteError, match=r"the loss is (nan|inf) at step \d+\. The last good checkpoint is kept"
+    ):
         run_experiment(tiny_config)
     assert not (tmp_path / "run" / "summary.json").exists()
 
@@ -190,7 +196,9 @@ def test_nan_loss_stops_with_the_step_and_keeps_the_last_good_checkpoint(tiny_co
 def test_a_directory_of_another_config_is_refused_with_the_keys(tiny_config, run_experiment, uninterrupted):
     tiny_config.optimizer.learning_rate = 0.2
     tiny_config.seed = 3
-    with pytest.raises(experiment.ConfigError, match=r"optimizer.learning_rate is 0.1 there and 0.2 here; seed is 0 there"):
+    with pytest.raises(
+        experiment.ConfigError, match=r"optimizer.learning_rate is 0.1 there and 0.2 here; seed is 0 there"
+    ):
         run_experiment(tiny_config, uninterrupted)
     tiny_config.optimizer.learning_rate, tiny_config.seed = 0.1, 0
     tiny_config.log_every = 5  # how a run is shown may change

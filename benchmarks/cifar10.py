@@ -1,0 +1,105 @@
+"""CIFAR-10, ResNet-8: uniform networks against searches over three spaces, and over one with the paper's controller.
+
+    python -m benchmarks.cifar10 --data_dir=DIR [--seeds=2] [--workdir=runs/cifar10]
+
+Trains nine networks per seed, all by the loop of `launch.fliqs`, and writes results/cifar10.json beside this file. Runs
+that are in the work directory already are not run again.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from configs import common, fliqs_cifar10_resnet8
+from launch import experiment, report, runs, runtime
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "cifar10.json"
+
+
+def variants() -> dict[str, ConfigDict]:
+    """The experiments, by the name of their directory. Uniform networks stand apart: no search setting is theirs."""
+
+    def variant(**changes: Any) -> ConfigDict:
+        config = fliqs_cifar10_resnet8.get_config()
+        config.update({"baselines": ()} | changes)
+        return config
+
+    paper = common.get_config()
+    controller = ("policy_learning_rate", "entropy_end", "gamma", "cost_samples")
+    return {
+        "int_s": variant(),
+        "int": variant(policy="fixed", genome="int4", baselines=("int8", "bf16")),
+        "int_l": variant(formats="int_l"),
+        "fp_l": variant(formats="fp_l"),
+        "fp": variant(formats="fp_l", policy="fixed", genome="e2m1", baselines=("e4m3",)),
+        "int_s-paper-controller": variant(**{key: paper[key] for key in controller}),
+    }
+
+
+def tabulate(workdir: pathlib.Path, seeds: int) -> list[dict[str, Any]]:
+    """One row per network: accuracy of each seed, cost relative to int4, and the share of the gap that it recovers.
+
+    The gap is that between the mean accuracies of uniform int4 and uniform bf16.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(seeds):
+        for variant in variants():
+            for run in report.read_runs([workdir / f"seed{seed}" / variant]):
+                name = run.summary["name"] + (" (paper's controller)" if variant.endswith("controller") else "")
+                found.setdefault(name, []).append(run.summary)
+    mean = {name: statistics.mean(s["accuracy"] for s in summaries) for name, summaries in found.items()}
+    low, high = mean["uniform int4"], mean["uniform bf16"]
+    return [
+        {
+            "network": name,
+            "accuracy": [s["accuracy"] for s in summaries],
+            "accuracy_before_recalibration": [s["accuracy_before_recalibration"] for s in summaries],
+            "cost_over_int4": [s["relative_cost"] * s["config"]["target"] for s in summaries],
+            "gap_recovered": (mean[name] - low) / (high - low),
+            "formats": [[layer["format"] for layer in s["layers"]] for s in summaries],
+            "steps_per_second": [s["steps_per_second"] for s in summaries],
+            "search_step_compilations": [s["search_step_compilations"] for s in summaries],
+        }
+        for name, summaries in found.items()
+    ]
+
+
+def main() -> None:
+    """Trains what is missing and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", required=True, help="where tfds has cifar10 prepared")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/cifar10"))
+    parser.add_argument("--seeds", type=int, default=2)
+    arguments = parser.parse_args()
+    logging.set_verbosity(logging.WARNING)
+    console = Console()
+    with runtime.stop_on_signals() as stop:
+        for seed in range(arguments.seeds):
+            for name, config in variants().items():
+                config.seed, config.data.data_dir = seed, arguments.data_dir
+                runs.run_all(experiment.prepare(config), arguments.workdir / f"seed{seed}" / name, console, stop)
+    rows = tabulate(arguments.workdir, arguments.seeds)
+    epochs = fliqs_cifar10_resnet8.get_config().epochs
+    command = f"python -m benchmarks.cifar10 --data_dir=DIR --seeds={arguments.seeds}"
+    RESULTS.write_text(json.dumps({"command": command, "epochs": epochs, "networks": rows}, indent=1) + "\n")
+    table = Table("network", "accuracy (%)", "cost / int4", "gap recovered")
+    for row in rows:
+        accuracies = " ".join(f"{100 * a:.2f}" for a in row["accuracy"])
+        costs = " ".join(f"{c:.3f}" for c in row["cost_over_int4"])
+        table.add_row(row["network"], accuracies, costs, f"{100 * row['gap_recovered']:.0f} %")
+    console.print(table)
+    page = arguments.workdir / "report.html"
+    report.write([arguments.workdir / "seed0" / name for name in variants()], page)
+    console.print(f"wrote {RESULTS} and {page}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The command line: mistakes are told in one line, within seconds, before anything is written."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import data, experiment
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run_command(*options, workdir):
+    return subprocess.run(
+        [sys.executable, "-m", "launch.fliqs", "--config=configs/fliqs_digits.py", f"--workdir={workdir}", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--config.epohcs=1", "error: --config has no such key"),
+        ("--config.formats=int_q", "error: unknown format space 'int_q'"),
+        ("--config.target=0.5", "out of reach: genomes over int_s cost from 1 to 16"),
+    ],
+)
+def test_mistakes_end_the_command_within_seconds(option, message, tmp_path):
+    start = time.monotonic()
+    done = run_command(option, workdir=tmp_path / "run")
+    assert time.monotonic() - start < 30
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"formats": "int4,int3.5"}, "unknown number format 'int3.5'"),
+        ({"target": 17.0}, r"target=17 \(in units of int4\) is out of reach: .* from 1 to 16"),
+        ({"target_unit": "absolute", "target": 1.0}, "out of reach"),
+        ({"target_unit": "kilobits"}, "unknown number format 'kilobits'"),
+        ({"policy": "greedy"}, r"policy='greedy': expected one of reinforce, uniform, fixed"),
+        ({"policy": "fixed"}, "needs --config.genome"),
+        ({"genome": "int4"}, "genome='int4' is for --config.policy=fixed"),
+        ({"policy": "fixed", "genome": "e4m3"}, "format 'e4m3' is not in the search space: int4, int8, bf16"),
+        ({"policy": "fixed", "genome": "none.json"}, "cannot read the genome file none.json"),
+        ({"baselines": ("int6",)}, "format 'int6' is not in the search space"),
+        ({"reward": "greedy"}, "reward='greedy': expected one of absolute, one_sided"),
+        ({"entropy_schedule": "step"}, "entropy_schedule='step': expected one of cosine"),
+        ({"clip.source": "guess"}, "clip.source='guess': expected precomputed or profiled"),
+        ({"clip.distribution": "cauchy"}, "unknown distribution 'cauchy'"),
+        ({"model.name": "vgg"}, "unknown model 'vgg': expected one of cifar_resnet"),
+        ({"model.depth": 9}, r"depth 9: expected 6n \+ 2"),
+        ({"batch_size": 0}, "batch_size=0: expected a positive multiple"),
+        ({"epochs": 0.0}, "epochs=0.0: expected a number above 0"),
+        ({"warmup_fraction": 1.5}, "warmup_fraction=1.5: expected a fraction"),
+        ({"profile_fraction": 0.1}, "profile_fraction=0.1: inputs are profiled"),
+        ({"data.name": "no_such_set"}, "no data set 'no_such_set'"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(tiny_config, changes, message):
+    with tiny_config.unlocked():
+        tiny_config.update_from_flattened_dict(changes)
+    with pytest.raises((experiment.ConfigError, data.DataError, ValueError), match=message):
+        experiment.prepare(tiny_config)
+
+
+def test_every_config_can_be_prepared(monkeypatch):
+    """Each file of configs/, with the digits in place of data that is not here."""
+    names = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common"))
+    assert names
+    for name in names:
+        config = importlib.import_module(f"configs.{name}").get_config()
+        config.data.name, config.data.valid_examples = "digits", 400
+        prepared = experiment.prepare(config)
+        assert prepared.trials[0].directory == ""
+        assert len(prepared.trials) == 1 + len(config.baselines)
