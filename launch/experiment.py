@@ -55,8 +55,8 @@ class Experiment:
     trials: tuple[Trial, ...]
 
 
-def prepare(config: ConfigDict) -> Experiment:
-    """Checks `config` and builds the search from it, within seconds.
+def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment:
+    """Checks `config` and builds the search from it, within seconds; `source` may stand for `config.data`.
 
     Raises:
       ConfigError, data.DataError, formats.UnknownFormatError: with a message for the person who wrote the config.
@@ -76,7 +76,7 @@ def prepare(config: ConfigDict) -> Experiment:
         raise ConfigError(f"cost_samples={config.cost_samples}: expected 0, or 2 and more")
 
     formats = formats_lib.format_space(config.formats)
-    source = data.find(config.data)
+    source = source or data.find(config.data)
     settings = config.model.to_dict()
     model = models.create(settings.pop("name"), classes=source.classes, **settings)
     layers = workload.trace(model, source.image_shape, train=False)
@@ -91,7 +91,7 @@ def prepare(config: ConfigDict) -> Experiment:
         bank=format_state_lib.format_bank(formats, use_unsigned=config.unsigned_inputs),
         cost_table=cost_table,
         target=_target(config, layers, cost_table, space),
-        optimizer=_optimizer(config.optimizer, total_steps),
+        optimizer=weight_optimizer(config.optimizer, total_steps),
         policy_optimizer=optax.adam(config.policy_learning_rate, b1=config.policy_momentum),
         loss=search_lib.smoothed_cross_entropy(config.label_smoothing),
         quality=search_lib.accuracy,
@@ -151,7 +151,7 @@ def _target(
     return config.target * unit
 
 
-def _optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
+def weight_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
     """SGD with Nesterov momentum, linear warm-up and cosine decay; weight decay on kernels only."""
     warmup = round(config.warmup_fraction * total_steps)
     rate = optax.warmup_cosine_decay_schedule(

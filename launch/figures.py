@@ -94,7 +94,7 @@ def pareto(runs: Sequence[Run]) -> str:
         for target in sorted({r["target"] for r in runs if not is_uniform(r)}):
             axes.axvline(target, color=_ACCENT, linestyle=":", linewidth=1, zorder=0)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:,.0f}")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:,.2g}" if value < 1e8 else f"{value / 1e6:,.0f}")
         axes.xaxis.set_minor_formatter(lambda *_: "")
         axes.margins(0.12, 0.16)
         axes.set_xlabel("cost (million bit operations, log scale; dotted: target)")

@@ -62,6 +62,12 @@ def test_profile_is_the_mean_over_batches_and_keeps_the_smallest(model_and_varia
     assert not layers.LayerCalibration.empty().never_negative
 
 
+def test_large_batches_are_profiled_by_examples_spread_evenly():
+    x = jax.random.normal(jax.random.key(0), (70, 5))
+    profile = layers.LayerCalibration.empty().update(x)
+    np.testing.assert_allclose(profile.mean_square, np.mean(np.square(x[::4])), rtol=1e-6)
+
+
 def test_quantised_layers_equal_the_same_arithmetic_by_hand(model_and_variables):
     model, variables, x = model_and_variables
     collection = profiled(model, variables, x)

@@ -1,0 +1,114 @@
+"""The search step against an fp32 training step plus an fp32 validation forward, and 16 formats against 3.
+
+    python -m benchmarks.search_step
+
+ResNet-20 of width 16 on 32×32 images, batch 128, the same optimiser; ratios of medians over interleaved turns, and
+temporary memory as XLA plans it. Writes results/search_step.json beside this file.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import timing
+from configs import fliqs_digits
+from fliqs_jax import search as search_lib
+from fliqs_jax.models.resnet import ResNet
+from launch import experiment, runs
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "search_step.json"
+BATCH = 128
+IMAGE = (32, 32, 3)
+
+Batch = dict[str, jax.Array]
+
+
+class _Images:
+    """Stands for a data set of such images: only shapes matter here."""
+
+    image_shape = IMAGE
+    classes = 10
+    train_examples = 50000
+
+
+def batch(seed: int) -> Batch:
+    """Random images: time does not depend on what they show."""
+    rng = np.random.default_rng(seed)
+    images = rng.standard_normal((BATCH, *IMAGE)).astype(np.float32)
+    return {"image": jnp.asarray(images), "label": jnp.asarray(rng.integers(0, 10, BATCH), jnp.int32)}
+
+
+def search_step(formats: str) -> tuple[Callable, Any]:
+    """The compiled search step over `formats`, and its first state."""
+    config = fliqs_digits.get_config()
+    config.update({"formats": formats, "baselines": (), "model": {"depth": 20, "width": 16}})
+    prepared = experiment.prepare(config, source=_Images())
+    state = runs.initial_state(prepared, prepared.trials[0])
+    step = jax.jit(search_lib.make_search_step(prepared.search), donate_argnums=0)
+    return step.lower(state, batch(0), batch(1)).compile(), state
+
+
+def fp32_step() -> tuple[Callable, Any]:
+    """A compiled fp32 training step followed by a validation forward, and its first state."""
+    model = ResNet(classes=10, depth=20, width=16)
+    optimizer = experiment.weight_optimizer(fliqs_digits.get_config().optimizer, 1000)
+    loss_of = search_lib.smoothed_cross_entropy(0.1)
+    variables = model.init(jax.random.key(0), batch(0)["image"], train=False)
+
+    def step(state: Any, train: Batch, valid: Batch) -> tuple[Any, dict[str, jax.Array]]:
+        params, batch_stats, opt_state = state
+
+        def loss_and_updates(params: Any) -> tuple[jax.Array, Any]:
+            inputs = {"params": params, "batch_stats": batch_stats}
+            logits, updated = model.apply(inputs, train["image"], train=True, mutable=["batch_stats"])
+            return loss_of(logits, train["label"]), updated["batch_stats"]
+
+        (loss, new_stats), gradient = jax.value_and_grad(loss_and_updates, has_aux=True)(params)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        logits = model.apply({"params": params, "batch_stats": new_stats}, valid["image"], train=False)
+        metrics = {"loss": loss, "valid_quality": search_lib.accuracy(logits, valid["label"])}
+        return (params, new_stats, opt_state), metrics
+
+    state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+    return jax.jit(step, donate_argnums=0).lower(state, batch(0), batch(1)).compile(), state
+
+
+def main() -> None:
+    """Measures, prints and stores."""
+    steps = {"fp32": fp32_step(), "3 formats": search_step("int_s"), "16 formats": search_step("fp_l")}
+    batches = batch(0), batch(1)
+
+    def stepper(step: Callable, state: Any) -> Callable[[], None]:
+        kept = [state]
+
+        def run() -> None:
+            kept[0], metrics = step(kept[0], *batches)
+            jax.block_until_ready((kept[0], metrics))
+
+        return run
+
+    seconds = timing.interleaved_medians({name: stepper(*pair) for name, pair in steps.items()})
+    memory = {name: step.memory_analysis().temp_size_in_bytes / 2**20 for name, (step, _) in steps.items()}
+    document = {
+        "command": "python -m benchmarks.search_step",
+        "device": f"{jax.devices()[0].device_kind}, {jax.device_count()} device",
+        "repetitions": timing.REPETITIONS,
+        "median_seconds": seconds,
+        "temporary_mebibytes": memory,
+        "search_step_over_fp32": {name: seconds[name] / seconds["fp32"] for name in ("3 formats", "16 formats")},
+        "16_formats_over_3": seconds["16 formats"] / seconds["3 formats"],
+        "16_formats_over_3_memory": memory["16 formats"] / memory["3 formats"],
+    }
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+import json
+import re
+
+import pytest
+
+from launch import figures, progress, report
+
+
+def summary(name, bits, accuracy, *, policy="fixed", formats="int_s"):
+    layers = [
+        {
+            "path": f"l{i}",
+            "format": {16: "bf16"}.get(b, f"int{b}"),
+            "bits": b,
+            "macs": 1000,
+            "weights": 9,
+            "cost": b * b * 1e3,
+        }
+        for i, b in enumerate(bits)
+    ]
+    cost = sum(layer["cost"] for layer in layers)
+    return {
+        "accuracy": accuracy, "cost": cost, "target": 36800.0, "genome": [0] * len(bits), "relative_cost": cost / 36800,
+        "cost_unit": "bit operations", "layers": layers, "name": name, "policy": policy, "seconds": 12.5,
+        "steps_per_second": 80.0, "seed": 0, "device": "1 × cpu", "versions": {"jax": "0"},
+        "config": {
+            "data": {"name": "<digits>"}, "formats": formats, "warmup_fraction": 0.25, "gamma": 0.3,
+            "reward": "absolute",
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def run_directories(tmp_path):
+    """A search with two uniform networks below it, and another search."""
+
+    def write(directory, content, lines=()):
+        directory.mkdir(parents=True)
+        (directory / "summary.json").write_text(json.dumps(content))
+        (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    lines = [
+        {
+            "step": step, "seconds": step / 80, "steps_per_second": 80.0, "loss": 1.0, "train_accuracy": 0.5,
+            "valid_quality": 0.5, "relative_cost": 1.1, "reward": 0.4, "entropy": 2.0,
+            "policy": [[0.5, 0.3, 0.2]] * 2,
+        }
+        for step in (10, 20, 30)
+    ]  # fmt: skip
+    write(tmp_path / "a", summary("FLIQS int_s", (8, 4), 0.70, policy="reinforce"), lines)
+    write(tmp_path / "a" / "uniform-bf16", summary("uniform bf16", (16, 16), 0.72))
+    write(tmp_path / "a" / "uniform-int4", summary("uniform int4", (4, 4), 0.68))
+    write(tmp_path / "b", summary("FLIQS <int_l>", (5, 6), 0.71, policy="reinforce"), lines)
+    return tmp_path
+
+
+def test_uniform_runs_follow_their_search_cheapest_first_and_once(run_directories):
+    runs = report.read_runs([run_directories / "a", run_directories / "b", run_directories / "a" / "uniform-int4"])
+    assert [run.summary["name"] for run in runs] == ["FLIQS int_s", "uniform int4", "uniform bf16", "FLIQS <int_l>"]
+    assert [run.searched for run in runs] == [True, False, False, True]
+    assert runs[0].mean_bits == 6
+    assert [run.bits_over_depth for run in runs] == ["8 4", "4×2", "16×2", "5 6"]
+
+
+def test_gap_and_its_recovered_share(run_directories):
+    runs = report.read_runs([run_directories / "a"])
+    gap = report.uniform_gap(runs)
+    assert gap.points == pytest.approx(4)
+    assert gap.recovered(runs[0].summary) == pytest.approx(0.5)
+    noise = report.Gap(gap.cheapest, gap.dearest | {"accuracy": 0.6899})
+    assert noise.recovered(runs[0].summary) is None
+    assert report.uniform_gap(runs[:2]) is None
+
+
+def test_page_is_self_contained_escaped_and_complete(run_directories):
+    path = report.write([run_directories / "a", run_directories / "b"], run_directories / "report.html")
+    page = path.read_text()
+    assert "&lt;digits&gt;" in page and "<digits>" not in page
+    assert "FLIQS &lt;int_l&gt;" in page
+    assert "recovers 50 % of it" in page
+    assert page.count("<svg") == page.count("</svg>") == 8
+    assert len(re.findall(r"aria-label=", page)) == 8
+    assert "<script" not in page and "<link" not in page
+    for heading in (
+        "Accuracy against cost",
+        "Format of each layer",
+        "Results",
+        "Reward",
+        "The policy over time",
+        "Settings",
+    ):
+        assert f"<h2>{heading}</h2>" in page
+
+
+def test_a_page_of_a_single_run_without_metrics(run_directories):
+    path = report.write([run_directories / "a" / "uniform-int4"], run_directories / "one.html")
+    assert path.read_text().count("<svg") == 2
+
+
+def test_command_line(run_directories, capsys):
+    report.main([str(run_directories / "a")])
+    assert (run_directories / "a" / "report.html").exists()
+    assert "uniform bf16" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="holds no finished run"):
+        report.main([str(run_directories)])
+
+
+def test_colours_grow_cooler_with_bits():
+    assert figures.bit_colour(4) != figures.bit_colour(8) != figures.bit_colour(16)
+    assert figures.bit_colour(32) == figures.bit_colour(16)
+
+
+def test_metrics_survive_a_line_cut_short(run_directories):
+    path = run_directories / "a" / "metrics.jsonl"
+    path.write_text(path.read_text()[:-20])
+    assert [line["step"] for line in progress.read_metrics(path)] == [10, 20]
