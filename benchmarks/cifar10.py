@@ -16,12 +16,13 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
-from rich.table import Table
 
 from configs import common, fliqs_cifar10_resnet8
-from launch import experiment, report, runs, runtime
+from launch import experiment, figures, report, runs, runtime
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "cifar10.json"
+PICTURES = pathlib.Path(__file__).parents[1] / "docs"
+PAPER_CONTROLLER = "int_s-paper-controller"
 
 
 def variants() -> dict[str, ConfigDict]:
@@ -40,21 +41,26 @@ def variants() -> dict[str, ConfigDict]:
         "int_l": variant(formats="int_l"),
         "fp_l": variant(formats="fp_l"),
         "fp": variant(formats="fp_l", policy="fixed", genome="e2m1", baselines=("e4m3",)),
-        "int_s-paper-controller": variant(**{key: paper[key] for key in controller}),
+        PAPER_CONTROLLER: variant(**{key: paper[key] for key in controller}),
     }
 
 
-def tabulate(workdir: pathlib.Path, seeds: int) -> list[dict[str, Any]]:
-    """One row per network: accuracy of each seed, cost relative to int4, and the share of the gap that it recovers.
-
-    The gap is that between the mean accuracies of uniform int4 and uniform bf16.
-    """
+def read(workdir: pathlib.Path, seeds: int) -> dict[str, list[dict[str, Any]]]:
+    """The summaries of each network, one per seed, by name."""
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(seeds):
         for variant in variants():
             for run in report.read_runs([workdir / f"seed{seed}" / variant]):
-                name = run.summary["name"] + (" (paper's controller)" if variant.endswith("controller") else "")
+                name = "FLIQS int_s (paper's controller)" if variant == PAPER_CONTROLLER else run.summary["name"]
                 found.setdefault(name, []).append(run.summary)
+    return found
+
+
+def tabulate(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row per network: accuracy and relative cost of each seed, and the share of the gap that it recovers.
+
+    The gap is that between the mean accuracies of uniform int4 and uniform bf16.
+    """
     mean = {name: statistics.mean(s["accuracy"] for s in summaries) for name, summaries in found.items()}
     low, high = mean["uniform int4"], mean["uniform bf16"]
     return [
@@ -72,6 +78,32 @@ def tabulate(workdir: pathlib.Path, seeds: int) -> list[dict[str, Any]]:
     ]
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table of the README."""
+    lines = [
+        "| network | test accuracy (%), each seed | cost / int4 | gap int4 → bf16 recovered |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        accuracies = ", ".join(f"{100 * a:.2f}" for a in row["accuracy"])
+        costs = sorted({f"{c:.2f}" for c in row["cost_over_int4"]})
+        lines.append(f"| {row['network']} | {accuracies} | {' – '.join(costs)} | {100 * row['gap_recovered']:.0f} % |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(found: dict[str, list[dict[str, Any]]]) -> None:
+    """The pictures of the README: means over seeds against cost, and what was chosen with the first seed."""
+    means = [
+        summaries[0]
+        | {key: statistics.mean(s[key] for s in summaries) for key in ("accuracy", "cost")}
+        | {"name": name.removeprefix("FLIQS ")}
+        for name, summaries in found.items()
+    ]
+    (PICTURES / "cifar10_pareto.svg").write_text(figures.pareto(means))
+    chosen = [summaries[0] for name, summaries in found.items() if name.startswith("FLIQS") and "paper" not in name]
+    (PICTURES / "cifar10_formats.svg").write_text(figures.formats_over_depth(chosen))
+
+
 def main() -> None:
     """Trains what is missing and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,16 +118,13 @@ def main() -> None:
             for name, config in variants().items():
                 config.seed, config.data.data_dir = seed, arguments.data_dir
                 runs.run_all(experiment.prepare(config), arguments.workdir / f"seed{seed}" / name, console, stop)
-    rows = tabulate(arguments.workdir, arguments.seeds)
+    found = read(arguments.workdir, arguments.seeds)
+    rows = tabulate(found)
+    draw(found)
     epochs = fliqs_cifar10_resnet8.get_config().epochs
     command = f"python -m benchmarks.cifar10 --data_dir=DIR --seeds={arguments.seeds}"
     RESULTS.write_text(json.dumps({"command": command, "epochs": epochs, "networks": rows}, indent=1) + "\n")
-    table = Table("network", "accuracy (%)", "cost / int4", "gap recovered")
-    for row in rows:
-        accuracies = " ".join(f"{100 * a:.2f}" for a in row["accuracy"])
-        costs = " ".join(f"{c:.3f}" for c in row["cost_over_int4"])
-        table.add_row(row["network"], accuracies, costs, f"{100 * row['gap_recovered']:.0f} %")
-    console.print(table)
+    console.print(markdown(rows), soft_wrap=True)
     page = arguments.workdir / "report.html"
     report.write([arguments.workdir / "seed0" / name for name in variants()], page)
     console.print(f"wrote {RESULTS} and {page}")

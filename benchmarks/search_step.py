@@ -80,6 +80,20 @@ def fp32_step() -> tuple[Callable, Any]:
     return jax.jit(step, donate_argnums=0).lower(state, batch(0), batch(1)).compile(), state
 
 
+def markdown(document: dict[str, Any]) -> str:
+    """The table of the README."""
+    lines = ["| step | time / fp32 | temporary memory |", "|---|---|---|"]
+    names = {
+        "fp32": "fp32 training step + fp32 validation forward",
+        "3 formats": "search step, 3 formats (`int_s`)",
+        "16 formats": "search step, 16 formats (`fp_l`)",
+    }
+    for name, text in names.items():
+        ratio = document["median_seconds"][name] / document["median_seconds"]["fp32"]
+        lines.append(f"| {text} | {ratio:.2f} | {document['temporary_mebibytes'][name]:.0f} MiB |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measures, prints and stores."""
     steps = {"fp32": fp32_step(), "3 formats": search_step("int_s"), "16 formats": search_step("fp_l")}
@@ -107,7 +121,7 @@ def main() -> None:
         "16_formats_over_3_memory": memory["16 formats"] / memory["3 formats"],
     }
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document, indent=1))
+    print(markdown(document))
 
 
 if __name__ == "__main__":

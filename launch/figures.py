@@ -66,40 +66,58 @@ def _svg(figure: Figure, description: str) -> str:
 
 
 def pareto(runs: Sequence[Run]) -> str:
-    """Test accuracy against cost, uniform networks joined by a line."""
+    """Test accuracy against cost; the best of the uniform networks are joined by a line."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, 3.4))
+        figure = Figure(figsize=(WIDTH, 3.6))
         axes = figure.subplots()
-        uniform = sorted((r for r in runs if is_uniform(r)), key=lambda r: (r["cost"], r["accuracy"]))
+        uniform = sorted((r for r in runs if is_uniform(r)), key=lambda r: (r["cost"], -r["accuracy"]))
         best = np.maximum.accumulate([r["accuracy"] for r in uniform]) if uniform else []
         front = [r for r, top in zip(uniform, best, strict=True) if r["accuracy"] >= top]
-        axes.plot([r["cost"] for r in front], [100 * r["accuracy"] for r in front], color="#b6bbc3", zorder=1)
-        highest = max(r["accuracy"] for r in runs)
-        for run in runs:
-            searched = not is_uniform(run)
-            x, y = run["cost"], 100 * run["accuracy"]
-            colour = _ACCENT if searched else _INK
-            axes.scatter(x, y, s=60 if searched else 34, color=colour, marker="*" if searched else "o", zorder=3)
-            name = run["name"].removeprefix("uniform ")
-            below = run["accuracy"] == highest or (not searched and run["relative_cost"] < 1)
-            axes.annotate(
-                name,
-                (x, y),
-                xytext=(0, -13 if below else 7),
-                textcoords="offset points",
-                ha="center",
-                color=colour,
-                fontsize=8,
-            )
-        for target in sorted({r["target"] for r in runs if not is_uniform(r)}):
-            axes.axvline(target, color=_ACCENT, linestyle=":", linewidth=1, zorder=0)
+        axes.plot([r["cost"] / 1e6 for r in front], [100 * r["accuracy"] for r in front], color="#b6bbc3", zorder=1)
+        searched = [r for r in runs if not is_uniform(r)]
+        accuracies = [100 * r["accuracy"] for r in runs]
+        gap = 0.055 * max(max(accuracies) - min(accuracies), 0.5)
+        for members, colour, marker, size, side in (
+            (uniform, _INK, "o", 34, -1),
+            (searched, _ACCENT, "*", 70, 1),
+        ):
+            heights = spread([100 * r["accuracy"] for r in members], gap)
+            for run, height in zip(members, heights, strict=True):
+                x, y = run["cost"] / 1e6, 100 * run["accuracy"]
+                axes.scatter(x, y, s=size, color=colour, marker=marker, zorder=3)
+                axes.annotate(
+                    run["name"].removeprefix("uniform "),
+                    (x, y),
+                    xytext=(x * 1.12**side, height),
+                    ha="left" if side > 0 else "right",
+                    va="center",
+                    color=colour,
+                    fontsize=8,
+                )
+        for target in sorted({r["target"] for r in searched}):
+            axes.axvline(target / 1e6, color=_ACCENT, linestyle=":", linewidth=1, zorder=0)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:,.2g}" if value < 1e8 else f"{value / 1e6:,.0f}")
-        axes.xaxis.set_minor_formatter(lambda *_: "")
-        axes.margins(0.12, 0.16)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.3g}")
+        axes.margins(0.16, 0.1)
         axes.set_xlabel("cost (million bit operations, log scale; dotted: target)")
         axes.set_ylabel("test accuracy (%)")
         return _svg(figure, "Test accuracy against cost of the searched and the uniform networks")
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights for labels of points at `heights`: near them, in the same order, at least `gap` apart."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    placed = [heights[i] for i in order]
+    for _ in range(100):  # Neighbours that are too close push each other apart until none is.
+        for k in range(1, len(placed)):
+            overlap = gap - (placed[k] - placed[k - 1])
+            if overlap > 0:
+                placed[k - 1] -= overlap / 2
+                placed[k] += overlap / 2
+    result = [0.0] * len(heights)
+    for i, height in zip(order, placed, strict=True):
+        result[i] = height
+    return result
 
 
 def formats_over_depth(runs: Sequence[Run]) -> str:

@@ -1,8 +1,9 @@
 """The report: one self-contained HTML page about a run, or about several.
 
-    python -m launch.report DIR [DIR …] [--out=FILE]
+    python -m launch.report DIR [DIR …] [--out=FILE] [--json=FILE]
 
-Each DIR is a run directory; the uniform baselines below it belong to it. The page goes to the first DIR.
+Each DIR is a run directory; the uniform baselines below it belong to it. The page goes to the first DIR, and its table of
+results to the JSON file, if one is named.
 """
 
 import argparse
@@ -257,10 +258,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directories", nargs="+", type=pathlib.Path, metavar="DIR")
     parser.add_argument("--out", type=pathlib.Path, help="where the page goes; DIR/report.html by default")
+    parser.add_argument("--json", type=pathlib.Path, help="where the table goes as well")
     arguments = parser.parse_args(argv)
     try:
         path = write(arguments.directories, arguments.out or arguments.directories[0] / "report.html")
-        print_table(read_runs(arguments.directories), Console())
+        runs = read_runs(arguments.directories)
+        print_table(runs, Console())
+        if arguments.json:
+            table = [dict(zip(_COLUMNS, _row(run), strict=True)) for run in runs]
+            arguments.json.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(f"report: {path}")

@@ -98,11 +98,23 @@ def test_a_page_of_a_single_run_without_metrics(run_directories):
 
 
 def test_command_line(run_directories, capsys):
-    report.main([str(run_directories / "a")])
+    table = run_directories / "table.json"
+    report.main([str(run_directories / "a"), f"--json={table}"])
     assert (run_directories / "a" / "report.html").exists()
     assert "uniform bf16" in capsys.readouterr().out
+    first = json.loads(table.read_text())[0]
+    assert (first["network"], first["accuracy"], first["bits of each layer"]) == ("FLIQS int_s", "70.00 %", "8 4")
     with pytest.raises(SystemExit, match="holds no finished run"):
         report.main([str(run_directories)])
+
+
+def test_labels_are_spread_apart_in_order():
+    placed = figures.spread([1.0, 1.01, 5.0, 0.99], 0.5)
+    assert placed[2] == 5.0
+    assert placed[0] - placed[3] >= 0.5 - 1e-6
+    assert placed[1] - placed[0] >= 0.5 - 1e-6
+    assert sum(placed) == pytest.approx(8.0)
+    assert figures.spread([], 1.0) == []
 
 
 def test_colours_grow_cooler_with_bits():

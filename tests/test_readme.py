@@ -1,0 +1,35 @@
+"""The README does what it says, and its figures are those that are stored."""
+
+import json
+import pathlib
+import re
+
+from benchmarks import cifar10, search_step
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_example_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["logits"].shape == (8, 10)
+
+
+def test_its_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("search", "test"):
+        assert f"make {target}" in README
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_its_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_its_tables_are_those_stored():
+    rows = json.loads(cifar10.RESULTS.read_text())["networks"]
+    assert cifar10.markdown(rows) in README
+    assert search_step.markdown(json.loads(search_step.RESULTS.read_text())) in README
