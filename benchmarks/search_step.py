@@ -20,7 +20,7 @@ from benchmarks import timing
 from configs import fliqs_digits
 from fliqs_jax import search as search_lib
 from fliqs_jax.models.resnet import ResNet
-from launch import experiment, runs
+from launch import data, experiment, runs
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "search_step.json"
 BATCH = 128
@@ -29,12 +29,10 @@ IMAGE = (32, 32, 3)
 Batch = dict[str, jax.Array]
 
 
-class _Images:
-    """Stands for a data set of such images: only shapes matter here."""
+class _Images(data.Digits):
+    """Stands for a data set of such images: only their shape matters here."""
 
     image_shape = IMAGE
-    classes = 10
-    train_examples = 50000
 
 
 def batch(seed: int) -> Batch:
@@ -44,7 +42,7 @@ def batch(seed: int) -> Batch:
     return {"image": jnp.asarray(images), "label": jnp.asarray(rng.integers(0, 10, BATCH), jnp.int32)}
 
 
-def search_step(formats: str) -> tuple[Callable, Any]:
+def search_step(formats: str) -> tuple[Any, Any]:
     """The compiled search step over `formats`, and its first state."""
     config = fliqs_digits.get_config()
     config.update({"formats": formats, "baselines": (), "model": {"depth": 20, "width": 16}})
@@ -54,10 +52,11 @@ def search_step(formats: str) -> tuple[Callable, Any]:
     return step.lower(state, batch(0), batch(1)).compile(), state
 
 
-def fp32_step() -> tuple[Callable, Any]:
+def fp32_step() -> tuple[Any, Any]:
     """A compiled fp32 training step followed by a validation forward, and its first state."""
     model = ResNet(classes=10, depth=20, width=16)
     optimizer = experiment.weight_optimizer(fliqs_digits.get_config().optimizer, 1000)
+    apply: Callable[..., Any] = model.apply
     loss_of = search_lib.smoothed_cross_entropy(0.1)
     variables = model.init(jax.random.key(0), batch(0)["image"], train=False)
 
@@ -66,13 +65,13 @@ def fp32_step() -> tuple[Callable, Any]:
 
         def loss_and_updates(params: Any) -> tuple[jax.Array, Any]:
             inputs = {"params": params, "batch_stats": batch_stats}
-            logits, updated = model.apply(inputs, train["image"], train=True, mutable=["batch_stats"])
+            logits, updated = apply(inputs, train["image"], train=True, mutable=["batch_stats"])
             return loss_of(logits, train["label"]), updated["batch_stats"]
 
         (loss, new_stats), gradient = jax.value_and_grad(loss_and_updates, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        logits = model.apply({"params": params, "batch_stats": new_stats}, valid["image"], train=False)
+        params: Any = optax.apply_updates(params, updates)
+        logits = apply({"params": params, "batch_stats": new_stats}, valid["image"], train=False)
         metrics = {"loss": loss, "valid_quality": search_lib.accuracy(logits, valid["label"])}
         return (params, new_stats, opt_state), metrics
 

@@ -109,7 +109,7 @@ def load(source: Source, *, valid_examples: int, seed: int) -> Dataset:
 class Digits:
     """scikit-learn's 1,797 handwritten digits; a fifth of them, always the same, is the test split."""
 
-    image_shape = (8, 8, 1)
+    image_shape: tuple[int, ...] = (8, 8, 1)
     classes = 10
     train_examples = 1437
 

@@ -2,8 +2,8 @@
 
     python -m launch.report DIR [DIR …] [--out=FILE] [--json=FILE]
 
-Each DIR is a run directory; the uniform baselines below it belong to it. The page goes to the first DIR, and its table of
-results to the JSON file, if one is named.
+Each DIR is a run directory; the uniform baselines below it belong to it. The page goes to the first DIR, and the table
+of results to the JSON file as well, if one is named.
 """
 
 import argparse
