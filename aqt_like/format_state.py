@@ -36,7 +36,16 @@ class FormatBank(NamedTuple):
 
 
 def format_bank(formats: Sequence[formats_lib.Format], *, use_unsigned: bool) -> FormatBank:
-    """A bank of `formats`. Its clip multiples are place-holders: `ClipMultiples` holds the ones in use."""
+    """A bank of `formats`. Its clip multiples are place-holders: `ClipMultiples` holds the ones in use.
+
+    Raises:
+      ValueError: an unsigned format, in which weights cannot be.
+    """
+    if unsigned := [f.name for f in formats if f.lowest == 0]:
+        raise ValueError(
+            f"{', '.join(unsigned)} cannot hold weights: name the signed format; inputs that are never negative use its "
+            "unsigned twin on their own"
+        )
     no_multiples = [1.0] * len(formats)
     twins = [f.unsigned_twin for f in formats] if use_unsigned else formats
     return FormatBank(

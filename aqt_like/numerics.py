@@ -6,7 +6,7 @@ from jax import lax
 
 from aqt_like.formats import FormatTable
 
-_SIGN_BIT = jnp.int32(-(2**31)).item()
+_SIGN_BIT = -(2**31)
 _EXPONENT_BIAS = 127
 _FRACTION_BITS = 23
 

@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 
 Batch = dict[str, np.ndarray]
 
+AUGMENTATIONS = ("none", "crop_flip")
+
 
 class DataError(ValueError):
     """Data that cannot be found, or settings that do not fit it."""
@@ -200,8 +202,8 @@ def train_batches(
     source: Split = getattr(dataset, split)
     if batch_size > len(source):
         raise DataError(f"a batch of {batch_size} is larger than the {split} split, which has {len(source)} examples")
-    if augment not in ("none", "crop_flip"):
-        raise DataError(f"unknown augmentation {augment!r}: expected none or crop_flip")
+    if augment not in AUGMENTATIONS:
+        raise DataError(f"unknown augmentation {augment!r}: expected one of {', '.join(AUGMENTATIONS)}")
     steps_per_epoch = len(source) // batch_size
     stream = {"train": 0, "valid": 1}[split]
     order, order_epoch = np.empty(0, int), -1

@@ -74,15 +74,28 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
 
     if config.cost_samples < 0 or config.cost_samples == 1:
         raise ConfigError(f"cost_samples={config.cost_samples}: expected 0, or 2 and more")
+    if config.clip.source not in ("precomputed", "profiled"):
+        raise ConfigError(f"clip.source={config.clip.source!r}: expected precomputed or profiled")
+    if config.data.augment not in data.AUGMENTATIONS:
+        raise ConfigError(f"data.augment={config.data.augment!r}: expected one of {', '.join(data.AUGMENTATIONS)}")
 
     formats = formats_lib.format_space(config.formats)
     source = source or data.find(config.data)
+    for key, available in (
+        ("batch_size", source.train_examples - config.data.valid_examples),
+        ("valid_batch_size", config.data.valid_examples),
+    ):
+        if config[key] > available:
+            raise ConfigError(
+                f"{key}={config[key]}: there are {available} such examples, with data.valid_examples="
+                f"{config.data.valid_examples} of {source.train_examples} set aside for validation"
+            )
     settings = config.model.to_dict()
     model = models.create(settings.pop("name"), classes=source.classes, **settings)
     layers = workload.trace(model, source.image_shape, train=False)
     space = analytic.format_space(layers, formats)
     cost_table = analytic.bit_operations_table(layers, space, formats)
-    steps_per_epoch = max((source.train_examples - config.data.valid_examples) // config.batch_size, 1)
+    steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
     total_steps = max(round(config.epochs * steps_per_epoch), 1)
     input_quantization_step = round(config.input_quantization_fraction * total_steps)
     search = search_lib.Search(
@@ -114,8 +127,6 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
     multiples = format_state_lib.precomputed_clip_multiples(
         formats, len(layers), config.clip.distribution, use_unsigned=config.unsigned_inputs
     )
-    if config.clip.source not in ("precomputed", "profiled"):
-        raise ConfigError(f"clip.source={config.clip.source!r}: expected precomputed or profiled")
     return Experiment(
         config=config,
         source=source,

@@ -31,7 +31,7 @@ METRICS = "metrics.jsonl"
 GENOME = "genome.json"
 
 # Keys that say how a run is done, not what it computes: they may change when a run is resumed.
-_FREE_KEYS = ("data.data_dir", "data.download", "log_every", "checkpoint_every")
+_FREE_KEYS = ("data.data_dir", "data.download", "baselines", "log_every", "checkpoint_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Compiled:
 def compile_functions(experiment: Experiment) -> Compiled:
     """Compiles the search step for all local devices."""
     mesh = runtime.data_mesh()
+    whole = runtime.replicated(mesh)
     search, config = experiment.search, experiment.config
     search_step = search_lib.make_search_step(search)
     traces: list[None] = []
@@ -78,9 +79,9 @@ def compile_functions(experiment: Experiment) -> Compiled:
     return Compiled(
         mesh=mesh,
         step=step,
-        recalibrate=jax.jit(search_lib.make_recalibrate(search), donate_argnums=0),
+        recalibrate=jax.jit(search_lib.make_recalibrate(search), donate_argnums=0, out_shardings=whole),
         evaluate=jax.jit(search_lib.make_evaluate(search)),
-        profile=jax.jit(search_lib.make_profile_clip_multiples(search)),
+        profile=jax.jit(search_lib.make_profile_clip_multiples(search), donate_argnums=0, out_shardings=whole),
         step_compilations=lambda: len(traces),
         seconds=time.perf_counter() - start,
     )

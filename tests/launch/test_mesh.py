@@ -32,6 +32,8 @@ for batches in itertools.islice(zip(*streams), 6):
     placed = [runtime.place_batch(batch, split) for batch in batches]
     state, metrics = compiled.step(state, *placed)
     rows.append({"loss": float(metrics["loss"]), "genome": metrics["genome"].tolist()})
+state = compiled.profile(state, placed[0])
+state, _ = compiled.step(state, *placed)  # takes what `profile` gives, on any number of devices
 kernel = state.params["stem"]["kernel"]
 print(json.dumps({
     "rows": rows, "devices": len(jax.devices()), "parts": len(placed[0]["image"].addressable_shards),
