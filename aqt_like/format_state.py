@@ -43,8 +43,8 @@ def format_bank(formats: Sequence[formats_lib.Format], *, use_unsigned: bool) ->
     """
     if unsigned := [f.name for f in formats if f.lowest == 0]:
         raise ValueError(
-            f"{', '.join(unsigned)} cannot hold weights: name the signed format; inputs that are never negative use its "
-            "unsigned twin on their own"
+            f"{', '.join(unsigned)} cannot hold weights: name the signed format, whose unsigned twin is used for "
+            "inputs that are never negative"
         )
     no_multiples = [1.0] * len(formats)
     twins = [f.unsigned_twin for f in formats] if use_unsigned else formats

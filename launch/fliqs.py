@@ -5,10 +5,14 @@
 The same command goes on with a run that was interrupted.
 """
 
+import difflib
 import pathlib
+import re
+import runpy
 import sys
 
 from absl import app, flags, logging
+from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 from rich.console import Console
 
@@ -39,11 +43,22 @@ def main(argv: list[str]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; a config key that does not exist is told in one line."""
+    """Parses flags; a config key that does not exist is told in one line, with those that may be meant."""
     try:
         return app.parse_flags_with_usage(argv)
-    except AttributeError as error:
-        sys.exit(f"error: --config has no such key: {' '.join(str(error).split())}")
+    except (AttributeError, KeyError) as error:
+        files = [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
+        keys = flatten_dict(runpy.run_path(files[0])["get_config"]().to_dict(), sep=".") if files else {}
+        given = [
+            re.split("[ =]", argument)[0].removeprefix("--config.") for argument in argv if "--config." in argument
+        ]
+        for key in given:
+            if key not in keys:
+                name = key.split(".")[-1]
+                meant = [k for k in keys if k.split(".")[-1] == name] or difflib.get_close_matches(key, keys)
+                hint = f"; did you mean {' or '.join(meant)}?" if meant else f": it has {', '.join(keys)}"
+                sys.exit(f"error: the config has no key {key!r}{hint}")
+        raise error
 
 
 if __name__ == "__main__":

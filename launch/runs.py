@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -110,7 +111,7 @@ def claim_directory(directory: pathlib.Path, config: ConfigDict) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         _write_json(path, ours)
         return
-    there, here = _flat(json.loads(path.read_text())), _flat(ours)
+    there, here = (flatten_dict(config, sep=".") for config in (json.loads(path.read_text()), ours))
     differing = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted(there.keys() | here.keys())
@@ -118,13 +119,6 @@ def claim_directory(directory: pathlib.Path, config: ConfigDict) -> None:
     ]
     if differing:
         raise ConfigError(f"{directory} holds a run of another config: {'; '.join(differing)}. Use another --workdir")
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _write_json(path: pathlib.Path, document: dict[str, Any]) -> None:

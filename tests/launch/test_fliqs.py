@@ -26,7 +26,9 @@ def run_command(*options, workdir):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--config.epohcs=1", "error: --config has no such key"),
+        ("--config.epohcs=1", "error: the config has no key 'epohcs'; did you mean epochs?"),
+        ("--config.data_dir=x", "error: the config has no key 'data_dir'; did you mean data.data_dir?"),
+        ("--config.zzz=x", "error: the config has no key 'zzz': it has baseline_momentum, baselines"),
         ("--config.formats=int_q", "error: unknown format space 'int_q'"),
         ("--config.target=0.5", "out of reach: genomes over int_s cost from 1 to 16"),
     ],
