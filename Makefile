@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search test lint report setup clean
+.PHONY: search test lint setup clean
 
 search: $(READY)
 	$(BIN)/python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits
@@ -27,4 +27,4 @@ $(READY): requirements.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv runs .cache
+	rm -rf .venv .cache

@@ -142,7 +142,10 @@ class TfdsImages:
         if not {"image", "label"} <= set(features := builder.info.features or {}):
             raise DataError(f"tfds data set {config.name!r} has features {sorted(features)}: expected image and label")
         if config.download:
-            builder.download_and_prepare()
+            try:
+                builder.download_and_prepare()
+            except Exception as error:  # Whatever a download, a disk or a data set's own script may raise.
+                raise DataError(f"tfds could not prepare {config.name!r}: {type(error).__name__}: {error}") from error
         self._splits = builder.info.splits
         if missing := {"train", "test"} - set(self._splits):
             raise DataError(
