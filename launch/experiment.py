@@ -68,6 +68,11 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
     for key in ("warmup_fraction", "input_quantization_fraction", "profile_fraction"):
         if not 0 <= config[key] <= 1:
             raise ConfigError(f"{key}={config[key]}: expected a fraction of training, 0…1")
+    if config.profile_fraction < config.input_quantization_fraction:
+        raise ConfigError(
+            f"profile_fraction={config.profile_fraction}: inputs are profiled until they are quantised at least, which "
+            f"is at input_quantization_fraction={config.input_quantization_fraction}"
+        )
     for key in ("epochs", "gamma", "target", "log_every", "checkpoint_every"):
         if config[key] <= 0:
             raise ConfigError(f"{key}={config[key]}: expected a number above 0")
@@ -97,7 +102,6 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
     cost_table = analytic.bit_operations_table(layers, space, formats)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
     total_steps = max(round(config.epochs * steps_per_epoch), 1)
-    input_quantization_step = round(config.input_quantization_fraction * total_steps)
     search = search_lib.Search(
         model=model,
         paths=tuple(layer.path for layer in layers),
@@ -116,14 +120,10 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
         cost_samples=config.cost_samples,
         total_steps=total_steps,
         warmup_steps=round(config.warmup_fraction * total_steps),
-        input_quantization_step=input_quantization_step,
-        profile_steps=round(config.profile_fraction * total_steps),
+        # Before inputs are quantised, they are profiled for a step at least.
+        input_quantization_step=max(round(config.input_quantization_fraction * total_steps), 1),
+        profile_steps=max(round(config.profile_fraction * total_steps), 1),
     )
-    if search.profile_steps < 1 or search.profile_steps < input_quantization_step:
-        raise ConfigError(
-            f"profile_fraction={config.profile_fraction}: inputs are profiled for at least one step, and until they "
-            f"are quantised (input_quantization_fraction={config.input_quantization_fraction})"
-        )
     multiples = format_state_lib.precomputed_clip_multiples(
         formats, len(layers), config.clip.distribution, use_unsigned=config.unsigned_inputs
     )

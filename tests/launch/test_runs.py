@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aqt_like import formats
+from configs import fliqs_cifar10_resnet8
 from launch import experiment, loop, progress, report, runs, runtime
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -225,6 +227,27 @@ def test_profiled_clipping(tiny_config, run_experiment, uninterrupted, tmp_path)
     tiny_config.clip.source = "profiled"
     directories, _ = run_experiment(tiny_config, tmp_path / "profiled")
     assert final_digest(directories[0]) != final_digest(uninterrupted)
+
+
+@pytest.mark.parametrize("space", formats.FORMAT_SPACES)
+def test_every_named_space_runs(tiny_config, run_experiment, space):
+    tiny_config.formats = space
+    tiny_config.epochs = 0.25
+    directories, _ = run_experiment(tiny_config)
+    names = {fmt.name for fmt in formats.format_space(space)}
+    assert {layer["format"] for layer in summary_of(directories[0])["layers"]} <= names
+    report.write(directories, directories[0] / "report.html")
+
+
+def test_cifar10_from_end_to_end(run_experiment, tfds_dir):
+    config = fliqs_cifar10_resnet8.get_config()
+    config.data.data_dir, config.data.image_size = str(tfds_dir), 8
+    config.model.width, config.epochs, config.baselines, config.recalibration_batches = 2, 0.05, (), 2
+    directories, _ = run_experiment(config)
+    summary = summary_of(directories[0])
+    assert summary["config"]["data"]["name"] == "cifar10"
+    assert 0.05 < summary["accuracy"] < 0.7
+    assert progress.read_metrics(directories[0] / "metrics.jsonl")[-1]["step"] == round(0.05 * (45000 // 128))
 
 
 def test_signals_ask_once_and_then_act_as_usual():
