@@ -85,6 +85,7 @@ _TABULATED = (
     *(f"int{bits}" for bits in range(2, 9)),
     *(f"uint{bits}" for bits in range(2, 9)),
     *(f"e{exponent}m{total - 1 - exponent}" for total in range(3, 10) for exponent in range(1, min(total, 8))),
+    *("e4m3fn", "e5m2ieee", "e3m4ieee"),
 )
 
 

@@ -51,6 +51,20 @@ class Format:
     lowest: float
     scaled: bool
 
+    def magnitudes(self) -> np.ndarray:
+        """All values from 0 up, ascending, float64; the codes of a signed format stand for these and their negatives.
+
+        Raises:
+          ValueError: fp32, which has too many.
+        """
+        if self.bits > 16:
+            raise ValueError(f"{self.name} has too many values to list")
+        fractions = np.arange(2**self.mantissa_bits) / 2**self.mantissa_bits
+        exponents = np.arange(self.smallest_exponent, np.floor(np.log2(self.largest)) + 1)
+        normal = (2.0**exponents)[:, None] * (1 + fractions)
+        values = np.concatenate([2.0**self.smallest_exponent * fractions, normal.ravel()])
+        return values[values <= self.largest]
+
     @property
     def unsigned_twin(self) -> "Format":
         """The unsigned integer of the same number of bits; a float format, having no such twin, is its own."""
@@ -65,8 +79,10 @@ class UnknownFormatError(ValueError):
 def parse(name: str) -> Format:
     """Parses `int2`…`int16`, `uint2`…`uint16`, `eXmY` (sign, X exponent bits, Y mantissa bits), `bf16` or `fp32`.
 
-    `eXmY` has subnormals, no infinities and no NaN codes, and an exponent bias of 2^(X−1) − 1 (FLIQS, A.5). `intN` is
-    symmetric: int4 means −7…7.
+    `eXmY` has subnormals, no infinities and no NaN codes, and an exponent bias of 2^(X−1) − 1 (FLIQS, A.5). Hardware
+    reserves codes: `eXmYfn` lacks the largest magnitude (NaN's code; e4m3fn reaches 448 where e4m3 reaches 480), and
+    `eXmYieee` all magnitudes of the largest exponent (infinity and NaNs; e5m2ieee reaches 57,344). `intN` is symmetric:
+    int4 means −7…7.
 
     Raises:
       UnknownFormatError: the name is none of these.
@@ -81,15 +97,18 @@ def parse(name: str) -> Format:
         if 2 <= bits <= 16:
             largest = float(2**magnitude_bits - 1)
             return Format(name, bits, magnitude_bits, magnitude_bits, largest, 0.0 if match[1] else -largest, True)
-    if match := re.fullmatch(r"e([1-9])m(\d)", name):
-        exponent_bits, mantissa_bits = int(match[1]), int(match[2])
-        if exponent_bits <= 7:
-            bias = 2 ** (exponent_bits - 1) - 1
-            largest = (2 - 2.0**-mantissa_bits) * 2.0 ** (2**exponent_bits - 1 - bias)
+    if match := re.fullmatch(r"e([1-7])m(\d)(fn|ieee)?", name):
+        exponent_bits, mantissa_bits, reserved = int(match[1]), int(match[2]), match[3]
+        bias = 2 ** (exponent_bits - 1) - 1
+        # Codes of magnitudes in ascending order: all of them, all but the last one, or all but the last exponent's.
+        last = 2 ** (exponent_bits + mantissa_bits) - 1 - {None: 0, "fn": 1, "ieee": 2**mantissa_bits}[reserved]
+        exponent, fraction = divmod(last, 2**mantissa_bits)
+        if exponent > 0:
+            largest = (1 + fraction / 2**mantissa_bits) * 2.0 ** (exponent - bias)
             return Format(name, 1 + exponent_bits + mantissa_bits, 1 - bias, mantissa_bits, largest, -largest, True)
     raise UnknownFormatError(
-        f"unknown number format {name!r}: expected int2…int16, uint2…uint16, eXmY with 1 ≤ X ≤ 7 and one digit Y, "
-        "bf16 or fp32"
+        f"unknown number format {name!r}: expected int2…int16, uint2…uint16, eXmY with 1 ≤ X ≤ 7 and one digit Y (or "
+        "eXmYfn, eXmYieee), bf16 or fp32"
     )
 
 

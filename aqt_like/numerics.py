@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from aqt_like import formats
 from aqt_like.formats import FormatTable
 
 _SIGN_BIT = -(2**31)
@@ -83,3 +84,26 @@ def fake_quantize(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
     clipped = jnp.clip(x, row.lowest * scale, row.largest * scale)
     quantized = round_to_grid(lax.stop_gradient(clipped) / scale, row) * scale
     return clipped + lax.stop_gradient(quantized - clipped)
+
+
+def quantize(x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | None = None) -> jax.Array:
+    """The values of `x` in a number format, dequantised: the plain entry, without gradient tricks or tables.
+
+    Args:
+      x: float32, or bfloat16 or float16, which are exact in float32, of any shape.
+      fmt: name of the format, as in `formats.parse`.
+      clip: the value that the format's largest code stands for, broadcasts against `x`; unscaled formats (bf16, fp32)
+        ignore it. The largest finite magnitude of `x` if None.
+
+    Returns:
+      float32 of the shape of `x`: the nearest values, ties to even, saturating; NaN stays NaN.
+
+    Raises:
+      UnknownFormatError: no such format.
+    """
+    row = formats.format_table([formats.parse(fmt)], [1.0]).row(0)
+    values = jnp.asarray(x, jnp.float32)
+    if clip is None:
+        clip = jnp.max(jnp.abs(values), initial=0.0, where=jnp.isfinite(values))
+    scale = scale_for(row, jnp.asarray(clip, jnp.float32))
+    return round_to_grid(values / scale, row) * scale

@@ -18,6 +18,9 @@ from aqt_like import formats
         ("e4m3", 8, 480, -480),
         ("e5m2", 8, 114688, -114688),
         ("e3m4", 8, 31, -31),
+        ("e4m3fn", 8, 448, -448),
+        ("e5m2ieee", 8, 57344, -57344),
+        ("e3m4ieee", 8, 15.5, -15.5),
         ("bf16", 16, 3.3895313892515355e38, -3.3895313892515355e38),
     ],
 )
@@ -26,7 +29,9 @@ def test_golden_values(name, bits, largest, lowest):
     assert (fmt.bits, fmt.largest, fmt.lowest) == (bits, largest, lowest)
 
 
-@pytest.mark.parametrize("name", ["int1", "int17", "int", "INT4", "e0m3", "e8m7", "e4", "fp8", "", "int4 ", "uint04"])
+@pytest.mark.parametrize(
+    "name", ["int1", "int17", "int", "INT4", "e0m3", "e8m7", "e4", "fp8", "", "int4 ", "uint04", "e1m2ieee"]
+)
 def test_unknown_names_are_refused_by_name(name):
     with pytest.raises(formats.UnknownFormatError, match="unknown number format"):
         formats.parse(name)

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import aqt_like
 from aqt_like import formats, numerics
 
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in range(2, 17)]
@@ -17,8 +18,15 @@ def row_of(name):
     return formats.format_table([formats.parse(name)], [1.0]).row(0)
 
 
+RESERVED = ["e4m3fn", "e5m2ieee", "e3m4ieee"]
+
+
 def grid_of(name):
     """All non-negative values of a format, ascending, code by code."""
+    if name.endswith("fn"):
+        return grid_of(name[:-2])[:-1]
+    if name.endswith("ieee"):
+        return grid_of(name[:-4])[: -(2 ** int(name[3]))]
     if "int" in name:
         bits = int(name.split("int")[1])
         return np.arange(2.0 ** (bits if name[0] == "u" else bits - 1))
@@ -50,7 +58,7 @@ def probes(grid):
     return np.unique(np.concatenate([at, np.nextafter(at, np.float32(0)), np.nextafter(at, np.float32(np.inf))]))
 
 
-@pytest.mark.parametrize("name", INTEGERS + FLOATS)
+@pytest.mark.parametrize("name", INTEGERS + FLOATS + RESERVED)
 def test_every_code_midpoint_and_neighbour(name):
     grid = grid_of(name)
     x = probes(grid)
@@ -78,6 +86,9 @@ def test_special_values(name):
     ("name", "dtype"),
     [
         ("e4m3", ml_dtypes.float8_e4m3fn),
+        ("e4m3fn", ml_dtypes.float8_e4m3fn),
+        ("e5m2ieee", ml_dtypes.float8_e5m2),
+        ("e3m4ieee", ml_dtypes.float8_e3m4),
         ("e5m2", ml_dtypes.float8_e5m2),
         ("e3m4", ml_dtypes.float8_e3m4),
         ("e2m1", ml_dtypes.float4_e2m1fn),
@@ -139,3 +150,29 @@ def test_zero_clip_gives_finite_values_and_gradients():
     )
     assert value == 0
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", INTEGERS + FLOATS + RESERVED)
+def test_listed_magnitudes_are_those_of_the_codes(name):
+    np.testing.assert_array_equal(formats.parse(name).magnitudes(), grid_of(name))
+
+
+def test_quantize_is_the_plain_entry():
+    x = jnp.asarray([0.3, -1.26, 500.0, np.nan, -0.0, 240.0])
+    y = aqt_like.quantize(x, "e4m3", clip=480.0)
+    np.testing.assert_array_equal(y, jnp.asarray([0.3125, -1.25, 480.0, np.nan, -0.0, 240.0]))
+    assert np.signbit(y[4])
+    np.testing.assert_array_equal(aqt_like.quantize(x, "e4m3fn", clip=448.0)[2], 448.0)
+    # Without a clip, the largest finite magnitude is the largest code.
+    np.testing.assert_allclose(aqt_like.quantize([1.0, -7.0, 2.4, np.inf], "int4"), [1, -7, 2, 7])
+    np.testing.assert_array_equal(aqt_like.quantize(jnp.zeros(3), "int4"), jnp.zeros(3))
+    np.testing.assert_array_equal(aqt_like.quantize(0.3, "bf16"), np.float32(ml_dtypes.bfloat16(0.3)))
+    with pytest.raises(formats.UnknownFormatError, match="'fp9'"):
+        aqt_like.quantize(x, "fp9")
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_inputs_are_rounded_once(dtype):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(4096) * 100, dtype)
+    expected = aqt_like.quantize(np.asarray(x).astype(np.float32), "e3m2", clip=112.0)
+    np.testing.assert_array_equal(aqt_like.quantize(x, "e3m2", clip=112.0), expected)
