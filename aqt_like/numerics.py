@@ -101,9 +101,17 @@ def quantize(x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | 
     Raises:
       UnknownFormatError: no such format.
     """
+    values, scale = quantize_to_grid(x, fmt, clip=clip)
+    return values * scale
+
+
+def quantize_to_grid(
+    x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """As `quantize`, but before the values are scaled back: values of the format, and what its unit stands for."""
     row = formats.format_table([formats.parse(fmt)], [1.0]).row(0)
     values = jnp.asarray(x, jnp.float32)
     if clip is None:
         clip = jnp.max(jnp.abs(values), initial=0.0, where=jnp.isfinite(values))
     scale = scale_for(row, jnp.asarray(clip, jnp.float32))
-    return round_to_grid(values / scale, row) * scale
+    return round_to_grid(values / scale, row), scale
