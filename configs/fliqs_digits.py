@@ -1,6 +1,6 @@
 """The default: a small residual network on scikit-learn's digits, which need no download.
 
-python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits        (or: make search)
+    python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits        (or: make search)
 
 About a minute on two cores. Expect 97 to 98 % of all four networks: 4 bits lose nothing on digits.
 """
