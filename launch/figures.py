@@ -97,7 +97,7 @@ def pareto(runs: Sequence[Run]) -> str:
         for target in sorted({r["target"] for r in searched}):
             axes.axvline(target / 1e6, color=_ACCENT, linestyle=":", linewidth=1, zorder=0)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.3g}")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:.2g}")
         axes.margins(0.16, 0.1)
         axes.set_xlabel("cost (million bit operations, log scale; dotted: target)")
         axes.set_ylabel("test accuracy (%)")

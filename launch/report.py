@@ -60,6 +60,8 @@ class RecordedRun:
 def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
     """The runs in `directories`, each once and followed by those in the uniform-* directories below it, cheapest first.
 
+    Runs of the same name are told apart by their directories.
+
     Raises:
       ValueError: a directory without a finished run.
     """
@@ -70,7 +72,12 @@ def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
         below = [_read(path.parent) for path in directory.glob(f"uniform-*/{SUMMARY}")]
         for run in (_read(directory), *sorted(below, key=lambda run: run.summary["cost"])):
             found[run.directory.resolve()] = run
-    return list(found.values())
+    runs = list(found.values())
+    names = [run.summary["name"] for run in runs]
+    for run, name in zip(runs, names, strict=True):
+        if names.count(name) > 1:
+            run.summary["name"] = f"{name} ({run.directory.resolve().name})"
+    return runs
 
 
 def _read(directory: pathlib.Path) -> RecordedRun:
@@ -98,7 +105,7 @@ class Gap:
 
 def uniform_gap(runs: Sequence[RecordedRun]) -> Gap | None:
     """The gap between the uniform networks among `runs`; None where there are no two."""
-    uniform = sorted((run.summary for run in runs if not run.searched), key=lambda summary: summary["cost"])
+    uniform = sorted((run.summary for run in runs if not run.searched), key=lambda s: (s["cost"], -s["accuracy"]))
     return Gap(uniform[0], uniform[-1]) if len(uniform) > 1 else None
 
 

@@ -62,6 +62,14 @@ def test_uniform_runs_follow_their_search_cheapest_first_and_once(run_directorie
     assert [run.bits_over_depth for run in runs] == ["8 4", "4×2", "16×2", "5 6"]
 
 
+def test_runs_of_one_name_are_told_apart(run_directories):
+    other = run_directories / "again"
+    other.mkdir()
+    (other / "summary.json").write_text((run_directories / "a" / "summary.json").read_text())
+    names = [run.summary["name"] for run in report.read_runs([run_directories / "a", other])]
+    assert names == ["FLIQS int_s (a)", "uniform int4", "uniform bf16", "FLIQS int_s (again)"]
+
+
 def test_gap_and_its_recovered_share(run_directories):
     runs = report.read_runs([run_directories / "a"])
     gap = report.uniform_gap(runs)
