@@ -8,6 +8,7 @@ from aqt_like import formats
 from aqt_like.formats import FormatTable
 
 _SIGN_BIT = -(2**31)
+_INFINITY_BITS = 0x7F800000
 _EXPONENT_BIAS = 127
 _FRACTION_BITS = 23
 
@@ -26,7 +27,9 @@ def round_to_grid(x: jax.Array, row: FormatTable) -> jax.Array:
     Below the format's smallest normal number the grid is evenly spaced: adding and subtracting 1.5 · 2^23 steps leaves
     a whole number of steps. From there on the grid is that of float32 with fewer fraction bits: the dropped bits are
     rounded in the integer representation, where a carry raises the exponent as it should. Integers use only the former,
-    bf16 and fp32 only the latter. Exact for every float32; NaN stays NaN and −0 stays −0.
+    bf16 and fp32 only the latter, down to float32's own subnormals, which hardware may flush in arithmetic.
+
+    Exact for every float32; NaN stays NaN and −0 stays −0.
 
     Args:
       x: float32, any shape, already in the format's units.
@@ -35,23 +38,22 @@ def round_to_grid(x: jax.Array, row: FormatTable) -> jax.Array:
     Returns:
       float32 of the shape of `x`.
     """
-    x = jnp.clip(x, row.lowest, row.largest)
     sign = _bits_of(x) & _SIGN_BIT
-    magnitude = jnp.abs(x)
+    bits = _bits_of(x) & ~_SIGN_BIT
 
     step_exponent = row.smallest_exponent - row.mantissa_bits
     magic = _float_of((_FRACTION_BITS + step_exponent + _EXPONENT_BIAS << _FRACTION_BITS) | 0x400000)
-    evenly_spaced = (magnitude + magic) - magic
+    evenly_spaced = (jnp.minimum(_float_of(bits), row.largest) + magic) - magic
 
     dropped = _FRACTION_BITS - row.mantissa_bits
     below_half = jnp.maximum(((1 << dropped) >> 1) - 1, 0)
-    bits = _bits_of(magnitude)
     odd = (bits >> dropped) & jnp.minimum(dropped, 1)
-    shortened = _float_of((bits + below_half + odd) & -(1 << dropped))
+    shortened = jnp.minimum((bits + below_half + odd) & -(1 << dropped), _bits_of(row.largest))
 
-    smallest_normal = _float_of((row.smallest_exponent + _EXPONENT_BIAS) << _FRACTION_BITS)
-    rounded = jnp.where(magnitude < smallest_normal, evenly_spaced, shortened)
-    return _float_of(_bits_of(rounded) | sign)
+    smallest_normal = jnp.where(row.scaled, (row.smallest_exponent + _EXPONENT_BIAS) << _FRACTION_BITS, 0)
+    rounded = jnp.where(bits < smallest_normal, _bits_of(evenly_spaced), shortened)
+    rounded = jnp.where((sign != 0) & (row.lowest == 0), 0, rounded | sign)
+    return _float_of(jnp.where(bits > _INFINITY_BITS, _bits_of(x), rounded))
 
 
 def scale_for(row: FormatTable, clip: jax.Array) -> jax.Array:
@@ -102,15 +104,18 @@ def quantize(x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | 
       UnknownFormatError: no such format.
     """
     values, scale = quantize_to_grid(x, fmt, clip=clip)
-    return values * scale
+    return values * scale if formats.parse(fmt).scaled else values
 
 
 def quantize_to_grid(
     x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """As `quantize`, but before the values are scaled back: values of the format, and what its unit stands for."""
-    row = formats.format_table([formats.parse(fmt)], [1.0]).row(0)
+    parsed = formats.parse(fmt)
+    row = formats.format_table([parsed], [1.0]).row(0)
     values = jnp.asarray(x, jnp.float32)
+    if not parsed.scaled:  # Not even divided by 1, which flushes subnormals on some hardware.
+        return round_to_grid(values, row), jnp.ones(())
     if clip is None:
         clip = jnp.max(jnp.abs(values), initial=0.0, where=jnp.isfinite(values))
     scale = scale_for(row, jnp.asarray(clip, jnp.float32))

@@ -101,9 +101,14 @@ def test_agrees_with_ml_dtypes_within_its_finite_range(name, dtype):
     largest = float(ml_dtypes.finfo(dtype).max)
     rng = np.random.default_rng(0)
     x = (rng.standard_normal(20000) * np.exp(rng.uniform(-12, 12, 20000))).astype(np.float32)
-    if name == "bf16":  # all of float32, but for what XLA's CPU backend may flush to zero
-        bits = rng.integers(0, 2**32, 20000, dtype=np.uint32).view(np.float32)
-        x = np.concatenate([x, bits[np.isfinite(bits) & (np.abs(bits) >= 2**-126) & (np.abs(bits) <= largest)]])
+    if name == "bf16":  # all of float32, its subnormals too
+        anything = rng.integers(0, 2**32, 100000, dtype=np.uint32).view(np.float32)
+        subnormal = rng.integers(0, 2**23, 100000, dtype=np.uint32).view(np.float32)
+        x = np.concatenate([x, anything[np.isfinite(anything)], subnormal, -subnormal])
+        np.testing.assert_array_equal(
+            np.asarray(aqt_like.quantize(subnormal, "bf16")).view(np.uint32),
+            subnormal.astype(dtype).astype(np.float32).view(np.uint32),
+        )
     x = x[np.abs(x) <= largest]
     np.testing.assert_array_equal(jax.jit(numerics.round_to_grid)(x, row_of(name)), x.astype(dtype).astype(np.float32))
 
