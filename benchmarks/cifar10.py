@@ -106,9 +106,14 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> None:
         | {"name": name.removeprefix("FLIQS ")}
         for name, summaries in found.items()
     ]
-    (PICTURES / "cifar10_pareto.svg").write_text(figures.pareto(means))
+    _write_picture("cifar10_pareto.svg", figures.pareto(means))
     chosen = [summaries[0] for name, summaries in found.items() if name.startswith("FLIQS") and "paper" not in name]
-    (PICTURES / "cifar10_formats.svg").write_text(figures.formats_over_depth(chosen))
+    _write_picture("cifar10_formats.svg", figures.formats_over_depth(chosen))
+
+
+def _write_picture(name: str, svg: str) -> None:
+    """On white, so that it can be read on a dark page too."""
+    (PICTURES / name).write_text(svg.replace("<svg ", '<svg style="background: #ffffff" ', 1))
 
 
 def main() -> None:
