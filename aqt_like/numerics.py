@@ -43,15 +43,16 @@ def round_to_grid(x: jax.Array, row: FormatTable) -> jax.Array:
 
     step_exponent = row.smallest_exponent - row.mantissa_bits
     magic = _float_of((_FRACTION_BITS + step_exponent + _EXPONENT_BIAS << _FRACTION_BITS) | 0x400000)
-    evenly_spaced = (jnp.minimum(_float_of(bits), row.largest) + magic) - magic
+    evenly_spaced = (_float_of(bits) + magic) - magic
 
     dropped = _FRACTION_BITS - row.mantissa_bits
     below_half = jnp.maximum(((1 << dropped) >> 1) - 1, 0)
     odd = (bits >> dropped) & jnp.minimum(dropped, 1)
-    shortened = jnp.minimum((bits + below_half + odd) & -(1 << dropped), _bits_of(row.largest))
+    shortened = (bits + below_half + odd) & -(1 << dropped)
 
     smallest_normal = jnp.where(row.scaled, (row.smallest_exponent + _EXPONENT_BIAS) << _FRACTION_BITS, 0)
     rounded = jnp.where(bits < smallest_normal, _bits_of(evenly_spaced), shortened)
+    rounded = jnp.minimum(rounded, _bits_of(row.largest))
     rounded = jnp.where((sign != 0) & (row.lowest == 0), 0, rounded | sign)
     return _float_of(jnp.where(bits > _INFINITY_BITS, _bits_of(x), rounded))
 
