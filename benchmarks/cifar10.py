@@ -1,8 +1,8 @@
-"""CIFAR-10, ResNet-8: uniform networks against searches over three spaces, and over one with the paper's controller.
+"""CIFAR-10, ResNet-8: uniform networks against searches over three spaces, and two ablations.
 
     python -m benchmarks.cifar10 --data_dir=DIR [--seeds=2] [--workdir=runs/cifar10]
 
-Trains nine networks per seed, all by the loop of `launch.fliqs`, and writes results/cifar10.json beside this file. Runs
+Trains ten networks per seed, all by the loop of `launch.fliqs`, and writes results/cifar10.json beside this file. Runs
 that are in the work directory already are not run again.
 """
 
@@ -23,6 +23,8 @@ from launch import experiment, figures, report, runs, runtime
 RESULTS = pathlib.Path(__file__).parent / "results" / "cifar10.json"
 PICTURES = pathlib.Path(__file__).parents[1] / "docs"
 PAPER_CONTROLLER = "int_s-paper-controller"
+SIGNED_INPUTS = "int4-signed-inputs"
+ABLATIONS = {PAPER_CONTROLLER: "FLIQS int_s (paper's controller)", SIGNED_INPUTS: "uniform int4 (signed inputs)"}
 
 
 def variants() -> dict[str, ConfigDict]:
@@ -41,6 +43,7 @@ def variants() -> dict[str, ConfigDict]:
         "int_l": variant(formats="int_l"),
         "fp_l": variant(formats="fp_l"),
         "fp": variant(formats="fp_l", policy="fixed", genome="e2m1", baselines=("e4m3",)),
+        SIGNED_INPUTS: variant(policy="fixed", genome="int4", unsigned_inputs=False),
         PAPER_CONTROLLER: variant(**{key: paper[key] for key in controller}),
     }
 
@@ -51,7 +54,7 @@ def read(workdir: pathlib.Path, seeds: int) -> dict[str, list[dict[str, Any]]]:
     for seed in range(seeds):
         for variant in variants():
             for run in report.read_runs([workdir / f"seed{seed}" / variant]):
-                name = "FLIQS int_s (paper's controller)" if variant == PAPER_CONTROLLER else run.summary["name"]
+                name = ABLATIONS.get(variant, run.summary["name"])
                 found.setdefault(name, []).append(run.summary)
     return found
 
