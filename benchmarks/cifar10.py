@@ -24,7 +24,7 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "cifar10.json"
 PICTURES = pathlib.Path(__file__).parents[1] / "docs"
 PAPER_CONTROLLER = "int_s-paper-controller"
 SIGNED_INPUTS = "int4-signed-inputs"
-ABLATIONS = {PAPER_CONTROLLER: "FLIQS int_s (paper's controller)", SIGNED_INPUTS: "uniform int4 (signed inputs)"}
+ABLATIONS = {PAPER_CONTROLLER: "FLIQS int_s (paper's controller)", SIGNED_INPUTS: "uniform int4, signed"}
 
 
 def variants() -> dict[str, ConfigDict]:

@@ -98,7 +98,9 @@ def pareto(runs: Sequence[Run]) -> str:
             axes.axvline(target / 1e6, color=_ACCENT, linestyle=":", linewidth=1, zorder=0)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:.2g}")
-        axes.margins(0.16, 0.1)
+        costs = [r["cost"] / 1e6 for r in runs]
+        axes.set_xlim(min(costs) / 2.2, max(costs) * 1.5)  # room for labels to the left
+        axes.margins(y=0.1)
         axes.set_xlabel("cost (million bit operations, log scale; dotted: target)")
         axes.set_ylabel("test accuracy (%)")
         return _svg(figure, "Test accuracy against cost of the searched and the uniform networks")
