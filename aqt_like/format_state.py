@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from aqt_like import calibration as calibration_lib
 from aqt_like import formats as formats_lib
@@ -111,13 +112,13 @@ def profiled_clip_multiples(
       inputs: each layer's input on one batch, by path.
     """
 
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
+
     def kernel(path: str) -> jax.Array:
-        scope: Any = params
-        for name in (*path.split("/"), "kernel"):
-            scope = scope[name]
         # Channels are clipped each by their own deviation, so that they are alike once divided by it.
-        rms = calibration_lib.root_mean_square(scope, range(scope.ndim - 1))
-        return scope / jnp.where(rms > 0, rms, 1.0)
+        values = flat[(*path.split("/"), "kernel")]
+        rms = calibration_lib.root_mean_square(values, range(values.ndim - 1))
+        return values / jnp.where(rms > 0, rms, 1.0)
 
     def best(tensors: Sequence[jax.Array], table: FormatTable) -> jax.Array:
         return jnp.stack([calibration_lib.best_multiples(x, table) for x in tensors])

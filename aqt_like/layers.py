@@ -78,6 +78,11 @@ class LayerCalibration(NamedTuple):
         return (self.batches > 0) & (self.smallest >= 0)
 
 
+def is_layer_call(context: nn.module.InterceptorContext) -> bool:
+    """Whether an intercepted call is that of a layer that can be quantised."""
+    return isinstance(context.module, QUANTIZABLE) and context.method_name == "__call__"
+
+
 def apply_quantized(
     model: nn.Module, variables: dict[str, Any], *args: Any, mutable: Any = False, **kwargs: Any
 ) -> Any:
@@ -104,9 +109,9 @@ def apply_quantized(
         params[(*path, "kernel")] = numerics.fake_quantize(kernel, layer.weights, clip)
 
     def quantize_input(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        layer = context.module
-        if not isinstance(layer, QUANTIZABLE) or context.method_name != "__call__":
+        if not is_layer_call(context):
             return call(*call_args, **call_kwargs)
+        layer = context.module
         x, *rest = call_args
         if layer.is_mutable_collection("calibration"):
             seen = layer.get_variable("calibration", "input", LayerCalibration.empty())
@@ -131,7 +136,7 @@ def layer_inputs(model: nn.Module, variables: dict[str, Any], *args: Any, **kwar
     inputs: dict[str, jax.Array] = {}
 
     def keep(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        if isinstance(context.module, QUANTIZABLE) and context.method_name == "__call__":
+        if is_layer_call(context):
             inputs["/".join(context.module.path)] = call_args[0]
         return call(*call_args, **call_kwargs)
 
@@ -154,10 +159,11 @@ def by_layer(paths: Sequence[str], stacked: Any, leaf_name: str | None = None) -
 
 def stacked_calibration(paths: Sequence[str], collection: dict[str, Any]) -> LayerCalibration:
     """The profiles of the layers at `paths`, stacked to leaves `[L]`."""
-    profiles = []
-    for path in paths:
-        scope: Any = collection
-        for name in path.split("/"):
-            scope = scope[name]
-        profiles.append(scope["input"])
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *profiles)
+    flat = _flat(collection)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(flat[(*path.split("/"), "input")] for path in paths))
+
+
+def empty_calibration(paths: Sequence[str]) -> dict[str, Any]:
+    """The `"calibration"` collection before the first batch."""
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(paths)), LayerCalibration.empty())
+    return by_layer(paths, stacked, "input")

@@ -72,8 +72,8 @@ def fake_quantize(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
 
     The estimator adds a constant, `c + stop_gradient(q − c)`, to the clipped but unscaled input, instead of being a
     `custom_vjp`: XLA's CPU backend then keeps the quantised input for the weight gradient and computes nothing again,
-    which made a ResNet-20 search step 0.85 × as long as its fp32 counterpart (benchmarks/search_step.py). Adding in the
-    scaled domain took 0.93 ×, and a third more memory. The sum equals `q` to the last place or but one.
+    which makes a search step faster than its fp32 counterpart (benchmarks/search_step.py). Adding in the scaled domain
+    is slower and takes a third more memory. The sum equals `q` to the last place or but one.
 
     Args:
       x: float32, any shape.

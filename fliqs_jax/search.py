@@ -110,14 +110,12 @@ def init_state(
     """The state before the first step; `images` is a batch of any size, for its shape."""
     init_key, run_key = jax.random.split(key)
     variables = search.model.init(init_key, images, train=False)
-    empty = layers.LayerCalibration.empty()
-    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(search.paths)), empty)
     return SearchState(
         step=jnp.zeros((), jnp.int32),
         key=run_key,
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
-        calibration=layers.by_layer(search.paths, stacked, "input"),
+        calibration=layers.empty_calibration(search.paths),
         opt_state=search.optimizer.init(variables["params"]),
         # Copies: a step donates its state, and other runs start from the same multiples.
         clip_multiples=jax.tree.map(jnp.copy, clip_multiples),

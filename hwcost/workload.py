@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aqt_like.layers import QUANTIZABLE
+from aqt_like.layers import is_layer_call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +58,8 @@ def trace(model: nn.Module, input_shape: Sequence[int], **kwargs: Any) -> Worklo
 
     def record(call: Any, args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         y = call(*args, **call_kwargs)
-        layer = context.module
-        if isinstance(layer, QUANTIZABLE) and context.method_name == "__call__":
-            spec = _spec(layer, args[0].shape, y.shape)
+        if is_layer_call(context):
+            spec = _spec(context.module, args[0].shape, y.shape)
             known = layers.get(spec.path)  # A layer that runs twice has its weights once and its MACs twice.
             layers[spec.path] = spec if known is None else dataclasses.replace(known, macs=known.macs + spec.macs)
         return y

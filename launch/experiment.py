@@ -48,7 +48,6 @@ class Experiment:
     config: ConfigDict
     source: data.Source
     workload: workload.Workload
-    formats: tuple[formats_lib.Format, ...]
     space: SearchSpace
     search: search_lib.Search
     clip_multiples: format_state_lib.ClipMultiples
@@ -131,7 +130,6 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
         config=config,
         source=source,
         workload=layers,
-        formats=formats,
         space=space,
         search=search,
         clip_multiples=multiples,

@@ -46,7 +46,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags; a config key that does not exist is told in one line, with those that may be meant."""
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, KeyError):
         files = [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
         keys = flatten_dict(runpy.run_path(files[0])["get_config"]().to_dict(), sep=".") if files else {}
         given = [
@@ -58,7 +58,7 @@ def parse_flags(argv: list[str]) -> list[str]:
                 meant = [k for k in keys if k.split(".")[-1] == name] or difflib.get_close_matches(key, keys)
                 hint = f"; did you mean {' or '.join(meant)}?" if meant else f": it has {', '.join(keys)}"
                 sys.exit(f"error: the config has no key {key!r}{hint}")
-        raise error
+        raise
 
 
 if __name__ == "__main__":

@@ -9,9 +9,14 @@ import numpy as np
 from launch.progress import Recorder
 from launch.runtime import Checkpoints, StopRequested
 
+_ADVICE = (
+    "The last good checkpoint is kept. Try a lower --config.optimizer.learning_rate or a longer "
+    "--config.optimizer.warmup_fraction, in a new workdir"
+)
+
 
 class NotFiniteError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss or a weight became NaN or infinite."""
 
 
 class Stopped(SystemExit):
@@ -36,7 +41,7 @@ def run(
     """Trains from `first_step` to `total_steps`, recording and checkpointing on the way.
 
     Args:
-      state: what `step` maps to its successor.
+      state: what `step` maps to its successor; its `params` are the weights.
       step: `(state, *batch) -> (state, metrics)`; metrics have a scalar `"loss"`.
       batches: those of `first_step` and after.
       first_step: steps done already.
@@ -53,21 +58,18 @@ def run(
       The last state.
 
     Raises:
-      NotFiniteError: the loss is not a number; no checkpoint is written from there on.
+      NotFiniteError: the loss or a weight is no finite number; no checkpoint is written from there on.
       Stopped: on request, after a checkpoint.
     """
     pending: list[Mapping[str, jax.Array]] = []
 
     def flush(done: int) -> None:
-        """Fetches and records pending metrics; a state is worth a checkpoint only after this found them finite."""
+        """Fetches, checks and records pending metrics."""
         rows = jax.device_get(pending)
         pending.clear()
         for number, row in enumerate(rows, start=done - len(rows) + 1):
             if not np.isfinite(row["loss"]):
-                raise NotFiniteError(
-                    f"the loss is {row['loss']} at step {number}. The last good checkpoint is kept. Try a lower "
-                    "--config.optimizer.learning_rate or a longer --config.optimizer.warmup_fraction, in a new workdir"
-                )
+                raise NotFiniteError(f"the loss is {row['loss']} at step {number}. {_ADVICE}")
         if rows:
             recorder.record(rows, policy_probabilities(state))
 
@@ -82,6 +84,9 @@ def run(
         if checkpoint_due or done % log_every == 0:
             flush(done)
         if checkpoint_due:
+            # The loss was computed before the latest update, so it does not vouch for what would be saved.
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params))):
+                raise NotFiniteError(f"a weight is no finite number after step {done}. {_ADVICE}")
             checkpoints.save(done, state)
             recorder.pause_clock()
         if stopping and done < total_steps:

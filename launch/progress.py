@@ -34,7 +34,7 @@ class Recorder:
 
     def __init__(self, path: pathlib.Path, *, title: str, first_step: int, total_steps: int, console: Console) -> None:
         self._title, self._total, self._step, self._console = title, total_steps, first_step, console
-        earlier = [line for line in _read(path) if line["step"] <= first_step]
+        earlier = [line for line in read_metrics(path) if line["step"] <= first_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in earlier))
         self._file = path.open("a")
         self._seconds = earlier[-1]["seconds"] if earlier else 0.0
@@ -77,7 +77,7 @@ class Recorder:
         self._show(line)
 
     def pause_clock(self) -> None:
-        """Leaves the time since the last record out of the training time (checkpoints, compilation)."""
+        """Leaves the time since the last record out of the training time (a checkpoint)."""
         self._last_time = time.perf_counter()
 
     def _show(self, line: Mapping[str, Any]) -> None:
@@ -104,12 +104,7 @@ class Recorder:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`."""
-    return _read(path)
-
-
-def _read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Whole lines only: a kill may have cut the last one short."""
+    """The lines of a `metrics.jsonl`: whole ones only, since a kill may have cut the last one short."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:

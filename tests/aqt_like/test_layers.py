@@ -25,8 +25,7 @@ def model_and_variables():
 
 
 def profiled(model, variables, x, batches=1):
-    empty = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), layers.LayerCalibration.empty())
-    collection = layers.by_layer(PATHS, empty, "input")
+    collection = layers.empty_calibration(PATHS)
     for i in range(batches):
         _, updated = layers.apply_quantized(
             model, {**variables, "calibration": collection}, x * (i + 1), mutable=["calibration"]
