@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqt_like import formats as formats_lib
-from aqt_like import numerics
+from aqt_like import gradients
 
 _TABLE_FILE = pathlib.Path(__file__).with_name("clip_multiples.json")
 _CANDIDATES = np.geomspace(1.0, 32.0, 201, dtype=np.float32)
@@ -35,7 +35,7 @@ def root_mean_square(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Arr
 
 def clipped_error(x: jax.Array, row: formats_lib.FormatTable, multiple: jax.Array) -> jax.Array:
     """Mean squared error of quantising `x` with the clip threshold `multiple` × its root mean square."""
-    return jnp.mean(jnp.square(numerics.fake_quantize(x, row, multiple * root_mean_square(x)) - x))
+    return jnp.mean(jnp.square(gradients.straight_through(x, row, multiple * root_mean_square(x)) - x))
 
 
 def best_multiples(

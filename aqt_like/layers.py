@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from aqt_like import calibration as calibration_lib
-from aqt_like import numerics
+from aqt_like import gradients
 from aqt_like.formats import FormatTable
 
 QUANTIZABLE = (nn.Conv, nn.Dense)
@@ -106,7 +106,7 @@ def apply_quantized(
         kernel = params[(*path, "kernel")]
         reduced = tuple(range(kernel.ndim - 1))
         clip = layer.weights.clip_multiple * calibration_lib.root_mean_square(kernel, reduced)
-        params[(*path, "kernel")] = numerics.fake_quantize(kernel, layer.weights, clip)
+        params[(*path, "kernel")] = gradients.straight_through(kernel, layer.weights, clip)
 
     def quantize_input(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if not is_layer_call(context):
@@ -117,7 +117,7 @@ def apply_quantized(
             seen = layer.get_variable("calibration", "input", LayerCalibration.empty())
             layer.put_variable("calibration", "input", seen.update(x))
         if layer.path in formats:
-            x = numerics.fake_quantize(x, formats[layer.path].inputs, formats[layer.path].input_clip)
+            x = gradients.straight_through(x, formats[layer.path].inputs, formats[layer.path].input_clip)
         return call(x, *rest, **call_kwargs)
 
     with nn.intercept_methods(quantize_input):

@@ -1,4 +1,7 @@
-"""Rounding to any number format with traced parameters, and the straight-through gradient. Nothing here branches."""
+"""Rounding to any number format with traced parameters. Nothing here branches, nothing here has a gradient of its own.
+
+What a training step uses is in `gradients`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,8 @@ from aqt_like import formats
 from aqt_like.formats import FormatTable
 
 _SIGN_BIT = -(2**31)
-_INFINITY_BITS = 0x7F800000
+_EXPONENT_FIELD = 0x7F800000
+_HALF = 0x400000  # the highest fraction bit
 _EXPONENT_BIAS = 127
 _FRACTION_BITS = 23
 
@@ -21,15 +25,16 @@ def _float_of(bits: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
+def saturate(x: jax.Array, lowest: jax.Array, largest: jax.Array) -> jax.Array:
+    """`x` between `lowest` and `largest`; NaN stays NaN. Its gradient is that of the branch taken."""
+    x = jnp.where(x > largest, largest, x)
+    return jnp.where(x < lowest, lowest, x)
+
+
 def round_to_grid(x: jax.Array, row: FormatTable) -> jax.Array:
     """Rounds to the nearest value of a format, ties to even, saturating at its lowest and largest value.
 
-    Below the format's smallest normal number the grid is evenly spaced: adding and subtracting 1.5 · 2^23 steps leaves
-    a whole number of steps. From there on the grid is that of float32 with fewer fraction bits: the dropped bits are
-    rounded in the integer representation, where a carry raises the exponent as it should. Integers use only the former,
-    bf16 and fp32 only the latter, down to float32's own subnormals, which hardware may flush in arithmetic.
-
-    Exact for every float32; NaN stays NaN and −0 stays −0.
+    Exact for every float32, subnormals included, whatever fast-math the compiler applies; NaN stays NaN, −0 stays −0.
 
     Args:
       x: float32, any shape, already in the format's units.
@@ -38,23 +43,37 @@ def round_to_grid(x: jax.Array, row: FormatTable) -> jax.Array:
     Returns:
       float32 of the shape of `x`.
     """
-    sign = _bits_of(x) & _SIGN_BIT
-    bits = _bits_of(x) & ~_SIGN_BIT
+    return _rounded(saturate(x, row.lowest, row.largest), _bits_of(x), row)
 
-    step_exponent = row.smallest_exponent - row.mantissa_bits
-    magic = _float_of((_FRACTION_BITS + step_exponent + _EXPONENT_BIAS << _FRACTION_BITS) | 0x400000)
-    evenly_spaced = (_float_of(bits) + magic) - magic
 
+def round_within_range(x: jax.Array, row: FormatTable) -> jax.Array:
+    """As `round_to_grid`, for `x` that lies between the format's lowest and largest value but for a rounding error."""
+    return _rounded(x, _bits_of(x), row)
+
+
+def _rounded(x: jax.Array, bits: jax.Array, row: FormatTable) -> jax.Array:
+    """Rounds `x`, which is within range; `bits` are those from before it was saturated, which may flush subnormals.
+
+    Below the format's smallest normal number the grid is evenly spaced: adding 1.5 · 2^23 steps leaves nothing below
+    one step. What was added is read back from the sum's exponent, so that no compiler can cancel it. From there on the
+    grid is that of float32 with fewer fraction bits: the dropped bits are rounded in the integer representation, where
+    a carry raises the exponent. Integers use only the former, bf16 and fp32 only the latter.
+    """
     dropped = _FRACTION_BITS - row.mantissa_bits
-    below_half = jnp.maximum(((1 << dropped) >> 1) - 1, 0)
-    odd = (bits >> dropped) & jnp.minimum(dropped, 1)
-    shortened = (bits + below_half + odd) & -(1 << dropped)
+    smallest_normal = row.smallest_exponent + _EXPONENT_BIAS << _FRACTION_BITS
+    total = x + _float_of(smallest_normal + (dropped << _FRACTION_BITS | _HALF))
+    evenly_spaced = _bits_of(total - _float_of((_bits_of(total) & _EXPONENT_FIELD) | _HALF))
 
-    smallest_normal = jnp.where(row.scaled, (row.smallest_exponent + _EXPONENT_BIAS) << _FRACTION_BITS, 0)
-    rounded = jnp.where(bits < smallest_normal, _bits_of(evenly_spaced), shortened)
-    rounded = jnp.minimum(rounded, _bits_of(row.largest))
-    rounded = jnp.where((sign != 0) & (row.lowest == 0), 0, rounded | sign)
-    return _float_of(jnp.where(bits > _INFINITY_BITS, _bits_of(x), rounded))
+    magnitude = bits & ~_SIGN_BIT
+    last_kept = 1 << dropped
+    half = last_kept >> 1
+    shortened = (magnitude + jnp.where(magnitude & last_kept != 0, half, jnp.maximum(half - 1, 0))) & -last_kept
+    shortened = jnp.minimum(shortened, _bits_of(row.largest))
+
+    # A NaN compares as not normal, and stays one in the sum.
+    normal = jnp.abs(x) >= jnp.where(row.scaled, _float_of(smallest_normal), 0.0)
+    rounded = jnp.where(normal, shortened, evenly_spaced)
+    return _float_of((_bits_of(x) & _SIGN_BIT) | (rounded & ~_SIGN_BIT))
 
 
 def scale_for(row: FormatTable, clip: jax.Array) -> jax.Array:
@@ -63,30 +82,6 @@ def scale_for(row: FormatTable, clip: jax.Array) -> jax.Array:
     A clip threshold of zero (a tensor of zeros) gives the scale 1.
     """
     return jnp.where(row.scaled & (clip > 0), clip / row.largest, 1.0)
-
-
-def fake_quantize(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
-    """Quantises and dequantises (FLIQS, Eq. 10 and 11) with the straight-through estimator.
-
-    The gradient with respect to `x` is 1 inside the clip range and 0 outside; none flows to `clip`.
-
-    The estimator adds a constant, `c + stop_gradient(q − c)`, to the clipped but unscaled input, instead of being a
-    `custom_vjp`: XLA's CPU backend then keeps the quantised input for the weight gradient and computes nothing again,
-    which makes a search step faster than its fp32 counterpart (benchmarks/search_step.py). Adding in the scaled domain
-    is slower and takes a third more memory. The sum equals `q` to the last place or but one.
-
-    Args:
-      x: float32, any shape.
-      row: the format, as scalars.
-      clip: float32, the value that the format's largest code stands for; broadcasts against `x`.
-
-    Returns:
-      float32 of the shape of `x`.
-    """
-    scale = lax.stop_gradient(scale_for(row, clip))
-    clipped = jnp.clip(x, row.lowest * scale, row.largest * scale)
-    quantized = round_to_grid(lax.stop_gradient(clipped) / scale, row) * scale
-    return clipped + lax.stop_gradient(quantized - clipped)
 
 
 def quantize(x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | None = None) -> jax.Array:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aqt_like import calibration, format_state, formats, layers, numerics
+from aqt_like import calibration, format_state, formats, gradients, layers
 
 PATHS = ("conv", "head")
 
@@ -77,7 +77,7 @@ def test_quantised_layers_equal_the_same_arithmetic_by_hand(model_and_variables)
     def quantize(tensor, name, axes=None):
         fmt = formats.parse(name)
         row = formats.format_table([fmt], calibration.precomputed_multiples([fmt])).row(0)
-        return numerics.fake_quantize(tensor, row, row.clip_multiple * calibration.root_mean_square(tensor, axes))
+        return gradients.straight_through(tensor, row, row.clip_multiple * calibration.root_mean_square(tensor, axes))
 
     params = variables["params"]
     conv, head = params["conv"]["kernel"], params["head"]["kernel"]
@@ -96,7 +96,7 @@ def test_quantised_layers_equal_the_same_arithmetic_by_hand(model_and_variables)
     uint8 = formats.format_table(
         [formats.parse("uint8")], calibration.precomputed_multiples([formats.parse("uint8")])
     ).row(0)
-    hidden = numerics.fake_quantize(hidden, uint8, uint8.clip_multiple * rms)
+    hidden = gradients.straight_through(hidden, uint8, uint8.clip_multiple * rms)
     expected = hidden @ quantize(head, "int8", (0,)) + params["head"]["bias"]
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,113 @@
+"""Fake quantisation, with the gradient of one's choice.
+
+All estimators compute the same values, those of `numerics.quantize`, bit for bit; they differ in what flows back. Each
+is a function of
+
+    x: float32, any shape.
+    row: the format, as scalars.
+    clip: float32, the value that the format's largest code stands for; broadcasts against `x`.
+
+and returns float32 of the shape of `x`. They are passed to whatever quantises (`layers.Quantizer`).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from aqt_like import numerics
+from aqt_like.formats import FormatTable
+
+Estimator = Callable[[jax.Array, FormatTable, jax.Array], jax.Array]
+
+
+def straight_through(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
+    """The straight-through estimator (FLIQS, Eq. 10 and 11): 1 inside the clip range, 0 outside, none to `clip`."""
+    scale = lax.stop_gradient(numerics.scale_for(row, clip))
+    clipped = _clipped(x, row, scale)
+    return _with_gradient_of(clipped, _rounded(clipped, row, scale))
+
+
+def pact(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
+    """As `straight_through`, and what is clipped pulls at the threshold: ±1 to `clip` from each value beyond it.
+
+    Source: PACT (Choi et al., 2018), Eq. 3, for signed formats too.
+    """
+    scale = numerics.scale_for(row, clip)
+    clipped = _clipped(x, row, scale)
+    return _with_gradient_of(clipped, _rounded(clipped, row, scale))
+
+
+def lsq(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
+    """As `straight_through`, and the step size learns from the rounding error of each value too.
+
+    The gradient to the step is round(x / step) − x / step inside the range and the format's bounds outside, divided by
+    the root of (values per threshold × largest code). It reaches `clip`, which is the step times the largest code.
+
+    Source: learned step size quantisation (Esser et al., 2020), Eq. 3 and §2.2, for float grids too.
+    """
+    scale = numerics.scale_for(row, clip)
+    damping = lax.rsqrt(x.size / jnp.size(clip) * row.largest)
+    damped = scale * damping + lax.stop_gradient(scale * (1 - damping))
+    clipped = _clipped(x, row, damped)
+    rounded = _rounded(clipped, row, scale)
+    rounding_error = lax.stop_gradient((rounded - clipped) / scale)
+    return _with_gradient_of(clipped + rounding_error * damped, rounded)
+
+
+def ewgs(strength: float) -> Estimator:
+    """As `straight_through`, with gradients scaled up where they push a value away from its code, and down otherwise.
+
+    The factor is 1 + strength · sign(g) · (x − q), with x and q in units of the clip range.
+
+    Source: element-wise gradient scaling (Lee et al., 2021), Eq. 6.
+    """
+
+    def estimator(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
+        scale = lax.stop_gradient(numerics.scale_for(row, clip))
+        clipped = _clipped(x, row, scale)
+        rounded = _rounded(clipped, row, scale)
+        distance = lax.stop_gradient((clipped - rounded) / ((row.largest - row.lowest) * scale))
+        return _with_gradient_of(_clipped(_scale_gradient(x, strength * distance), row, scale), rounded)
+
+    return estimator
+
+
+ESTIMATORS: dict[str, Estimator] = {"straight_through": straight_through, "pact": pact, "lsq": lsq, "ewgs": ewgs(1e-3)}
+
+
+def _clipped(x: jax.Array, row: FormatTable, scale: jax.Array) -> jax.Array:
+    return numerics.saturate(x, row.lowest * scale, row.largest * scale)
+
+
+def _rounded(clipped: jax.Array, row: FormatTable, scale: jax.Array) -> jax.Array:
+    clipped, scale = lax.stop_gradient((clipped, scale))
+    return numerics.round_within_range(clipped / scale, row) * scale
+
+
+def _with_gradient_of(surrogate: jax.Array, value: jax.Array) -> jax.Array:
+    """`value`, bit for bit, with the gradient of `surrogate`, which has to be finite.
+
+    An added zero, instead of a `custom_vjp`: XLA's CPU backend then keeps the quantised input for the weight gradient
+    and computes nothing again. Subtracted, so that −0 stays −0. (`benchmarks/quantizers.py` compares the two.)
+    """
+    return value - (lax.stop_gradient(surrogate) - surrogate)
+
+
+@jax.custom_vjp
+def _scale_gradient(x: jax.Array, signed_factor: jax.Array) -> jax.Array:
+    """`x`, whose gradient g is multiplied by 1 + sign(g) · signed_factor."""
+    del signed_factor
+    return x
+
+
+def _scale_gradient_forward(x: jax.Array, signed_factor: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return x, signed_factor
+
+
+def _scale_gradient_backward(signed_factor: jax.Array, g: jax.Array) -> tuple[jax.Array, None]:
+    return g * (1 + jnp.sign(g) * signed_factor), None
+
+
+_scale_gradient.defvjp(_scale_gradient_forward, _scale_gradient_backward)
