@@ -1,129 +1,224 @@
-"""Clip thresholds: how far a format's range should reach, in units of the tensor's root mean square.
+"""Clip thresholds from data: how far a format's range should reach.
+
+Three layers of pure functions:
+
+* A *statistic* `(x, axes) → float32` describes values at once, reduced over `axes` (all if None), which are kept.
+* A *calibrator* (`init`, `update`, `clip`) watches tensors one after another; its state is a pytree of fixed shape.
+* `best_multiples` looks for the multiple of the root mean square that fits a tensor, for every format at once.
 
 FLIQS sets each threshold to a multiple of the profiled standard deviation and switches the multiple with the format
 (§3, "Switchable Clipping"; A.2). The grids are symmetric about zero, so the deviation taken here is that from zero: the
 root mean square, which equals the standard deviation for zero-mean tensors and stays meaningful after a ReLU.
-
-Two sources of multiples: `precomputed_multiples` on synthetic data, stored beside this file by
-
-    python -m aqt_like.calibration
-
-and `best_multiples` on a real tensor.
 """
 
-import functools
-import json
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aqt_like import formats as formats_lib
 from aqt_like import gradients
+from aqt_like.formats import FormatTable
 
-_TABLE_FILE = pathlib.Path(__file__).with_name("clip_multiples.json")
-_CANDIDATES = np.geomspace(1.0, 32.0, 201, dtype=np.float32)
-DISTRIBUTIONS = ("gaussian", "laplacian")
+Axes = tuple[int, ...] | None
+Statistic = Callable[[jax.Array, Axes], jax.Array]
+
+MOMENTUM = 0.95
 
 
-def root_mean_square(x: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
-    """Root mean square over `axes` (all by default); reduced axes are kept, so that it broadcasts against `x`."""
+def absolute_max(x: jax.Array, axes: Axes = None) -> jax.Array:
+    """Largest magnitude: nothing is clipped."""
+    return jnp.max(jnp.abs(x), axis=axes, keepdims=axes is not None)
+
+
+def root_mean_square(x: jax.Array, axes: Axes = None) -> jax.Array:
+    """Root mean square, of which `FormatTable.clip_multiple` is a multiple."""
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=axes, keepdims=axes is not None))
 
 
-def clipped_error(x: jax.Array, row: formats_lib.FormatTable, multiple: jax.Array) -> jax.Array:
+def percentile(percent: float) -> Statistic:
+    """The magnitude that `percent` of the values do not exceed.
+
+    Raises:
+      ValueError: not between 0 and 100.
+    """
+    if not 0 <= percent <= 100:
+        raise ValueError(f"percentile {percent}: expected 0 to 100")
+
+    def statistic(x: jax.Array, axes: Axes = None) -> jax.Array:
+        return jnp.percentile(jnp.abs(x), percent, axis=axes, keepdims=axes is not None)
+
+    return statistic
+
+
+class Calibrator(NamedTuple):
+    """Functions that find the threshold of a tensor that is seen batch by batch.
+
+    Attributes:
+      init: `() → state`.
+      update: `(state, x) → state`, after another batch.
+      clip: `(state, row) → float32`, the threshold for a format; 0 before the first batch.
+    """
+
+    init: Callable[[], Any]
+    update: Callable[[Any, jax.Array], Any]
+    clip: Callable[[Any, FormatTable], jax.Array]
+
+
+class RunningAverage(NamedTuple):
+    """An average over batches: `value` float32, `batches` int32."""
+
+    value: jax.Array
+    batches: jax.Array
+
+    @classmethod
+    def empty(cls) -> "RunningAverage":
+        """The average of nothing: 0."""
+        return cls(jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+    def update(self, value: jax.Array, momentum: float = MOMENTUM) -> "RunningAverage":
+        """With another batch's value: an average of all batches at first, later an exponential one."""
+        kept = jnp.minimum(self.batches / (self.batches + 1), momentum)
+        return RunningAverage(kept * self.value + (1 - kept) * value, self.batches + 1)
+
+
+def running_average(statistic: Statistic, momentum: float = MOMENTUM) -> Calibrator:
+    """The average over batches of each batch's statistic, times the format's clip multiple."""
+    return Calibrator(
+        init=RunningAverage.empty,
+        update=lambda state, x: state.update(statistic(x, None), momentum),
+        clip=lambda state, row: row.clip_multiple * state.value,
+    )
+
+
+def running_max() -> Calibrator:
+    """The largest magnitude of all batches."""
+    return Calibrator(
+        init=lambda: jnp.zeros(()),
+        update=lambda state, x: jnp.maximum(state, absolute_max(x)),
+        clip=lambda state, row: jnp.broadcast_to(state, jnp.shape(row.largest)),
+    )
+
+
+_BINS = 2048
+_CANDIDATE_BINS = np.unique(np.geomspace(4, _BINS, 240).astype(int))
+
+
+class Histogram(NamedTuple):
+    """Counts of magnitudes in even bins from 0 to 2^exponent, the smallest power of two above all seen.
+
+    Zeros are not counted: every format holds them exactly.
+
+    Attributes:
+      counts: float32[2048].
+      exponent: int32.
+    """
+
+    counts: jax.Array
+    exponent: jax.Array
+
+    @classmethod
+    def empty(cls) -> "Histogram":
+        """Of nothing yet."""
+        return cls(jnp.zeros(_BINS), jnp.asarray(-100, jnp.int32))
+
+    def update(self, x: jax.Array) -> "Histogram":
+        """With the values of `x`; infinities and NaN are passed over."""
+        magnitudes = jnp.abs(x).ravel()
+        counted = jnp.isfinite(magnitudes) & (magnitudes > 0)
+        magnitudes = jnp.where(counted, magnitudes, 0.0)
+        _, largest = jnp.frexp(jnp.max(magnitudes))
+        exponent = jnp.maximum(self.exponent, largest)
+        merged = jnp.arange(_BINS) >> jnp.minimum(exponent - self.exponent, 31)
+        bins = (magnitudes * jnp.ldexp(jnp.float32(_BINS), -exponent)).astype(jnp.int32)
+        new = jnp.zeros(_BINS, jnp.int32).at[bins].add(counted.astype(jnp.int32))
+        return Histogram(jnp.zeros(_BINS).at[merged].add(self.counts) + new, exponent)
+
+    @property
+    def width(self) -> jax.Array:
+        """float32, the width of a bin."""
+        return jnp.ldexp(jnp.float32(1 / _BINS), self.exponent)
+
+
+HistogramLoss = Callable[[Histogram, FormatTable, jax.Array], jax.Array]
+
+
+def squared_error(seen: Histogram, row: FormatTable, clip_bins: jax.Array) -> jax.Array:
+    """Sum of squared quantisation errors when the threshold is the upper edge of bin `clip_bins` − 1."""
+    centres = (jnp.arange(_BINS) + 0.5) * seen.width
+    quantized = gradients.straight_through(centres, row, clip_bins * seen.width)
+    return jnp.sum(seen.counts * jnp.square((quantized - centres) / seen.width))
+
+
+def divergence(seen: Histogram, row: FormatTable, clip_bins: jax.Array) -> jax.Array:
+    """Kullback-Leibler divergence of what the codes tell about the distribution from the distribution itself (APQ, §4).
+
+    What lies beyond the threshold counts as lying at it. The codes tell how many values each of them stands for, and
+    that those lie evenly over the bins of its interval that are not empty (Migacz, 8-bit Inference with TensorRT,
+    2017). A threshold with fewer bins than the format has codes tells nothing, and counts as infinite.
+    """
+    index = jnp.arange(_BINS)
+    inside = index < clip_bins
+    occupied = inside & (seen.counts > 0)
+    codes = gradients.straight_through((index + 0.5) * seen.width, row, clip_bins * seen.width)
+    interval = jnp.cumsum(jnp.diff(codes, prepend=codes[:1]) != 0)
+
+    def per_interval(values: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(values, interval, num_segments=_BINS)[interval]
+
+    told = per_interval(jnp.where(occupied, seen.counts, 0.0)) / jnp.maximum(per_interval(occupied.astype(float)), 1)
+    last = jnp.max(jnp.where(occupied, index, 0))
+    true = jnp.where(occupied, seen.counts, 0.0).at[last].add(jnp.sum(jnp.where(inside, 0.0, seen.counts)))
+    p = true / jnp.maximum(jnp.sum(true), 1)
+    q = told / jnp.maximum(jnp.sum(jnp.where(occupied, told, 0.0)), 1)
+    terms = jnp.where(occupied, p * jnp.log(jnp.where(occupied, p, 1.0) / jnp.where(occupied, q, 1.0)), 0.0)
+    code_bits = jnp.minimum(row.bits - (row.lowest < 0), 10)
+    return jnp.where(clip_bins >= 1 << code_bits, jnp.sum(terms), jnp.inf)
+
+
+def histogram(loss: HistogramLoss) -> Calibrator:
+    """The threshold of least `loss` over a histogram of all batches, for formats of up to about 8 bits."""
+
+    def clip(state: Histogram, row: FormatTable) -> jax.Array:
+        candidates = jnp.asarray(_CANDIDATE_BINS)
+        losses = jax.vmap(lambda bins: loss(state, row, bins))(candidates)
+        found = candidates[jnp.argmin(losses)] * state.width
+        return jnp.where(jnp.sum(state.counts) > 0, found, 0.0)
+
+    return Calibrator(Histogram.empty, Histogram.update, clip)
+
+
+CALIBRATORS: dict[str, Calibrator] = {
+    "running_max": running_max(),
+    "average_max": running_average(absolute_max),
+    "percentile_99.9": running_average(percentile(99.9)),
+    "deviation": running_average(root_mean_square),
+    "least_squares": histogram(squared_error),
+    "least_divergence": histogram(divergence),
+}
+
+
+_CANDIDATE_MULTIPLES = (32.0 ** (np.arange(-80, 241) / 200)).astype(np.float32)  # ¼ to 64
+
+
+def clipped_error(x: jax.Array, row: FormatTable, multiple: jax.Array) -> jax.Array:
     """Mean squared error of quantising `x` with the clip threshold `multiple` × its root mean square."""
     return jnp.mean(jnp.square(gradients.straight_through(x, row, multiple * root_mean_square(x)) - x))
 
 
 def best_multiples(
-    x: jax.Array, table: formats_lib.FormatTable, candidates: jax.typing.ArrayLike = _CANDIDATES
+    x: jax.Array, table: FormatTable, candidates: jax.typing.ArrayLike = _CANDIDATE_MULTIPLES
 ) -> jax.Array:
     """The clip multiple of least mean squared error on `x` for every format of `table`.
 
     Returns:
       float32[K].
     """
-
     candidates = jnp.asarray(candidates)
 
-    def best(row: formats_lib.FormatTable) -> jax.Array:
+    def best(row: FormatTable) -> jax.Array:
         errors = jax.lax.map(lambda multiple: clipped_error(x, row, multiple), candidates)
         return candidates[jnp.argmin(errors)]
 
     return jax.lax.map(best, table)
-
-
-def precomputed_multiples(formats: Sequence[formats_lib.Format], distribution: str = "gaussian") -> tuple[float, ...]:
-    """Clip multiples from the stored table; 1 for unscaled formats, which do not clip.
-
-    Unsigned formats are calibrated on the rectified distribution (what a ReLU leaves of it, zeros included).
-
-    Raises:
-      ValueError: an unknown distribution, or a format that the table lacks.
-    """
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"unknown distribution {distribution!r}: expected one of {', '.join(DISTRIBUTIONS)}")
-    stored = _stored_table()[distribution]
-    missing = [f.name for f in formats if f.scaled and f.name not in stored]
-    if missing:
-        raise ValueError(
-            f"no clip multiple for {', '.join(missing)} in {_TABLE_FILE}; it has {', '.join(stored)}. "
-            "Add the formats to _TABULATED and run: python -m aqt_like.calibration"
-        )
-    return tuple(stored[f.name] if f.scaled else 1.0 for f in formats)
-
-
-@functools.cache
-def _stored_table() -> dict[str, dict[str, float]]:
-    return json.loads(_TABLE_FILE.read_text())["multiples"]
-
-
-_TABULATED = (
-    *(f"int{bits}" for bits in range(2, 9)),
-    *(f"uint{bits}" for bits in range(2, 9)),
-    *(f"e{exponent}m{total - 1 - exponent}" for total in range(3, 10) for exponent in range(1, min(total, 8))),
-    *("e4m3fn", "e5m2ieee", "e3m4ieee"),
-)
-
-
-def _quantiles(distribution: str, count: int = 2**16) -> np.ndarray:
-    """`count` evenly spaced quantiles: a sample without the noise of sampling."""
-    probabilities = (np.arange(count) + 0.5) / count
-    if distribution == "gaussian":
-        from scipy.special import ndtri
-
-        return ndtri(probabilities).astype(np.float32)
-    return (np.sign(probabilities - 0.5) * -np.log1p(-np.abs(2 * probabilities - 1))).astype(np.float32)
-
-
-def _compute_table() -> dict[str, dict[str, float]]:
-    formats = [formats_lib.parse(name) for name in _TABULATED]
-    table = {}
-    for distribution in DISTRIBUTIONS:
-        sample = _quantiles(distribution)
-        multiples = {}
-        for signed in (True, False):
-            members = [f for f in formats if (f.lowest < 0) == signed]
-            rows = formats_lib.format_table(members, [1.0] * len(members))
-            best = jax.jit(best_multiples)(jnp.asarray(sample if signed else np.maximum(sample, 0)), rows)
-            multiples |= {f.name: round(float(m), 4) for f, m in zip(members, best, strict=True)}
-        table[distribution] = {name: multiples[name] for name in _TABULATED}
-    return table
-
-
-def main() -> None:
-    """Computes the table of least-squared-error clip multiples and stores it beside this file."""
-    document = {
-        "command": "python -m aqt_like.calibration",
-        "unit": "root mean squares of the tensor",
-        "multiples": _compute_table(),
-    }
-    _TABLE_FILE.write_text(json.dumps(document, indent=1) + "\n")
-    print(f"wrote {_TABLE_FILE}")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from aqt_like import calibration as calibration_lib
+from aqt_like import clip_multiples, layers
 from aqt_like import formats as formats_lib
-from aqt_like import layers
 from aqt_like.formats import FormatTable
 
 
@@ -59,11 +59,11 @@ def format_bank(formats: Sequence[formats_lib.Format], *, use_unsigned: bool) ->
 def precomputed_clip_multiples(
     formats: Sequence[formats_lib.Format], layer_count: int, distribution: str, *, use_unsigned: bool
 ) -> ClipMultiples:
-    """The same stored multiples for every layer (see `calibration.precomputed_multiples`)."""
+    """The same stored multiples for every layer (see `clip_multiples.precomputed_multiples`)."""
     twins = [f.unsigned_twin for f in formats] if use_unsigned else formats
 
     def every_layer(members: Sequence[formats_lib.Format]) -> jax.Array:
-        row = jnp.asarray(calibration_lib.precomputed_multiples(members, distribution), jnp.float32)
+        row = jnp.asarray(clip_multiples.precomputed_multiples(members, distribution), jnp.float32)
         return jnp.tile(row, (layer_count, 1))
 
     return ClipMultiples(every_layer(formats), every_layer(formats), every_layer(twins))
@@ -117,7 +117,7 @@ def profiled_clip_multiples(
     def kernel(path: str) -> jax.Array:
         # Channels are clipped each by their own deviation, so that they are alike once divided by it.
         values = flat[(*path.split("/"), "kernel")]
-        rms = calibration_lib.root_mean_square(values, range(values.ndim - 1))
+        rms = calibration_lib.root_mean_square(values, tuple(range(values.ndim - 1)))
         return values / jnp.where(rms > 0, rms, 1.0)
 
     def best(tensors: Sequence[jax.Array], table: FormatTable) -> jax.Array:

@@ -106,6 +106,11 @@ def parse(name: str) -> Format:
         if exponent > 0:
             largest = (1 + fraction / 2**mantissa_bits) * 2.0 ** (exponent - bias)
             return Format(name, 1 + exponent_bits + mantissa_bits, 1 - bias, mantissa_bits, largest, -largest, True)
+    if re.fullmatch(r"e8m\d", name):
+        raise UnknownFormatError(
+            f"unknown number format {name!r}: its largest value, 2^128 or more, is no float32; exponents of 8 bits "
+            "serve as shared scales (granularity.power_of_two)"
+        )
     raise UnknownFormatError(
         f"unknown number format {name!r}: expected int2…int16, uint2…uint16, eXmY with 1 ≤ X ≤ 7 and one digit Y (or "
         "eXmYfn, eXmYieee), bf16 or fp32"

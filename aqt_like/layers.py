@@ -18,12 +18,11 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from aqt_like import calibration as calibration_lib
-from aqt_like import gradients
+from aqt_like import gradients, granularity
 from aqt_like.formats import FormatTable
 
 QUANTIZABLE = (nn.Conv, nn.Dense)
 
-PROFILE_MOMENTUM = 0.95
 PROFILED_EXAMPLES = 16
 
 
@@ -60,12 +59,8 @@ class LayerCalibration(NamedTuple):
         is not sensitive to how much is profiled (FLIQS, Table 10c).
         """
         x = x[:: max(len(x) // PROFILED_EXAMPLES, 1)]
-        momentum = jnp.minimum(self.batches / (self.batches + 1), PROFILE_MOMENTUM)
-        return LayerCalibration(
-            mean_square=momentum * self.mean_square + (1 - momentum) * jnp.mean(jnp.square(x)),
-            smallest=jnp.minimum(self.smallest, jnp.min(x)),
-            batches=self.batches + 1,
-        )
+        average = calibration_lib.RunningAverage(self.mean_square, self.batches).update(jnp.mean(jnp.square(x)))
+        return LayerCalibration(average.value, jnp.minimum(self.smallest, jnp.min(x)), average.batches)
 
     @property
     def root_mean_square(self) -> jax.Array:
@@ -78,23 +73,46 @@ class LayerCalibration(NamedTuple):
         return (self.batches > 0) & (self.smallest >= 0)
 
 
+class Quantizer(NamedTuple):
+    """How tensors are quantised, in functions.
+
+    Attributes:
+      estimator: the gradient.
+      weight_clip: threshold of a kernel, from the kernel itself.
+      input_clip: threshold of an input, from the input itself; where None, the one that was profiled.
+    """
+
+    estimator: gradients.Estimator = gradients.straight_through
+    weight_clip: granularity.Clip = granularity.Clipping(calibration_lib.root_mean_square, granularity.per_channel(-1))
+    input_clip: granularity.Clip | None = None
+
+
+_DEFAULT_QUANTIZER = Quantizer()
+
+
 def is_layer_call(context: nn.module.InterceptorContext) -> bool:
     """Whether an intercepted call is that of a layer that can be quantised."""
     return isinstance(context.module, QUANTIZABLE) and context.method_name == "__call__"
 
 
 def apply_quantized(
-    model: nn.Module, variables: dict[str, Any], *args: Any, mutable: Any = False, **kwargs: Any
+    model: nn.Module,
+    variables: dict[str, Any],
+    *args: Any,
+    mutable: Any = False,
+    quantizer: Quantizer = _DEFAULT_QUANTIZER,
+    **kwargs: Any,
 ) -> Any:
     """`model.apply` with each layer's weights and input fake-quantised as `variables["formats"]` says.
 
-    Weights are clipped per output channel, inputs per tensor.
+    By default weights are clipped per output channel, inputs per tensor, with a straight-through gradient.
 
     Args:
       model: any linen module.
       variables: its variables, with `"formats"` and `"calibration"` collections that may lack layers or be absent.
       *args: passed to the model.
       mutable: as in `model.apply`; with `"calibration"` among them, the inputs of all layers are profiled.
+      quantizer: gradient, granularity and scales.
       **kwargs: passed to the model.
 
     Returns:
@@ -104,9 +122,8 @@ def apply_quantized(
     params: dict[tuple[str, ...], jax.Array] = _flat(variables["params"])
     for path, layer in formats.items():
         kernel = params[(*path, "kernel")]
-        reduced = tuple(range(kernel.ndim - 1))
-        clip = layer.weights.clip_multiple * calibration_lib.root_mean_square(kernel, reduced)
-        params[(*path, "kernel")] = gradients.straight_through(kernel, layer.weights, clip)
+        clip = quantizer.weight_clip(kernel, layer.weights)
+        params[(*path, "kernel")] = quantizer.estimator(kernel, layer.weights, clip)
 
     def quantize_input(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if not is_layer_call(context):
@@ -117,7 +134,8 @@ def apply_quantized(
             seen = layer.get_variable("calibration", "input", LayerCalibration.empty())
             layer.put_variable("calibration", "input", seen.update(x))
         if layer.path in formats:
-            x = gradients.straight_through(x, formats[layer.path].inputs, formats[layer.path].input_clip)
+            row, clip = formats[layer.path].inputs, formats[layer.path].input_clip
+            x = quantizer.estimator(x, row, clip if quantizer.input_clip is None else quantizer.input_clip(x, row))
         return call(x, *rest, **call_kwargs)
 
     with nn.intercept_methods(quantize_input):

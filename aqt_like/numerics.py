@@ -5,6 +5,7 @@ What a training step uses is in `gradients`.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from aqt_like import formats
@@ -98,6 +99,7 @@ def quantize(x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | 
 
     Raises:
       UnknownFormatError: no such format.
+      ValueError: a clip that is negative, infinite or NaN.
     """
     values, scale = quantize_to_grid(x, fmt, clip=clip)
     return values * scale if formats.parse(fmt).scaled else values
@@ -114,5 +116,7 @@ def quantize_to_grid(
         return round_to_grid(values, row), jnp.ones(())
     if clip is None:
         clip = jnp.max(jnp.abs(values), initial=0.0, where=jnp.isfinite(values))
+    elif not isinstance(clip, jax.core.Tracer) and not np.all(np.isfinite(clip) & (np.asarray(clip) >= 0)):
+        raise ValueError(f"clip {clip}: expected the finite magnitude that the largest code of {fmt} stands for")
     scale = scale_for(row, jnp.asarray(clip, jnp.float32))
     return round_to_grid(values / scale, row), scale

@@ -3,7 +3,7 @@
 A code is sign and magnitude: the position of the magnitude among the format's (`Format.magnitudes`), which for floats
 are the exponent and fraction bits themselves, with the sign above it; unsigned formats have no sign bit. Integers are
 stored the same way, so that −0 survives. Codes follow one another without gaps, least significant bit first: two of
-int4 in a byte, eight of int5 in five bytes.
+int4 in a byte, eight of int5 in five bytes. Scales that are powers of two, as in the MX formats, take a byte each.
 """
 
 import hashlib
@@ -13,13 +13,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
 from aqt_like import formats, numerics
+from aqt_like.granularity import BLOCK_FORMATS, Blocks, block_clip
 
-VERSION = 1
+VERSION = 2
 _MANIFEST = "aqt_like"
 
 
@@ -32,28 +35,45 @@ class Packed(NamedTuple):
 
     Attributes:
       codes: uint8[⌈size · bits / 8⌉], the bit stream; the last byte is filled up with zeros.
-      scale: float32, what one unit of the format stands for; broadcasts against `shape`.
+      scale: float32, what one unit of the format stands for; broadcasts against `shape`, or is one per block.
       format: name of the format.
       shape: of the tensor.
+      blocks: the blocks that share a scale, if any.
     """
 
     codes: np.ndarray
     scale: np.ndarray
     format: str
     shape: tuple[int, ...]
+    blocks: Blocks | None = None
 
 
-def pack(x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | None = None) -> Packed:
+def pack(
+    x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | None = None, blocks: Blocks | None = None
+) -> Packed:
     """Quantises and packs; arguments as in `numerics.quantize`, whose result `unpack` gives back bit for bit.
+
+    With `blocks`, `clip` has one value per block. `fmt` may also be one of `granularity.BLOCK_FORMATS`, which says
+    both; its blocks lie along the last axis.
 
     Raises:
       UnknownFormatError: no such format.
       ValueError: a format of more than 8 bits, or a NaN in `x`.
     """
+    x = jnp.asarray(x, jnp.float32)
+    if fmt in BLOCK_FORMATS:
+        blocks, clip = block_clip(x, fmt)
+        fmt = BLOCK_FORMATS[fmt].element
     parsed = formats.parse(fmt)
     if parsed.bits > 8:
         raise ValueError(f"{fmt} has {parsed.bits} bits: formats of at most 8 bits are packed")
-    values, scale = numerics.quantize_to_grid(x, fmt, clip=clip)
+    if blocks is None:
+        values, scale = numerics.quantize_to_grid(x, fmt, clip=clip)
+    elif clip is None:
+        raise ValueError("blocks need a clip: one value for each")
+    else:
+        values, _ = numerics.quantize_to_grid(x, fmt, clip=blocks.spread(jnp.asarray(clip), x.shape))
+        scale = numerics.scale_for(formats.format_table([parsed], [1.0]).row(0), jnp.asarray(clip, jnp.float32))
     values, scale = np.asarray(values), np.asarray(scale)
     if np.isnan(values).any():
         raise ValueError(f"{np.isnan(values).sum()} of {values.size} values are NaN, which {fmt} has no code for")
@@ -61,7 +81,7 @@ def pack(x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | None
     if parsed.lowest < 0:
         codes |= np.signbit(values.ravel()).astype(np.uint8) << (parsed.bits - 1)
     bits = np.unpackbits(codes[:, None], axis=1, count=parsed.bits, bitorder="little")
-    return Packed(np.packbits(bits, bitorder="little"), scale, parsed.name, values.shape)
+    return Packed(np.packbits(bits, bitorder="little"), scale, parsed.name, values.shape, blocks)
 
 
 def unpack(packed: Packed) -> np.ndarray:
@@ -71,24 +91,33 @@ def unpack(packed: Packed) -> np.ndarray:
     bits = np.unpackbits(packed.codes, count=size * fmt.bits, bitorder="little").reshape(size, fmt.bits)
     codes = np.packbits(bits, axis=1, bitorder="little")[:, 0] if size else np.zeros(0, np.uint8)
     magnitudes = fmt.magnitudes().astype(np.float32)
+    scale = packed.scale
+    if packed.blocks is not None:
+        scale = np.asarray(packed.blocks.spread(jnp.asarray(scale), packed.shape))
     if fmt.lowest == 0:
-        return magnitudes[codes].reshape(packed.shape) * packed.scale
+        return magnitudes[codes].reshape(packed.shape) * scale
     sign_bit = 1 << (fmt.bits - 1)
     values = np.copysign(magnitudes[codes & (sign_bit - 1)], np.where(codes & sign_bit, np.float32(-1), np.float32(1)))
-    return values.reshape(packed.shape) * packed.scale
+    return values.reshape(packed.shape) * scale
 
 
 def save(path: pathlib.Path, tensors: Mapping[str, Packed]) -> None:
     """Writes tensors by name as a safetensors file, atomically: `NAME` and `NAME.scale` each, with a JSON manifest.
 
-    The manifest, under "aqt_like" in the file's metadata, gives the version, and each tensor's format, shape and
-    SHA-256 over codes and scale.
+    The manifest, under "aqt_like" in the file's metadata, gives the version, and each tensor's format, shape, blocks
+    (size and axis) and SHA-256 over codes and scale. A scale is float32, or uint8 where all are powers of two: their
+    exponents plus 127 (E8M0).
     """
     arrays: dict[str, np.ndarray] = {}
     entries = {}
     for name, packed in tensors.items():
-        arrays |= {name: packed.codes, _scale_of(name): np.asarray(packed.scale, np.float32)}
-        entries[name] = {"format": packed.format, "shape": list(packed.shape), "sha256": _digest(packed)}
+        arrays |= {name: packed.codes, _scale_of(name): _shortest(packed.scale)}
+        entries[name] = {
+            "format": packed.format,
+            "shape": list(packed.shape),
+            "blocks": packed.blocks,
+            "sha256": _digest(packed),
+        }
     if len(arrays) < 2 * len(tensors):
         raise ValueError(f"tensor names that collide with another's scale: {sorted(tensors)}")
     temporary = path.with_name(f"{path.name}.tmp")
@@ -115,7 +144,11 @@ def load(path: pathlib.Path) -> dict[str, Packed]:
 
 
 def _checked(file: Any, name: str, entry: Mapping[str, Any]) -> Packed:
-    packed = Packed(file.get_tensor(name), file.get_tensor(_scale_of(name)), entry["format"], tuple(entry["shape"]))
+    scale = file.get_tensor(_scale_of(name))
+    if scale.dtype == np.uint8:
+        scale = scale.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
+    blocks = entry["blocks"] and Blocks(*entry["blocks"])
+    packed = Packed(file.get_tensor(name), scale, entry["format"], tuple(entry["shape"]), blocks)
     if _digest(packed) != entry["sha256"]:
         raise DamagedFileError(f"{name} is not as it was written")
     return packed
@@ -125,7 +158,13 @@ def _scale_of(name: str) -> str:
     return f"{name}.scale"
 
 
+def _shortest(scale: np.ndarray) -> np.ndarray:
+    """The scale as bytes of E8M0 where that loses nothing."""
+    exponents = scale.astype(ml_dtypes.float8_e8m0fnu)
+    return exponents.view(np.uint8) if np.array_equal(exponents.astype(np.float32), scale) else scale
+
+
 def _digest(packed: Packed) -> str:
-    header = json.dumps([packed.format, list(packed.shape), list(packed.scale.shape)]).encode()
+    header = json.dumps([packed.format, list(packed.shape), list(packed.scale.shape), packed.blocks]).encode()
     scale = np.ascontiguousarray(packed.scale, np.float32).tobytes()
     return hashlib.sha256(header + packed.codes.tobytes() + scale).hexdigest()

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aqt_like import calibration, format_state, formats, gradients, layers
+from aqt_like import calibration, clip_multiples, format_state, formats, gradients, granularity, layers
 
 PATHS = ("conv", "head")
 
@@ -76,7 +76,7 @@ def test_quantised_layers_equal_the_same_arithmetic_by_hand(model_and_variables)
 
     def quantize(tensor, name, axes=None):
         fmt = formats.parse(name)
-        row = formats.format_table([fmt], calibration.precomputed_multiples([fmt])).row(0)
+        row = formats.format_table([fmt], clip_multiples.precomputed_multiples([fmt])).row(0)
         return gradients.straight_through(tensor, row, row.clip_multiple * calibration.root_mean_square(tensor, axes))
 
     params = variables["params"]
@@ -94,7 +94,7 @@ def test_quantised_layers_equal_the_same_arithmetic_by_hand(model_and_variables)
     )
     rms = calibration.root_mean_square(float_hidden.mean((1, 2)))
     uint8 = formats.format_table(
-        [formats.parse("uint8")], calibration.precomputed_multiples([formats.parse("uint8")])
+        [formats.parse("uint8")], clip_multiples.precomputed_multiples([formats.parse("uint8")])
     ).row(0)
     hidden = gradients.straight_through(hidden, uint8, uint8.clip_multiple * rms)
     expected = hidden @ quantize(head, "int8", (0,)) + params["head"]["bias"]
@@ -134,3 +134,37 @@ def test_profiled_multiples_are_best_on_the_tensors_themselves(model_and_variabl
     error = calibration.clipped_error(inputs["conv"], row, found.inputs[0, 0])
     assert error <= calibration.clipped_error(inputs["conv"], row, 0.7 * found.inputs[0, 0])
     assert error <= calibration.clipped_error(inputs["conv"], row, 1.4 * found.inputs[0, 0])
+
+
+def test_another_quantizer_is_passed_in(model_and_variables):
+    """Gradients and granularity are functions: here MX blocks, and thresholds that learn."""
+    model, variables, x = model_and_variables
+    collection = profiled(model, variables, x)
+    rows = formats_for(collection, [0, 0])
+
+    def outputs(quantizer, rows=rows):
+        return layers.apply_quantized(
+            model, {**variables, "formats": rows, "calibration": collection}, x, quantizer=quantizer
+        )
+
+    blocks = granularity.Clipping(calibration.absolute_max, granularity.per_block(2, -2), granularity.power_of_two)
+    seen = []
+
+    def estimator(tensor, row, clip):
+        seen.append((tensor.shape, clip.shape))
+        return gradients.straight_through(tensor, row, clip)
+
+    assert not np.allclose(outputs(layers.Quantizer(estimator, weight_clip=blocks)), outputs(layers.Quantizer()))
+    assert ((3, 3, 2, 4), (3, 3, 2, 4)) in seen
+
+    dynamic = granularity.Clipping(calibration.absolute_max, granularity.per_channel(0))
+    assert not np.allclose(outputs(layers.Quantizer(input_clip=dynamic)), outputs(layers.Quantizer()))
+
+    def loss(clip, estimator):
+        changed = {**rows, "conv": rows["conv"]._replace(input_clip=clip)}
+        return jnp.sum(outputs(layers.Quantizer(estimator), changed) ** 2)
+
+    clip = rows["conv"].input_clip
+    assert jax.grad(loss)(clip, gradients.straight_through) == 0
+    assert jax.grad(loss)(clip, gradients.pact) != 0
+    assert jax.grad(loss)(clip, gradients.lsq) != 0

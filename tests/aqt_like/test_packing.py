@@ -2,9 +2,10 @@ import json
 
 import numpy as np
 import pytest
+import safetensors
 
 import aqt_like
-from aqt_like import formats, packing
+from aqt_like import calibration, formats, granularity, packing
 
 NAMES = [
     "int2",
@@ -128,8 +129,8 @@ def test_every_flipped_byte_and_every_cut_is_noticed(saved):
 def test_other_files_and_versions_are_refused(saved, tmp_path):
     path, tensors = saved
     text = path.read_bytes()
-    path.write_bytes(text.replace(b'\\"version\\": 1', b'\\"version\\": 2'))
-    with pytest.raises(packing.DamagedFileError, match="version 2, expected 1"):
+    path.write_bytes(text.replace(b'\\"version\\": 2', b'\\"version\\": 3'))
+    with pytest.raises(packing.DamagedFileError, match="version 3, expected 2"):
         packing.load(path)
     foreign = tmp_path / "foreign.safetensors"
     packing.save_file({"x": np.zeros(3)}, foreign)
@@ -140,3 +141,28 @@ def test_other_files_and_versions_are_refused(saved, tmp_path):
         packing.load(tmp_path / "text")
     with pytest.raises(ValueError, match="collide"):
         packing.save(tmp_path / "c", {"a": tensors["b"], "a.scale": tensors["b"]})
+
+
+@pytest.mark.parametrize("name", granularity.BLOCK_FORMATS)
+def test_block_formats_survive_the_file_bit_for_bit(name, tmp_path):
+    x = np.random.default_rng(0).standard_normal((6, 80)).astype(np.float32)
+    packed = packing.pack(x, name)
+    packing.save(tmp_path / "x.safetensors", {"x": packed})
+    loaded = packing.load(tmp_path / "x.safetensors")["x"]
+    assert loaded.blocks == packed.blocks
+    np.testing.assert_array_equal(packing.unpack(loaded), aqt_like.quantize_blocks(x, name))
+    assert packed.scale.shape == (6, -(-80 // granularity.BLOCK_FORMATS[name].size))
+    with safetensors.safe_open(tmp_path / "x.safetensors", framework="numpy") as file:
+        assert file.get_tensor("x.scale").dtype == (np.float32 if name == "nvfp4" else np.uint8)
+
+
+def test_blocks_with_thresholds_of_ones_own():
+    x = np.random.default_rng(0).standard_normal((6, 10)).astype(np.float32)
+    blocks = granularity.per_block(4, 0)
+    clip = blocks.thresholds(x, calibration.root_mean_square) * 2
+    packed = packing.pack(x, "int5", clip=clip, blocks=blocks)
+    np.testing.assert_array_equal(
+        packing.unpack(packed), aqt_like.quantize(x, "int5", clip=blocks.spread(clip, x.shape))
+    )
+    with pytest.raises(ValueError, match="blocks need a clip"):
+        packing.pack(x, "int5", blocks=blocks)
