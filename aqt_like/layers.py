@@ -87,7 +87,7 @@ class Quantizer(NamedTuple):
     input_clip: granularity.Clip | None = None
 
 
-_DEFAULT_QUANTIZER = Quantizer()
+DEFAULT_QUANTIZER = Quantizer()
 
 
 def is_layer_call(context: nn.module.InterceptorContext) -> bool:
@@ -100,7 +100,7 @@ def apply_quantized(
     variables: dict[str, Any],
     *args: Any,
     mutable: Any = False,
-    quantizer: Quantizer = _DEFAULT_QUANTIZER,
+    quantizer: Quantizer = DEFAULT_QUANTIZER,
     **kwargs: Any,
 ) -> Any:
     """`model.apply` with each layer's weights and input fake-quantised as `variables["formats"]` says.

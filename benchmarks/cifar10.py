@@ -17,11 +17,11 @@ from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from benchmarks import pictures
 from configs import common, fliqs_cifar10_resnet8
 from launch import experiment, figures, report, runs, runtime
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "cifar10.json"
-PICTURES = pathlib.Path(__file__).parents[1] / "docs"
 PAPER_CONTROLLER = "int_s-paper-controller"
 SIGNED_INPUTS = "int4-signed-inputs"
 ABLATIONS = {PAPER_CONTROLLER: "FLIQS int_s (paper's controller)", SIGNED_INPUTS: "uniform int4, signed"}
@@ -109,14 +109,9 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> None:
         | {"name": name.removeprefix("FLIQS ")}
         for name, summaries in found.items()
     ]
-    _write_picture("cifar10_pareto.svg", figures.pareto(means))
+    pictures.write("cifar10_pareto.svg", figures.pareto(means))
     chosen = [summaries[0] for name, summaries in found.items() if name.startswith("FLIQS") and "paper" not in name]
-    _write_picture("cifar10_formats.svg", figures.formats_over_depth(chosen))
-
-
-def _write_picture(name: str, svg: str) -> None:
-    """On white, so that it can be read on a dark page too."""
-    (PICTURES / name).write_text(svg.replace("<svg ", '<svg style="background: #ffffff" ', 1))
+    pictures.write("cifar10_formats.svg", figures.formats_over_depth(chosen))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ ResNet-20 of width 16 on 32×32 images, batch 128, the same optimiser; ratios of
 temporary memory as XLA plans it. Writes results/search_step.json beside this file.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -16,13 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import timing
+from aqt_like import gradients, layers
+from benchmarks import timing, training_step
 from configs import fliqs_digits
 from fliqs_jax import search as search_lib
 from fliqs_jax.models.resnet import ResNet
 from launch import data, experiment, runs
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "search_step.json"
+CUSTOM_VJP = "3 formats, custom_vjp"
 BATCH = 128
 IMAGE = (32, 32, 3)
 
@@ -42,13 +45,14 @@ def batch(seed: int) -> Batch:
     return {"image": jnp.asarray(images), "label": jnp.asarray(rng.integers(0, 10, BATCH), jnp.int32)}
 
 
-def search_step(formats: str) -> tuple[Any, Any]:
+def search_step(formats: str, estimator: gradients.Estimator = gradients.straight_through) -> tuple[Any, Any]:
     """The compiled search step over `formats`, and its first state."""
     config = fliqs_digits.get_config()
     config.update({"formats": formats, "baselines": (), "model": {"depth": 20, "width": 16}})
     prepared = experiment.prepare(config, source=_Images())
     state = runs.initial_state(prepared, prepared.trials[0])
-    step = jax.jit(search_lib.make_search_step(prepared.search), donate_argnums=0)
+    search = dataclasses.replace(prepared.search, quantizer=layers.Quantizer(estimator))
+    step = jax.jit(search_lib.make_search_step(search), donate_argnums=0)
     return step.lower(state, batch(0), batch(1)).compile(), state
 
 
@@ -86,6 +90,7 @@ def markdown(document: dict[str, Any]) -> str:
         "fp32": "fp32 training step + fp32 validation forward",
         "3 formats": "search step, 3 formats (`int_s`)",
         "16 formats": "search step, 16 formats (`fp_l`)",
+        CUSTOM_VJP: "search step, 3 formats, straight-through estimator as a `custom_vjp` instead of an added zero",
     }
     for name, text in names.items():
         ratio = document["median_seconds"][name] / document["median_seconds"]["fp32"]
@@ -95,7 +100,12 @@ def markdown(document: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measures, prints and stores."""
-    steps = {"fp32": fp32_step(), "3 formats": search_step("int_s"), "16 formats": search_step("fp_l")}
+    steps = {
+        "fp32": fp32_step(),
+        "3 formats": search_step("int_s"),
+        "16 formats": search_step("fp_l"),
+        CUSTOM_VJP: search_step("int_s", training_step.straight_through_by_custom_vjp),
+    }
     batches = batch(0), batch(1)
 
     def stepper(step: Callable, state: Any) -> Callable[[], None]:
@@ -115,7 +125,7 @@ def main() -> None:
         "repetitions": timing.REPETITIONS,
         "median_seconds": seconds,
         "temporary_mebibytes": memory,
-        "search_step_over_fp32": {name: seconds[name] / seconds["fp32"] for name in ("3 formats", "16 formats")},
+        "search_step_over_fp32": {name: seconds[name] / seconds["fp32"] for name in steps if name != "fp32"},
         "16_formats_over_3": seconds["16 formats"] / seconds["3 formats"],
         "16_formats_over_3_memory": memory["16 formats"] / memory["3 formats"],
     }

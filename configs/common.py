@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
             # Two-phase quantisation: weights from the start, inputs (activations) from here on, profiled until then.
             "input_quantization_fraction": 0.2,
             "profile_fraction": 0.2,  # inputs are profiled until here; 1.0 follows them to the end
+            "ewgs_strength": 0.0,  # of element-wise gradient scaling; 0 is the plain straight-through estimator
             "unsigned_inputs": True,  # inputs that are never negative use the unsigned twin of an integer format
             "clip": {
                 "source": "precomputed",  # precomputed on synthetic data, or profiled on a real batch

@@ -5,6 +5,7 @@ network, sampling uniformly and training a found genome differ in `SearchState.p
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ class Search:
       warmup_steps: steps during which formats are drawn uniformly and the policy is not updated.
       input_quantization_step: first step at which inputs (activations) are quantised.
       profile_steps: first step at which inputs are no longer profiled.
+      quantizer: gradient, granularity and scales of the fake quantisation.
     """
 
     model: nn.Module
@@ -71,6 +73,7 @@ class Search:
     warmup_steps: int
     input_quantization_step: int
     profile_steps: int
+    quantizer: layers.Quantizer = layers.DEFAULT_QUANTIZER
 
 
 class SearchState(NamedTuple):
@@ -149,7 +152,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
 
     Batches hold `"image"` (float32[B, H, W, C]) and `"label"` (int32[B]). Metrics are scalars, but for `"genome"`.
     """
-    apply = layers.apply_quantized
+    apply = functools.partial(layers.apply_quantized, quantizer=search.quantizer)
 
     def step_fn(state: SearchState, train_batch: Batch, valid_batch: Batch) -> tuple[SearchState, Metrics]:
         exploring = state.policy.learns & (state.step < search.warmup_steps)
@@ -274,12 +277,11 @@ def _reinforcement(
 
 def make_recalibrate(search: Search) -> Callable[[SearchState, jax.Array, Batch], SearchState]:
     """A function `(state, genome, train_batch) -> state` that moves batch statistics towards those under `genome`."""
+    apply = functools.partial(layers.apply_quantized, quantizer=search.quantizer)
 
     def recalibrate(state: SearchState, genome: jax.Array, batch: Batch) -> SearchState:
         variables = quantized_variables(search, state, genome, True)
-        _, updated = layers.apply_quantized(
-            search.model, variables, batch["image"], train=True, mutable=["batch_stats"]
-        )
+        _, updated = apply(search.model, variables, batch["image"], train=True, mutable=["batch_stats"])
         return state._replace(batch_stats=updated.get("batch_stats", state.batch_stats))
 
     return recalibrate
@@ -287,10 +289,11 @@ def make_recalibrate(search: Search) -> Callable[[SearchState, jax.Array, Batch]
 
 def make_evaluate(search: Search) -> Callable[[SearchState, jax.Array, Batch], jax.Array]:
     """A function `(state, genome, batch) -> number of correct predictions`; labels of −1 (padding) never match."""
+    apply = functools.partial(layers.apply_quantized, quantizer=search.quantizer)
 
     def evaluate(state: SearchState, genome: jax.Array, batch: Batch) -> jax.Array:
         variables = quantized_variables(search, state, genome, True)
-        logits = layers.apply_quantized(search.model, variables, batch["image"], train=False)
+        logits = apply(search.model, variables, batch["image"], train=False)
         return jnp.sum(jnp.argmax(logits, -1) == batch["label"])
 
     return evaluate

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 from aqt_like import format_state as format_state_lib
 from aqt_like import formats as formats_lib
+from aqt_like import gradients
+from aqt_like.layers import Quantizer
 from fliqs_jax import models, reward, schedule
 from fliqs_jax import policy as policy_lib
 from fliqs_jax import search as search_lib
@@ -122,6 +124,7 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
         # Before inputs are quantised, they are profiled for a step at least.
         input_quantization_step=max(round(config.input_quantization_fraction * total_steps), 1),
         profile_steps=max(round(config.profile_fraction * total_steps), 1),
+        quantizer=_quantizer(config),
     )
     multiples = format_state_lib.precomputed_clip_multiples(
         formats, len(layers), config.clip.distribution, use_unsigned=config.unsigned_inputs
@@ -141,6 +144,12 @@ def _named(registry: dict[str, Any], key: str, name: str) -> Any:
     if name not in registry:
         raise ConfigError(f"{key}={name!r}: expected one of {', '.join(registry)}")
     return registry[name]
+
+
+def _quantizer(config: ConfigDict) -> Quantizer:
+    if config.ewgs_strength < 0:
+        raise ConfigError(f"ewgs_strength={config.ewgs_strength}: expected 0 (off) or a positive number")
+    return Quantizer(gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through)
 
 
 def _target(

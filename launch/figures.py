@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
 WIDTH = 5.0  # inches: narrow, so that text stays legible on a phone
 
@@ -31,6 +32,8 @@ _STYLE = {
     "lines.linewidth": 1.4,
 }
 _INK, _ACCENT, _SECOND = "#3b4048", "#c2410c", "#2563eb"
+
+_LINE_COLOURS = (_ACCENT, _SECOND, _INK)
 
 # Few bits are warm, many are cool (as in the paper's Figures 3 and 7), told apart without colour vision too.
 _BIT_COLOURS = {
@@ -164,6 +167,27 @@ def curve(lines: Sequence[Run], series: Mapping[str, str], ylabel: str, *, refer
         axes.set_xlabel("step")
         axes.set_ylabel(ylabel)
         return _svg(figure, f"{ylabel} over training steps")
+
+
+def lines(
+    series: Mapping[str, tuple[Sequence[Any], Sequence[float]]], *, xlabel: str, ylabel: str, log: bool = False
+) -> str:
+    """Lines with a mark at each point, told apart by dash and mark too; names at the right."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 3.0))
+        axes = figure.subplots()
+        looks = zip(_LINE_COLOURS * 2, ["-"] * 3 + ["--"] * 3, "os^Dvx", strict=True)
+        for (name, (x, y)), (colour, dash, marker) in zip(series.items(), looks, strict=False):
+            axes.plot(x, y, dash, color=colour, marker=marker, markersize=4, label=name)
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+        return _svg(figure, f"{ylabel} over {xlabel}")
 
 
 def policy_over_time(lines: Sequence[Run], layers: Sequence[str], options: Sequence[str], bits: Sequence[int]) -> str:

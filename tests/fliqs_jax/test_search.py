@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from aqt_like import format_state, formats
+from aqt_like import format_state, formats, gradients, layers
 from fliqs_jax import policy as policy_lib
 from fliqs_jax import random_search, reward, schedule
 from fliqs_jax import search as search_lib
@@ -88,6 +88,14 @@ def test_one_compilation_serves_all_phases_and_all_policies():
     for kind, genome in (("reinforce", None), ("uniform", None), ("fixed", [0, 2]), ("fixed", [2, 1])):
         state, _ = run(start(kind, genome), step=step)
         assert int(state.step) == TOTAL
+
+
+def test_another_gradient_can_be_passed_in():
+    search = dataclasses.replace(SEARCH, quantizer=layers.Quantizer(gradients.ewgs(0.1)))
+    state, _ = run(start(), search=search)
+    plain, _ = run(start())
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(state.params, plain.params)
 
 
 def test_search_step_equals_itself_under_scan():

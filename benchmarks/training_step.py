@@ -1,0 +1,335 @@
+"""One full training step of a ResNet-20 under different quantisers: time and temporary memory.
+
+Width 16, 32×32 images, batch 128, momentum SGD; weights and inputs of every convolution and of the classifier are
+quantised. Ours: traced formats from `int_s`, all of them int8 here, with the inputs profiled at every step. Peers, from
+`pip install aqtp==0.9.0 qwix==0.1.8`, at int8:
+
+* AQT: its fake quantiser (`aqt_quantizer.make_fake_quant`) with a straight-through gradient on the same tensors, since
+  the gradients of its own v2 convolution are zero (`aqt_convolution_gradient` checks it).
+* Qwix: `QtProvider` (quantised training) and `OdmlQatProvider` (fake quantisation), as they come.
+
+Against branching, for 3, 5 and 16 formats (FLIQS, A.6, gives an estimate of memory):
+
+* DNAS-style: a convolution per format and layer, outputs mixed by the softmax of trained logits (Wu et al., 2018).
+* EdMIPS-style: one convolution, whose weights and input are mixed over the formats (Cai and Vasconcelos, 2020).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from aqt_like import format_state, formats, gradients, layers, numerics
+from benchmarks import timing
+from fliqs_jax.models.resnet import ResNet
+from hwcost import workload
+
+BATCH = 128
+IMAGE = (32, 32, 3)
+PEERS = "pip install aqtp==0.9.0 qwix==0.1.8"
+BRANCHED = {"3": "int_s", "5": ("int4", "int5", "int6", "int7", "int8"), "16": "fp_l"}
+
+Forward = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
+
+
+class Step(NamedTuple):
+    """A compiled training step `(state, images, labels) → state`, and its first state."""
+
+    compiled: Any
+    state: Any
+
+    @property
+    def temporary_mebibytes(self) -> float:
+        """As XLA plans it."""
+        return self.compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+
+def batch() -> tuple[jax.Array, jax.Array]:
+    """Random images and labels: time does not depend on what they show."""
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.standard_normal((BATCH, *IMAGE)), jnp.float32), jnp.asarray(rng.integers(0, 10, BATCH))
+
+
+def network() -> nn.Module:
+    """The network of all variants."""
+    return ResNet(classes=10, depth=20, width=16)
+
+
+def training_step(params: Any, collections: Any, forward: Forward) -> Step:
+    """The step that trains `params`, where `forward(params, collections, images) → (logits, collections)`."""
+    optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
+
+    def step(state: Any, images: jax.Array, labels: jax.Array) -> Any:
+        params, collections, opt_state = state
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            logits, updated = forward(params, collections, images)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated
+
+        gradient, collections = jax.grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), collections, opt_state
+
+    state = (params, collections, optimizer.init(params))
+    compiled = jax.jit(step, donate_argnums=0).lower(state, *batch()).compile()
+    return Step(compiled, jax.tree.map(jnp.copy, state))
+
+
+def model_step(model: nn.Module, apply: Callable[..., Any] = nn.Module.apply) -> Step:
+    """The training step of a linen model, all of whose collections but the parameters are updated."""
+    collections = dict(model.init(jax.random.key(0), batch()[0], train=True))
+    params = collections.pop("params")
+
+    def forward(params: Any, collections: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        variables = {"params": params, **collections}
+        return apply(model, variables, images, train=True, mutable=list(collections))
+
+    return training_step(params, collections, forward)
+
+
+def fp32() -> Step:
+    """Nothing quantised."""
+    return model_step(network())
+
+
+def layer_paths() -> list[str]:
+    """Paths of the layers that are quantised."""
+    return [layer.path for layer in workload.trace(network(), IMAGE, train=False)]
+
+
+def bank_and_multiples(space: Any) -> tuple[format_state.FormatBank, format_state.ClipMultiples]:
+    """The formats of a space, and their stored clip multiples for every layer."""
+    members = formats.format_space(space)
+    multiples = format_state.precomputed_clip_multiples(members, len(layer_paths()), "gaussian", use_unsigned=True)
+    return format_state.format_bank(members, use_unsigned=True), multiples
+
+
+def ours(space: Any = "int_s", estimator: gradients.Estimator = gradients.straight_through) -> Step:
+    """Formats traced: the genome, int8 for every layer in `int_s`, is part of the state."""
+    model, paths = network(), layer_paths()
+    bank, multiples = bank_and_multiples(space)
+    variables = model.init(jax.random.key(0), batch()[0], train=True)
+    collections = {
+        "batch_stats": variables["batch_stats"],
+        "calibration": layers.empty_calibration(paths),
+        "genome": jnp.ones(len(paths), jnp.int32),
+    }
+
+    def forward(params: Any, collections: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        genome, calibration = collections["genome"], collections["calibration"]
+        profile = layers.stacked_calibration(paths, calibration)
+        rows = format_state.format_state(paths, bank, multiples, genome, profile, jnp.asarray(True))
+        variables = {
+            "params": params,
+            "batch_stats": collections["batch_stats"],
+            "calibration": calibration,
+            "formats": rows,
+        }
+        logits, updated = layers.apply_quantized(
+            model,
+            variables,
+            images,
+            train=True,
+            mutable=["batch_stats", "calibration"],
+            quantizer=layers.Quantizer(estimator),
+        )
+        return logits, {**updated, "genome": genome}
+
+    return training_step(variables["params"], collections, forward)
+
+
+@jax.custom_vjp
+def straight_through_by_custom_vjp(x: jax.Array, row: formats.FormatTable, clip: jax.Array) -> jax.Array:
+    """The other realisation of the straight-through estimator, for comparison only."""
+    return gradients.straight_through(x, row, clip)
+
+
+def _custom_vjp_forward(x: jax.Array, row: formats.FormatTable, clip: jax.Array) -> tuple[jax.Array, jax.Array]:
+    scale = numerics.scale_for(row, clip)
+    inside = (x >= row.lowest * scale) & (x <= row.largest * scale)
+    return gradients.straight_through(x, row, clip), inside
+
+
+def _custom_vjp_backward(inside: jax.Array, g: jax.Array) -> tuple[jax.Array, None, None]:
+    return jnp.where(inside, g, 0), None, None
+
+
+straight_through_by_custom_vjp.defvjp(_custom_vjp_forward, _custom_vjp_backward)
+
+
+def aqt() -> Step:
+    """AQT's int8 fake quantiser on the same tensors as ours: per tensor for inputs, per output channel for kernels."""
+    from aqt.jax.v2 import aqt_quantizer
+
+    quantizer = aqt_quantizer.quantizer_make(8)
+
+    def fake_quantize(x: jax.Array, axes: list[int]) -> jax.Array:
+        quantized = aqt_quantizer.make_fake_quant(quantizer, axes)(jax.lax.stop_gradient(x))
+        return x + jax.lax.stop_gradient(quantized - x)
+
+    def apply(model: nn.Module, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        def quantized_kernel(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+            is_kernel = path[-1].key == "kernel"
+            return fake_quantize(leaf, list(range(leaf.ndim - 1))) if is_kernel else leaf
+
+        def quantize_input(call: Any, call_args: Any, call_kwargs: Any, context: Any) -> Any:
+            if layers.is_layer_call(context):
+                call_args = (fake_quantize(call_args[0], list(range(call_args[0].ndim))), *call_args[1:])
+            return call(*call_args, **call_kwargs)
+
+        params = jax.tree_util.tree_map_with_path(quantized_kernel, variables["params"])
+        with nn.intercept_methods(quantize_input):
+            return model.apply({**variables, "params": params}, *args, **kwargs)
+
+    return model_step(network(), apply)
+
+
+def qwix(provider: str) -> Step:
+    """Qwix at int8 for weights and activations, `QtProvider` or `OdmlQatProvider`."""
+    import qwix as library
+
+    rule = library.QuantizationRule(weight_qtype=jnp.int8, act_qtype=jnp.int8)
+    return model_step(library.quantize_model(network(), getattr(library, provider)([rule])))
+
+
+def branched(space: Any, *, mix_outputs: bool) -> Step:
+    """A search step of the branching kind: every format computed, mixed by the softmax of trained logits."""
+    model, paths = network(), layer_paths()
+    bank, multiples = bank_and_multiples(space)
+    variables = model.init(jax.random.key(0), batch()[0], train=True)
+    count = len(formats.format_space(space))
+
+    def forward(params: Any, collections: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+        profile = layers.stacked_calibration(paths, collections["calibration"])
+        states = [
+            format_state.format_state(
+                paths, bank, multiples, jnp.full(len(paths), k, jnp.int32), profile, jnp.asarray(True)
+            )
+            for k in range(count)
+        ]
+
+        def mixed(call: Any, call_args: Any, call_kwargs: Any, context: Any) -> Any:
+            if not layers.is_layer_call(context):
+                return call(*call_args, **call_kwargs)
+            layer, (x,) = context.module, call_args
+            seen = layer.get_variable("calibration", "input", layers.LayerCalibration.empty())
+            layer.put_variable("calibration", "input", seen.update(x))
+            shares = jax.nn.softmax(params["architecture"][paths.index("/".join(layer.path))])
+            kernel = layer.get_variable("params", "kernel")
+            rows = [_at(state, layer.path) for state in states]
+            weight_clip = layers.DEFAULT_QUANTIZER.weight_clip
+            kernels = [gradients.straight_through(kernel, r.weights, weight_clip(kernel, r.weights)) for r in rows]
+            inputs = [gradients.straight_through(x, r.inputs, r.input_clip) for r in rows]
+            if mix_outputs:
+                return sum(s * _linear(layer, i, k) for s, i, k in zip(shares, inputs, kernels, strict=True))
+            total_input = sum(s * i for s, i in zip(shares, inputs, strict=True))
+            total_kernel = sum(s * k for s, k in zip(shares, kernels, strict=True))
+            return _linear(layer, total_input, total_kernel)
+
+        variables = {"params": params["weights"], **collections}
+        with nn.intercept_methods(mixed):
+            return model.apply(variables, images, train=True, mutable=["batch_stats", "calibration"])
+
+    params = {"weights": variables["params"], "architecture": jnp.zeros((len(paths), count))}
+    collections = {"batch_stats": variables["batch_stats"], "calibration": layers.empty_calibration(paths)}
+    return training_step(params, collections, forward)
+
+
+def _at(collection: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        collection = collection[name]
+    return collection
+
+
+def _linear(layer: Any, x: Any, kernel: Any) -> jax.Array:
+    """What a convolution or dense layer of this network computes, with a given kernel."""
+    if isinstance(layer, nn.Conv):
+        strides: Any = layer.strides if isinstance(layer.strides, tuple) else (layer.strides or 1,) * 2
+        return jax.lax.conv_general_dilated(
+            x, kernel, strides, str(layer.padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    return x @ kernel + layer.get_variable("params", "bias")
+
+
+def aqt_convolution_gradient() -> float:
+    """Largest gradient to the kernel of AQT's own v2 convolution at int8, of one that is not zero in float."""
+    from aqt.jax.v2 import aqt_conv_general
+
+    config = aqt_conv_general.conv_general_dilated_make(2, 8, 8)
+    convolution = aqt_conv_general.make_conv_general_dilated(config)
+    x, kernel = batch()[0][:2], jax.random.normal(jax.random.key(0), (3, 3, 3, 4))
+
+    def loss(kernel: jax.Array) -> jax.Array:
+        return jnp.sum(
+            jnp.square(
+                convolution(
+                    x,
+                    kernel,
+                    (1, 1),
+                    "SAME",
+                    dimension_numbers=jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)),
+                )
+            )
+        )
+
+    return float(jnp.max(jnp.abs(jax.grad(loss)(kernel))))
+
+
+def measure_variants(variants: dict[str, Callable[[], Step]], reference: str) -> dict[str, dict[str, float]]:
+    """Time and temporary memory of each step, and both over those of `reference`."""
+    steps = {name: build() for name, build in variants.items()}
+    images, labels = batch()
+
+    def runner(step: Step) -> Callable[[], None]:
+        kept = [step.state]
+
+        def run() -> None:
+            kept[0] = jax.block_until_ready(step.compiled(kept[0], images, labels))
+
+        return run
+
+    seconds = timing.interleaved_medians({name: runner(step) for name, step in steps.items()})
+    memory = {name: step.temporary_mebibytes for name, step in steps.items()}
+    return {
+        name: {
+            "median_seconds": seconds[name],
+            f"time_over_{reference}": seconds[name] / seconds[reference],
+            "temporary_mebibytes": memory[name],
+            f"memory_over_{reference}": memory[name] / memory[reference],
+        }
+        for name in steps
+    }
+
+
+def against_peers() -> dict[str, dict[str, float]]:
+    """Ours, its gradient's other realisation, fp32 and the peers."""
+    return measure_variants(
+        {
+            "fp32": fp32,
+            "ours": ours,
+            "ours, custom_vjp": lambda: ours(estimator=straight_through_by_custom_vjp),
+            "AQT fake quantiser": aqt,
+            "Qwix QtProvider": lambda: qwix("QtProvider"),
+            "Qwix OdmlQatProvider": lambda: qwix("OdmlQatProvider"),
+        },
+        reference="fp32",
+    )
+
+
+def against_branching() -> dict[str, dict[str, dict[str, float]]]:
+    """Ours and both branched searches, by the number of formats."""
+    return {
+        count: measure_variants(
+            {
+                "ours": lambda space=space: ours(space),
+                "DNAS-style": lambda space=space: branched(space, mix_outputs=True),
+                "EdMIPS-style": lambda space=space: branched(space, mix_outputs=False),
+            },
+            reference="ours",
+        )
+        for count, space in BRANCHED.items()
+    }
