@@ -76,7 +76,7 @@ figures are in [quantizers.json](../benchmarks/results/quantizers.json), what ex
 ## The kernel
 
 A copy is `x · 1.0001`. Medians over {kernel.TENSORS} tensors, with the range: a copy in the cores' own caches runs at
-one of two speeds here, by where the tensor's pages happen to lie.
+one of two speeds here, by where the tensor's pages happen to lie. 256 bits are XLA's default (`XLA_FLAGS` set it).
 
 {kernel_table(document)}
 ## A training step
