@@ -44,6 +44,16 @@ def uniform_bit_operations(workload: Workload, fmt: Format) -> float:
     return sum(bit_operations(layer, fmt) for layer in workload)
 
 
+def weight_bytes(layer: LayerSpec, fmt: Format) -> float:
+    """Bytes of a layer's weights, densely packed, without scales and biases."""
+    return layer.weights * fmt.bits / 8
+
+
+def activation_bytes(layer: LayerSpec, fmt: Format) -> float:
+    """Bytes of a layer's input and output for one example, both in `fmt`: what has to be held while it runs."""
+    return (layer.input_values + layer.output_values) * fmt.bits / 8
+
+
 def layer_formats(space: SearchSpace, workload: Workload, genome: Sequence[int] | np.ndarray) -> Mapping[str, str]:
     """The format name of each layer, by path."""
     choices = space.decode(genome)

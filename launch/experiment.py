@@ -97,8 +97,9 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
                 f"{config.data.valid_examples} of {source.train_examples} set aside for validation"
             )
     settings = config.model.to_dict()
+    network = models.find(settings["name"])
     model = models.create(settings.pop("name"), classes=source.classes, **settings)
-    layers = workload.trace(model, source.image_shape, train=False)
+    layers = workload.trace(model, source.image_shape, ignored=network.uncounted, train=False)
     space = analytic.format_space(layers, formats)
     cost_table = analytic.bit_operations_table(layers, space, formats)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size

@@ -1,0 +1,87 @@
+"""What the networks are built of. Inputs are float32[B, H, W, C]; `train` says which batch statistics normalise."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def scaled_channels(channels: float, multiple: int = 8) -> int:
+    """The nearest multiple of 8, at least 8, and never less than 90 % of `channels` (Sandler et al., 2018)."""
+    rounded = max(multiple, int(channels + multiple / 2) // multiple * multiple)
+    return rounded + multiple if rounded < 0.9 * channels else rounded
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias, batch normalisation, and an activation if any.
+
+    Padded by half the kernel on every side, as PyTorch's networks are, unless `padding` says otherwise.
+    """
+
+    channels: int
+    kernel: tuple[int, int] = (3, 3)
+    stride: int = 1
+    groups: int = 1
+    activation: Activation | None = nn.relu
+    padding: str | None = None
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """→ float32[B, ⌈H / stride⌉, ⌈W / stride⌉, channels]."""
+        x = nn.Conv(
+            self.channels,
+            self.kernel,
+            (self.stride, self.stride),
+            padding=self.padding or [(size // 2, size // 2) for size in self.kernel],
+            feature_group_count=self.groups,
+            use_bias=False,
+            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            name="conv",
+        )(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=self.epsilon, name="norm")(x)
+        return x if self.activation is None else self.activation(x)
+
+
+class SqueezeExcite(nn.Module):
+    """Scales channels by what their means say (Hu et al., 2018); both layers are 1×1 convolutions."""
+
+    squeezed: int
+    activation: Activation = nn.silu
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """→ the shape of `x`."""
+        means = jnp.mean(x, axis=(1, 2), keepdims=True)
+        hidden = self.activation(nn.Conv(self.squeezed, (1, 1), name="reduce")(means))
+        return x * nn.sigmoid(nn.Conv(x.shape[-1], (1, 1), name="expand")(hidden))
+
+
+class InvertedResidual(nn.Module):
+    """Expansion, depthwise convolution, squeeze-and-excitation if any, projection; a shortcut where shapes agree."""
+
+    channels: int
+    expansion: int
+    kernel: int = 3
+    stride: int = 1
+    squeeze: bool = False
+    activation: Activation = nn.relu6
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """→ float32[B, ⌈H / stride⌉, ⌈W / stride⌉, channels]."""
+        conv = partial(ConvNorm, activation=self.activation, epsilon=self.epsilon)
+        inside, size = x.shape[-1] * self.expansion, (self.kernel, self.kernel)
+        y = x
+        if self.expansion != 1:
+            y = conv(inside, (1, 1), name="expand")(y, train=train)
+        y = conv(inside, size, stride=self.stride, groups=inside, name="depthwise")(y, train=train)
+        if self.squeeze:
+            y = SqueezeExcite(max(1, x.shape[-1] // 4), self.activation, name="squeeze_excite")(y)
+        y = conv(self.channels, (1, 1), activation=None, name="project")(y, train=train)
+        return x + y if x.shape == y.shape else y

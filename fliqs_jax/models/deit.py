@@ -1,0 +1,84 @@
+"""DeiT (Touvron et al., 2021) without the distillation token: the vision transformer with patches of 16 pixels."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+NORM_EPSILON = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, whose query, key and value are one dense layer."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float32[B, T, C] → the same shape."""
+        batch, tokens, channels = x.shape
+        qkv = nn.Dense(3 * channels, name="qkv")(x).reshape(batch, tokens, 3, self.heads, channels // self.heads)
+        query, key, value = jnp.moveaxis(qkv, 2, 0)
+        scores = jnp.einsum("bqhc,bkhc->bhqk", query, key) * (channels // self.heads) ** -0.5
+        mixed = jnp.einsum("bhqk,bkhc->bqhc", nn.softmax(scores), value)
+        return nn.Dense(channels, name="projection")(mixed.reshape(x.shape))
+
+
+class EncoderBlock(nn.Module):
+    """Attention and a two-layer perceptron, each after a normalisation and beside a shortcut."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float32[B, T, C] → the same shape."""
+        norm = partial(nn.LayerNorm, epsilon=NORM_EPSILON)
+        x = x + Attention(self.heads, name="attention")(norm(name="norm1")(x))
+        hidden = nn.Dense(4 * x.shape[-1], name="mlp1")(norm(name="norm2")(x))
+        return x + nn.Dense(x.shape[-1], name="mlp2")(nn.gelu(hidden, approximate=False))
+
+
+class DeiT(nn.Module):
+    """A vision transformer.
+
+    Attributes:
+      classes: of the classifier.
+      channels: of a token, at width 1.
+      heads: of the attention, whatever the width.
+      width: factor on the channels.
+      blocks: number of encoder blocks.
+      patch: side of a patch in pixels.
+    """
+
+    classes: int
+    channels: int
+    heads: int
+    width: float = 1.0
+    blocks: int = 12
+    patch: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        channels = int(self.channels * self.width)
+        if channels < self.heads or channels % self.heads:
+            raise ValueError(f"width {self.width} gives {channels} channels: expected a multiple of {self.heads} heads")
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Logits, float32[B, classes], of images, float32[B, H, W, C], whose sides are multiples of the patch."""
+        del train  # Nothing differs.
+        channels = int(self.channels * self.width)
+        if x.shape[1] % self.patch or x.shape[2] % self.patch:
+            raise ValueError(f"images of {x.shape[1]}×{x.shape[2]}: expected multiples of {self.patch}")
+        size = (self.patch, self.patch)
+        x = nn.Conv(channels, size, size, padding="VALID", name="patches")(x)
+        x = x.reshape(x.shape[0], -1, channels)
+        small = nn.initializers.truncated_normal(0.02)
+        token = self.param("class_token", small, (1, 1, channels))
+        x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, channels)), x], axis=1)
+        x = x + self.param("positions", small, (1, *x.shape[1:]))
+        for block in range(self.blocks):
+            x = EncoderBlock(self.heads, name=f"block{block + 1}")(x)
+        x = nn.LayerNorm(epsilon=NORM_EPSILON, name="norm")(x)
+        return nn.Dense(self.classes, name="classifier")(x[:, 0])

@@ -1,0 +1,60 @@
+"""EfficientNet-B0 to B4 (Tan and Le, 2019)."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fliqs_jax.models.blocks import ConvNorm, InvertedResidual, scaled_channels
+
+# Expansion, kernel, stride, channels, blocks of B0 (Table 1).
+STAGES = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+# Width, depth and image size of B0 … B4.
+VARIANTS = ((1.0, 1.0, 224), (1.0, 1.1, 240), (1.1, 1.2, 260), (1.2, 1.4, 300), (1.4, 1.8, 380))
+
+
+class EfficientNet(nn.Module):
+    """EfficientNet.
+
+    Attributes:
+      classes: of the classifier.
+      variant: 0 … 4, for B0 … B4.
+      width: factor on channels beside the variant's own.
+      small_images: the stem and the second stage have no stride, for images of 32 pixels.
+    """
+
+    classes: int
+    variant: int = 0
+    width: float = 1.0
+    small_images: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Logits, float32[B, classes], of images, float32[B, H, W, C]."""
+        width, depth, _ = VARIANTS[self.variant]
+        width *= self.width
+        stem_stride = 1 if self.small_images else 2
+        x = ConvNorm(scaled_channels(32 * width), stride=stem_stride, activation=nn.silu, name="stem")(x, train=train)
+        for stage, (expansion, kernel, stride, channels, blocks) in enumerate(STAGES):
+            strided = stride if not (self.small_images and stage == 1) else 1
+            for block in range(math.ceil(blocks * depth)):
+                x = InvertedResidual(
+                    scaled_channels(channels * width),
+                    expansion,
+                    kernel,
+                    stride=strided if block == 0 else 1,
+                    squeeze=True,
+                    activation=nn.silu,
+                    name=f"stage{stage + 1}_block{block + 1}",
+                )(x, train=train)
+        x = ConvNorm(4 * scaled_channels(320 * width), (1, 1), activation=nn.silu, name="head")(x, train=train)
+        return nn.Dense(self.classes, name="classifier")(jnp.mean(x, axis=(1, 2)))

@@ -1,0 +1,39 @@
+"""The click predictor of FLIQS, A.13: embedded categories and numbers into a perceptron of low-rank layers."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+NUMBERS, CATEGORIES = 13, 26
+
+
+class Recommender(nn.Module):
+    """Four hidden layers, each the product of two thinner ones (DCN-V2; Wang et al., 2021).
+
+    Attributes:
+      classes: 1, the logit of a click.
+      width: factor on the hidden layers' 512 units.
+      rank: of each hidden layer.
+      buckets: rows of each category's embedding table; categories are hashed into them beforehand.
+      embedding: channels of an embedded category.
+    """
+
+    classes: int = 1
+    width: float = 1.0
+    rank: int = 128
+    buckets: int = 10_000
+    embedding: int = 16
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Logits, float32[B, classes], of float32[B, 39]: 13 numbers, then 26 bucket numbers."""
+        del train  # Nothing differs.
+        numbers, buckets = x[:, :NUMBERS], x[:, NUMBERS:].astype(jnp.int32)
+        embedded = [
+            nn.Embed(self.buckets, self.embedding, name=f"category{i + 1}")(buckets[:, i]) for i in range(CATEGORIES)
+        ]
+        x = jnp.concatenate([numbers, *embedded], axis=-1)
+        for layer in range(4):
+            x = nn.Dense(self.rank, use_bias=False, name=f"hidden{layer + 1}_down")(x)
+            x = nn.relu(nn.Dense(int(512 * self.width), name=f"hidden{layer + 1}_up")(x))
+        return nn.Dense(self.classes, name="classifier")(x)

@@ -1,0 +1,143 @@
+"""What a network costs, before any training: bit operations, weights, memory.
+
+    python -m launch.cost --model=mobilenetv2 --width=1.4 --format=int8 [--image=224] [--layers] [--json]
+
+`--format` is a number format, or a genome file for a format per layer. Counted is what the paper's tables count: every
+convolution and dense layer, without squeeze-and-excitation and products of activations, unless `--everything` is given.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from aqt_like import formats
+from aqt_like.formats import Format
+from fliqs_jax import models
+from hwcost import analytic, workload
+from hwcost.workload import Workload
+
+
+def network_workload(
+    name: str, *, width: float, classes: int, image: int | None = None, everything: bool = False
+) -> Workload:
+    """The workload of a named network.
+
+    Raises:
+      ValueError: no such network, a width that it cannot have, or images that do not fit.
+    """
+    network = models.find(name)
+    input_shape = network.input_shape
+    if image is not None:
+        if len(input_shape) != 3:
+            raise ValueError(f"image={image}: {name} takes no images")
+        input_shape = (image, image, 3)
+    settings: dict[str, Any] = {"classes": classes} if name != "recommender" else {}
+    model = models.create(name, width=width, **settings)
+    ignored = () if everything else network.uncounted
+    return workload.trace(model, input_shape, ignored=ignored, products=everything, train=False)
+
+
+def layer_formats(layers: Workload, name: str) -> list[Format]:
+    """Each layer's format: `name`, or what the genome file of that name says.
+
+    Raises:
+      ValueError: no such format, an unreadable file, or one that lacks a layer or has one too many.
+    """
+    if not name.endswith(".json"):
+        return [formats.parse(name)] * len(layers)
+    try:
+        choices = json.loads(pathlib.Path(name).read_text())["choices"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{name} holds no genome: {error}") from error
+    expected = {analytic.format_decision(layer.path) for layer in layers}
+    if unknown := sorted(expected ^ set(choices)):
+        raise ValueError(f"{name} is a genome of another network: only one of the two has {', '.join(unknown)}")
+    return [formats.parse(choices[analytic.format_decision(layer.path)]) for layer in layers]
+
+
+def summarize(layers: Workload, chosen: list[Format]) -> dict[str, Any]:
+    """The figures: totals, and one entry per layer under `layers`."""
+    rows = [
+        {
+            "path": layer.path,
+            "kind": layer.kind,
+            "format": fmt.name,
+            "gbops": analytic.bit_operations(layer, fmt) / 1e9,
+            "gmacs": layer.macs / 1e9,
+            "weights": layer.weights,
+            "weight_bytes": analytic.weight_bytes(layer, fmt),
+            "activation_bytes": analytic.activation_bytes(layer, fmt),
+        }
+        for layer, fmt in zip(layers, chosen, strict=True)
+    ]
+    totals = {key: sum(row[key] for row in rows) for key in ("gbops", "gmacs", "weights", "weight_bytes")}
+    return {**totals, "peak_activation_bytes": max(row["activation_bytes"] for row in rows), "layers": rows}
+
+
+def show(figures: dict[str, Any], console: Console, *, with_layers: bool) -> None:
+    """Prints the figures for a person."""
+    if with_layers:
+        table = Table("layer", "kind", "format", box=None)
+        table.columns[0].no_wrap = True
+        for column in ("GBOPs", "share", "MMACs", "weights", "weight KB", "activation KB"):
+            table.add_column(column, justify="right")
+        for row in figures["layers"]:
+            table.add_row(
+                row["path"],
+                row["kind"],
+                row["format"],
+                f"{row['gbops']:.3f}",
+                f"{row['gbops'] / figures['gbops']:.1%}",
+                f"{row['gmacs'] * 1e3:.2f}",
+                f"{row['weights']:,}",
+                f"{row['weight_bytes'] / 1e3:,.1f}",
+                f"{row['activation_bytes'] / 1e3:,.1f}",
+            )
+        console.print(table)
+    for label, text in (
+        ("bit operations", f"{figures['gbops']:.4g} GBOPs"),
+        ("multiply-accumulates", f"{figures['gmacs']:.4g} GMACs"),
+        ("weights", f"{figures['weights']:,}, {figures['weight_bytes'] / 1e6:.4g} MB"),
+        ("peak activations", f"{figures['peak_activation_bytes'] / 1e6:.4g} MB (input and output of one layer)"),
+        ("layers", f"{len(figures['layers'])}"),
+    ):
+        console.print(f"{label:<22}{text}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints what the network of the command line costs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help=", ".join(models.MODELS))
+    parser.add_argument("--width", type=float, default=1.0, help="factor on the channels")
+    parser.add_argument("--format", default="int8", help="a number format, or a genome file")
+    parser.add_argument("--image", type=int, help="side of the images in pixels, if not as published")
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--everything", action="store_true", help="count what the paper does not count, too")
+    parser.add_argument("--layers", action="store_true", help="one row per layer")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+    try:
+        layers = network_workload(
+            arguments.model,
+            width=arguments.width,
+            classes=arguments.classes,
+            image=arguments.image,
+            everything=arguments.everything,
+        )
+        figures = summarize(layers, layer_formats(layers, arguments.format))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if arguments.json:
+        print(json.dumps(figures, indent=1))
+    else:
+        console = Console()
+        show(figures, console if console.is_terminal else Console(width=120), with_layers=arguments.layers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+import json
+import time
+
+import pytest
+
+from fliqs_jax import models
+from launch import cost
+
+
+def run(capsys, *arguments):
+    cost.main(list(arguments))
+    return capsys.readouterr().out
+
+
+def test_json_has_the_figures(capsys):
+    figures = json.loads(run(capsys, "--model=mobilenetv2", "--width=1.4", "--format=int8", "--json"))
+    assert round(figures["gbops"], 1) == 37.3
+    assert figures["gmacs"] == pytest.approx(figures["gbops"] / 64)
+    assert figures["weight_bytes"] == figures["weights"]
+    assert len(figures["layers"]) == 53
+    assert sum(row["gbops"] for row in figures["layers"]) == pytest.approx(figures["gbops"])
+    half = json.loads(run(capsys, "--model=mobilenetv2", "--width=1.4", "--format=int4", "--json"))
+    for key in ("weight_bytes", "peak_activation_bytes"):
+        assert half[key] == figures[key] / 2
+
+
+def test_peak_activations_are_the_largest_input_and_output(capsys):
+    figures = json.loads(run(capsys, "--model=resnet18", "--format=int8", "--json"))
+    assert figures["peak_activation_bytes"] == 224 * 224 * 3 + 112 * 112 * 64
+
+
+def test_the_table_has_every_layer(capsys):
+    text = run(capsys, "--model=resnet18", "--image=64", "--layers")
+    assert "stage4_block2/conv2/conv" in text
+    assert "bit operations" in text
+
+
+def test_a_genome_file_stands_for_the_format(capsys, tmp_path):
+    layers = cost.network_workload("resnet18", width=1.0, classes=1000)
+    choices = {f"{layer.path}.format": "int8" if layer.path == "classifier" else "int4" for layer in layers}
+    path = tmp_path / "genome.json"
+    path.write_text(json.dumps({"choices": choices}))
+    mixed = json.loads(run(capsys, "--model=resnet18", f"--format={path}", "--json"))
+    uniform = json.loads(run(capsys, "--model=resnet18", "--format=int4", "--json"))
+    assert mixed["gbops"] - uniform["gbops"] == pytest.approx(512 * 1000 * (64 - 16) / 1e9)
+    with pytest.raises(SystemExit, match="a genome of another network: only one of the two has"):
+        run(capsys, "--model=resnet34", f"--format={path}")
+
+
+def test_everything_counts_attention_and_squeeze_and_excitation(capsys):
+    def figures(name, *more):
+        return json.loads(run(capsys, f"--model={name}", "--json", *more))
+
+    plain, whole = figures("deit_ti16"), figures("deit_ti16", "--everything")
+    products = [row for row in whole["layers"] if row["kind"] == "product"]
+    assert len(products) == 24  # queries with keys, and scores with values, in 12 blocks
+    assert sum(row["gmacs"] for row in products) == pytest.approx(12 * 2 * 197 * 197 * 192 / 1e9)
+    assert whole["gmacs"] - plain["gmacs"] == pytest.approx(sum(row["gmacs"] for row in products))
+    plain, whole = figures("efficientnet_b0"), figures("efficientnet_b0", "--everything")
+    assert len(whole["layers"]) == len(plain["layers"]) + 2 * 16
+    assert whole["weights"] > plain["weights"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=resnet19"], "unknown model 'resnet19'"),
+        (["--model=resnet18", "--format=int1"], "unknown number format 'int1'"),
+        (["--model=resnet18", "--format=missing.json"], "missing.json holds no genome"),
+        (["--model=recommender", "--image=3"], "recommender takes no images"),
+        (["--model=deit_b16", "--image=30"], "images of 30×30: expected multiples of 16"),
+    ],
+)
+def test_errors_are_one_line(capsys, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        run(capsys, *arguments)
+
+
+def test_reading_a_workload_is_fast():
+    """Asked for: EfficientNet-B4 in two seconds. Here with room for a busy machine."""
+    start = time.perf_counter()
+    cost.network_workload("efficientnet_b4", width=1.0, classes=1000)
+    assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_network_has_a_cost(capsys, name):
+    if name != "cifar_resnet":
+        assert json.loads(run(capsys, f"--model={name}", "--json"))["gbops"] > 0
