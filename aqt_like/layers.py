@@ -21,7 +21,7 @@ from aqt_like import calibration as calibration_lib
 from aqt_like import gradients, granularity
 from aqt_like.formats import FormatTable
 
-QUANTIZABLE = (nn.Conv, nn.Dense)
+QUANTIZABLE = (nn.Conv, nn.ConvTranspose, nn.Dense, nn.DenseGeneral, nn.Einsum)
 
 PROFILED_EXAMPLES = 16
 

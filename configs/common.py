@@ -28,6 +28,9 @@ def get_config() -> ConfigDict:
             "optimizer": {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "warmup_fraction": 0.05},
             # The space: int_s, int_l, fp_s, fp_l, or format names joined by commas.
             "formats": "int_s",
+            # Which layers may have which: 'EXPRESSION: WHAT' over layer paths, as in ("stem: bf16", "shortcut: tie").
+            # hwcost/format_plan.py says more; python -m launch.inspect lists the paths.
+            "rules": (),
             # reinforce searches; uniform is random search; fixed trains config.genome, a format name or a genome file.
             "policy": "reinforce",
             "genome": "",

@@ -32,7 +32,8 @@ class Search:
 
     Attributes:
       model: linen module called as `model(images, train=…)`, which returns logits.
-      paths: paths of the layers whose formats are searched, one per decision.
+      paths: paths of the L layers whose formats are searched.
+      choice: `(genome) -> int32[L]`, the index into `bank` of each layer's format.
       bank: the formats that each layer chooses from.
       cost_table: prices a genome.
       target: cost target C_T, in the unit of `cost_table`.
@@ -56,6 +57,7 @@ class Search:
 
     model: nn.Module
     paths: tuple[str, ...]
+    choice: Callable[[jax.Array], jax.Array]
     bank: format_state_lib.FormatBank
     cost_table: CostTable
     target: float
@@ -135,7 +137,7 @@ def quantized_variables(search: Search, state: SearchState, genome: jax.Array, q
         search.paths,
         search.bank,
         state.clip_multiples,
-        genome,
+        search.choice(genome),
         layers.stacked_calibration(search.paths, state.calibration),
         quantize_inputs,
     )

@@ -1,12 +1,10 @@
 """Costs that follow from arithmetic alone."""
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
 from aqt_like.formats import Format
 from hwcost import table as table_lib
-from hwcost.space import Decision, SearchSpace
+from hwcost.format_plan import FormatPlan
 from hwcost.workload import LayerSpec, Workload
 
 
@@ -15,28 +13,15 @@ def bit_operations(layer: LayerSpec, fmt: Format) -> float:
     return fmt.bits**2 * layer.macs
 
 
-def format_decision(path: str) -> str:
-    """Name of the decision that picks the format of the layer at `path`."""
-    return f"{path}.format"
-
-
-def format_space(workload: Workload, formats: Sequence[Format]) -> SearchSpace:
-    """One decision per layer: which of `formats` its weights and its input have (FLIQS, A.5)."""
-    options = tuple(f.name for f in formats)
-    return SearchSpace(tuple(Decision(format_decision(layer.path), options) for layer in workload))
-
-
-def bit_operations_table(workload: Workload, space: SearchSpace, formats: Sequence[Format]) -> table_lib.CostTable:
-    """The table of `bit_operations` over a `format_space`."""
-    return table_lib.build(
-        space,
-        [
-            table_lib.Term(
-                (format_decision(layer.path),), np.asarray([bit_operations(layer, f) for f in formats], np.float64)
-            )
-            for layer in workload
-        ],
-    )
+def bit_operations_table(plan: FormatPlan) -> table_lib.CostTable:
+    """The table of `bit_operations` over the genomes of a plan."""
+    formats = {f.name: f for f in plan.formats}
+    terms = []
+    for layer, index in zip(plan.workload, plan.decision_of, strict=True):
+        decision = plan.space.decisions[index]
+        costs = [bit_operations(layer, formats[option]) for option in decision.options]
+        terms.append(table_lib.Term((decision.name,), np.asarray(costs, np.float64)))
+    return table_lib.build(plan.space, terms)
 
 
 def uniform_bit_operations(workload: Workload, fmt: Format) -> float:
@@ -52,9 +37,3 @@ def weight_bytes(layer: LayerSpec, fmt: Format) -> float:
 def activation_bytes(layer: LayerSpec, fmt: Format) -> float:
     """Bytes of a layer's input and output for one example, both in `fmt`: what has to be held while it runs."""
     return (layer.input_values + layer.output_values) * fmt.bits / 8
-
-
-def layer_formats(space: SearchSpace, workload: Workload, genome: Sequence[int] | np.ndarray) -> Mapping[str, str]:
-    """The format name of each layer, by path."""
-    choices = space.decode(genome)
-    return {layer.path: choices[format_decision(layer.path)] for layer in workload}

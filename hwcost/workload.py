@@ -69,7 +69,8 @@ def trace(
       **kwargs: passed to the model.
 
     Raises:
-      ValueError: the model has no layer that can be quantised, or an expression of `ignored` that no path contains.
+      ValueError: the model has no layer that can be quantised, or one that cannot be counted; an expression of `ignored`
+        that no path contains.
     """
     layers: dict[str, LayerSpec] = {}
 
@@ -77,8 +78,7 @@ def trace(
         y = call(*args, **call_kwargs)
         if is_layer_call(context):
             spec = _spec(context.module, args[0].shape, y.shape)
-            known = layers.get(spec.path)  # A layer that runs twice has its weights once and its MACs twice.
-            layers[spec.path] = spec if known is None else dataclasses.replace(known, macs=known.macs + spec.macs)
+            layers.setdefault(spec.path, spec)
         return y
 
     def run(x: jax.Array) -> Any:
@@ -88,66 +88,88 @@ def trace(
     closed = jax.make_jaxpr(run)(jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer of a kind that can be quantised")
+    contractions = list(_contractions(closed.jaxpr, ""))
+    for spec in layers.values():
+        # A layer that runs twice has its weights once and its MACs twice.
+        macs = sum(_macs(equation) for path, equation in contractions if path == spec.path)
+        if not macs:
+            raise ValueError(f"{spec.path}: found no convolution or dot product of this layer to count")
+        layers[spec.path] = dataclasses.replace(spec, macs=macs)
     for pattern in ignored:
         if not any(re.search(pattern, path) for path in layers):
             raise ValueError(f"{pattern!r} is in no layer's path; there are {', '.join(layers)}")
     counted = [spec for path, spec in layers.items() if not any(re.search(pattern, path) for pattern in ignored)]
     if products:
-        counted += [product for product in _products(closed.jaxpr, "") if product.path.split(":")[0] not in layers]
+        others = [(path, equation) for path, equation in contractions if path not in layers]
+        counted += [_product(number, path, equation) for number, (path, equation) in enumerate(others)]
     return tuple(counted)
 
 
-def _products(jaxpr: Any, prefix: str) -> Iterator[LayerSpec]:
-    """The `dot_general`s of a jaxpr, as products; their paths are the names of the scopes that linen puts them in."""
-    for number, equation in enumerate(jaxpr.eqns):
-        names = "/".join(part for part in (prefix, str(equation.source_info.name_stack)) if part)
-        if equation.primitive.name == "dot_general":
-            left, right = (variable.aval for variable in equation.invars)
-            contracted = math.prod(left.shape[axis] for axis in equation.params["dimension_numbers"][0][0])
-            results = math.prod(equation.outvars[0].aval.shape)
-            # The first name is the model's own; an einsum's equation is not part of the path.
-            path = "/".join(name for name in names.split("/")[1:] if "->" not in name)
-            yield LayerSpec(
-                path=f"{path}:product{number}" if "->" in names else path,
-                kind="product",
-                in_channels=contracted,
-                out_channels=1,
-                input_size=((left.size + right.size) // contracted,),
-                output_size=(results,),
-                kernel=(),
-                stride=(),
-                groups=1,
-                macs=contracted * results,
-                weights=0,
-            )
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from _products(inner, names)
-
-
 def _spec(layer: nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> LayerSpec:
-    in_channels, out_channels = input_shape[-1], output_shape[-1]
+    """All but the MACs."""
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     groups = 1
-    if isinstance(layer, nn.Conv):
+    if isinstance(layer, nn.Conv | nn.ConvTranspose):
         kernel = _per_axis(layer.kernel_size, 1)
         stride = _per_axis(layer.strides or 1, len(kernel))
-        groups = layer.feature_group_count
-    weights = math.prod(kernel) * (in_channels // groups) * out_channels
+        groups = layer.feature_group_count if isinstance(layer, nn.Conv) else 1
     return LayerSpec(
         path="/".join(layer.path),
         kind="conv" if kernel else "dense",
-        in_channels=in_channels,
-        out_channels=out_channels,
+        in_channels=input_shape[-1],
+        out_channels=output_shape[-1],
         input_size=tuple(input_shape[1:-1]),
         output_size=tuple(output_shape[1:-1]),
         kernel=kernel,
         stride=stride,
         groups=groups,
-        macs=weights * math.prod(output_shape[1:-1]),
-        weights=weights,
+        macs=0,
+        weights=layer.get_variable("params", "kernel").size,
     )
 
 
 def _per_axis(size: int | Sequence[int], axes: int) -> tuple[int, ...]:
     return (size,) * axes if isinstance(size, int) else tuple(size)
+
+
+def _contractions(jaxpr: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """The convolutions and dot products of a jaxpr, each with the path of the module that it is in."""
+    for equation in jaxpr.eqns:
+        names = [name for name in (prefix, str(equation.source_info.name_stack)) if name]
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            # Linen names scopes after modules, the model first; methods ("module.method") and einsums are no modules.
+            scopes = "/".join(names).split("/")[1:]
+            yield "/".join(name for name in scopes if "->" not in name and "." not in name), equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from _contractions(inner, "/".join(names))
+
+
+def _macs(equation: Any) -> int:
+    """Multiply-accumulates: values of the result times what is summed up for each."""
+    left, right = (variable.aval for variable in equation.invars)
+    results = equation.outvars[0].aval.size
+    if equation.primitive.name == "dot_general":
+        return results * math.prod(left.shape[axis] for axis in equation.params["dimension_numbers"][0][0])
+    channels = right.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+    return results * right.size // channels // math.prod(equation.params["lhs_dilation"])
+
+
+def _product(number: int, path: str, equation: Any) -> LayerSpec:
+    """A dot product of two activations as a layer."""
+    left, right = (variable.aval for variable in equation.invars)
+    results = equation.outvars[0].aval.size
+    contracted = _macs(equation) // results
+    return LayerSpec(
+        path=f"{path}:product{number + 1}",
+        kind="product",
+        in_channels=contracted,
+        out_channels=1,
+        input_size=((left.size + right.size) // contracted,),
+        output_size=(results,),
+        kernel=(),
+        stride=(),
+        groups=1,
+        macs=_macs(equation),
+        weights=0,
+    )

@@ -19,6 +19,7 @@ from aqt_like import formats
 from aqt_like.formats import Format
 from fliqs_jax import models
 from hwcost import analytic, workload
+from hwcost.format_plan import format_decision
 from hwcost.workload import Workload
 
 
@@ -54,10 +55,10 @@ def layer_formats(layers: Workload, name: str) -> list[Format]:
         choices = json.loads(pathlib.Path(name).read_text())["choices"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{name} holds no genome: {error}") from error
-    expected = {analytic.format_decision(layer.path) for layer in layers}
+    expected = {format_decision(layer.path) for layer in layers}
     if unknown := sorted(expected ^ set(choices)):
         raise ValueError(f"{name} is a genome of another network: only one of the two has {', '.join(unknown)}")
-    return [formats.parse(choices[analytic.format_decision(layer.path)]) for layer in layers]
+    return [formats.parse(choices[format_decision(layer.path)]) for layer in layers]
 
 
 def summarize(layers: Workload, chosen: list[Format]) -> dict[str, Any]:

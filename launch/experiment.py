@@ -18,7 +18,7 @@ from fliqs_jax import policy as policy_lib
 from fliqs_jax import search as search_lib
 from hwcost import analytic, workload
 from hwcost import table as table_lib
-from hwcost.space import SearchSpace
+from hwcost.format_plan import FormatPlan, format_plan
 from launch import data
 
 
@@ -49,8 +49,7 @@ class Experiment:
 
     config: ConfigDict
     source: data.Source
-    workload: workload.Workload
-    space: SearchSpace
+    plan: FormatPlan
     search: search_lib.Search
     clip_multiples: format_state_lib.ClipMultiples
     trials: tuple[Trial, ...]
@@ -100,16 +99,17 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
     network = models.find(settings["name"])
     model = models.create(settings.pop("name"), classes=source.classes, **settings)
     layers = workload.trace(model, source.image_shape, ignored=network.uncounted, train=False)
-    space = analytic.format_space(layers, formats)
-    cost_table = analytic.bit_operations_table(layers, space, formats)
+    plan = format_plan(layers, formats, config.rules)
+    cost_table = analytic.bit_operations_table(plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
     total_steps = max(round(config.epochs * steps_per_epoch), 1)
     search = search_lib.Search(
         model=model,
-        paths=tuple(layer.path for layer in layers),
+        paths=tuple(layer.path for layer in plan.workload),
+        choice=plan.choice,
         bank=format_state_lib.format_bank(formats, use_unsigned=config.unsigned_inputs),
         cost_table=cost_table,
-        target=_target(config, layers, cost_table, space),
+        target=_target(config, plan, cost_table),
         optimizer=weight_optimizer(config.optimizer, total_steps),
         policy_optimizer=optax.adam(config.policy_learning_rate, b1=config.policy_momentum),
         loss=search_lib.smoothed_cross_entropy(config.label_smoothing),
@@ -128,16 +128,15 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
         quantizer=_quantizer(config),
     )
     multiples = format_state_lib.precomputed_clip_multiples(
-        formats, len(layers), config.clip.distribution, use_unsigned=config.unsigned_inputs
+        formats, len(plan.workload), config.clip.distribution, use_unsigned=config.unsigned_inputs
     )
     return Experiment(
         config=config,
         source=source,
-        workload=layers,
-        space=space,
+        plan=plan,
         search=search,
         clip_multiples=multiples,
-        trials=_trials(config, space),
+        trials=_trials(config, plan),
     )
 
 
@@ -153,14 +152,12 @@ def _quantizer(config: ConfigDict) -> Quantizer:
     return Quantizer(gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through)
 
 
-def _target(
-    config: ConfigDict, layers: workload.Workload, cost_table: table_lib.CostTable, space: SearchSpace
-) -> float:
+def _target(config: ConfigDict, plan: FormatPlan, cost_table: table_lib.CostTable) -> float:
     """The cost target in bit operations; `target_unit` is a format (all layers in it) or `absolute`."""
     unit = 1.0
     if config.target_unit != "absolute":
-        unit = analytic.uniform_bit_operations(layers, formats_lib.parse(config.target_unit))
-    lowest, highest = table_lib.reachable_interval(cost_table, space)
+        unit = analytic.uniform_bit_operations(plan.workload, formats_lib.parse(config.target_unit))
+    lowest, highest = table_lib.reachable_interval(cost_table, plan.space)
     # A learned or random search needs a target that genomes can meet; a fixed genome only reports against it.
     if config.policy != "fixed" and not lowest <= config.target * unit <= highest:
         raise ConfigError(
@@ -182,7 +179,7 @@ def weight_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTran
     )
 
 
-def _trials(config: ConfigDict, space: SearchSpace) -> tuple[Trial, ...]:
+def _trials(config: ConfigDict, plan: FormatPlan) -> tuple[Trial, ...]:
     """What `config` asks for, and then its uniform baselines."""
     genome = None
     if config.policy not in policy_lib.POLICIES:
@@ -190,7 +187,7 @@ def _trials(config: ConfigDict, space: SearchSpace) -> tuple[Trial, ...]:
     if config.policy == "fixed":
         if not config.genome:
             raise ConfigError("policy='fixed' needs --config.genome, a format name or a genome file")
-        genome = _genome(config.genome, space)
+        genome = _genome(config.genome, plan)
         name = pathlib.Path(config.genome).name if config.genome.endswith(".json") else f"uniform {config.genome}"
     elif config.genome:
         raise ConfigError(f"genome={config.genome!r} is for --config.policy=fixed; the policy is {config.policy!r}")
@@ -200,15 +197,13 @@ def _trials(config: ConfigDict, space: SearchSpace) -> tuple[Trial, ...]:
     for baseline in config.baselines:
         fixed = config.copy_and_resolve_references()
         fixed.policy, fixed.genome, fixed.baselines = "fixed", baseline, ()
-        trials.append(Trial(f"uniform {baseline}", f"uniform-{baseline}", fixed, _genome(baseline, space)))
+        trials.append(Trial(f"uniform {baseline}", f"uniform-{baseline}", fixed, _genome(baseline, plan)))
     return tuple(trials)
 
 
-def _genome(name: str, space: SearchSpace) -> np.ndarray:
-    """All layers in the format `name`, or what the genome file `name` says."""
+def _genome(name: str, plan: FormatPlan) -> np.ndarray:
+    """All layers that are not pinned in the format `name`, or what the genome file `name` says."""
     if name.endswith(".json"):
-        return space.load_genome(pathlib.Path(name))
+        return plan.space.load_genome(pathlib.Path(name))
     formats_lib.parse(name)
-    if any(name not in decision.options for decision in space.decisions):
-        raise ConfigError(f"format {name!r} is not in the search space: {', '.join(space.decisions[0].options)}")
-    return space.encode({decision.name: name for decision in space.decisions})
+    return plan.uniform_genome(name)

@@ -190,29 +190,42 @@ def lines(
         return _svg(figure, f"{ylabel} over {xlabel}")
 
 
-def policy_over_time(lines: Sequence[Run], layers: Sequence[str], options: Sequence[str], bits: Sequence[int]) -> str:
-    """The policy as a heat map: a band per layer, a row per option in it, darker where it is more probable."""
+def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]]) -> str:
+    """The policy as a heat map: a band per decision, a row per option in it, darker where it is more probable.
+
+    Args:
+      lines: metrics, whose `"policy"` is [D, Kmax].
+      decisions: the D decisions: `"name"`, `"options"` (formats), `"bits"` of each. Those with one option are left out.
+    """
     with matplotlib.rc_context(_STYLE):
         probabilities = np.asarray([line["policy"] for line in lines])  # [T, D, K]
-        colours = np.asarray([to_rgb(bit_colour(b)) for b in bits])  # [K, 3]
-        shade = 1 - probabilities[..., None] * (1 - colours)  # [T, D, K, 3], white where improbable
-        gap = np.ones((len(lines), len(layers), 1, 3))
-        image = np.concatenate([shade, gap], axis=2).reshape(len(lines), -1, 3).transpose(1, 0, 2)
-        rows = len(options) + 1
-        figure = Figure(figsize=(WIDTH, min(max(0.11 * image.shape[0], 2.6), 12.0)))
+        bands, ticks, names, height = [], [], [], 0
+        for d, decision in enumerate(decisions):
+            count = len(decision["options"])
+            if count > 1:
+                colours = np.asarray([to_rgb(bit_colour(b)) for b in decision["bits"]])  # [K, 3]
+                # White where improbable; a white row after each band.
+                bands += [1 - probabilities[:, d, :count, None] * (1 - colours), np.ones((len(lines), 1, 3))]
+                ticks.append(height + count / 2)
+                names.append(decision["name"].removesuffix(".format"))
+                height += count + 1
+        image = np.concatenate(bands, axis=1).transpose(1, 0, 2)
+        figure = Figure(figsize=(WIDTH, min(max(0.11 * height, 2.6), 12.0)))
         axes = figure.subplots()
-        axes.imshow(image, aspect="auto", interpolation="nearest", extent=(0, lines[-1]["step"], image.shape[0], 0))
+        axes.imshow(image, aspect="auto", interpolation="nearest", extent=(0, lines[-1]["step"], height, 0))
         axes.grid(visible=False)
-        axes.set_yticks([rows * d + len(options) / 2 for d in range(len(layers))], layers, fontsize=7.5)
+        axes.set_yticks(ticks, names, fontsize=7.5)
         axes.set_xlabel("step")
-        if len(options) <= 6:
-            handles = [Patch(color=bit_colour(b), label=name) for name, b in zip(options, bits, strict=True)]
-        else:
-            handles = [Patch(color=bit_colour(b), label=f"{b} bits") for b in sorted(set(bits))]
+        bits_of = {
+            name: b for decision in decisions for name, b in zip(decision["options"], decision["bits"], strict=True)
+        }
+        if len(bits_of) > 6:
+            bits_of = {f"{b} bits": b for b in sorted(set(bits_of.values()))}
+        handles = [Patch(color=bit_colour(b), label=label) for label, b in bits_of.items()]
         axes.legend(handles=handles, ncols=6, loc="lower left", bbox_to_anchor=(0, 1), handlelength=1, columnspacing=1)
-        return _svg(figure, "Probability of each format of each layer over training")
+        return _svg(figure, "Probability of each format of each decision over training")
 
 
 def is_uniform(run: Run) -> bool:
-    """Whether all layers of a run have one format by decree."""
-    return run["policy"] == "fixed" and len({layer["format"] for layer in run["layers"]}) == 1
+    """Whether all layers of a run, but for pinned ones, have one format by decree."""
+    return run["name"].startswith("uniform ")

@@ -229,14 +229,12 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
         ),
     ]
     if summary["policy"] == "reinforce":
-        options = formats_lib.format_space(config["formats"])
-        picture = figures.policy_over_time(
-            lines[:: max(len(lines) // _HEATMAP_LINES, 1)],
-            _paths(summary),
-            [fmt.name for fmt in options],
-            [fmt.bits for fmt in options],
-        )
-        explanation = "A band per layer, a row per format in it: the stronger, the more probable."
+        decisions = [
+            decision | {"bits": [formats_lib.parse(option).bits for option in decision["options"]]}
+            for decision in summary["decisions"]
+        ]
+        picture = figures.policy_over_time(lines[:: max(len(lines) // _HEATMAP_LINES, 1)], decisions)
+        explanation = "A band per decision, a row per format in it: the stronger, the more probable."
         cards.append(_card("The policy over time", explanation, picture))
     cards.append(_card("Step time", "", figures.curve(timed, {"milliseconds": "step time"}, "step time (ms)")))
     return cards

@@ -21,7 +21,6 @@ from aqt_like import formats as formats_lib
 from fliqs_jax import policy as policy_lib
 from fliqs_jax import random_search
 from fliqs_jax import search as search_lib
-from hwcost import analytic
 from hwcost import table as table_lib
 from launch import data, loop, progress, runtime
 from launch.experiment import ConfigError, Experiment, Trial
@@ -92,7 +91,7 @@ def initial_state(experiment: Experiment, trial: Trial) -> search_lib.SearchStat
     """The state in which a trial starts; that of its neighbours but for the policy."""
     return search_lib.init_state(
         experiment.search,
-        policy_lib.init(experiment.space, trial.config.policy, trial.genome),
+        policy_lib.init(experiment.plan.space, trial.config.policy, trial.genome),
         experiment.clip_multiples,
         jax.random.key(trial.config.seed),
         jnp.zeros((1, *experiment.source.image_shape)),
@@ -231,7 +230,7 @@ def _run(
         batches("train", config.batch_size, first_step=search.total_steps), config.recalibration_batches
     ):
         state = compiled.recalibrate(state, genome, batch)
-    experiment.space.save_genome(directory / GENOME, np.asarray(genome))
+    experiment.plan.space.save_genome(directory / GENOME, np.asarray(genome))
     _write_json(
         directory / SUMMARY,
         {
@@ -259,13 +258,14 @@ def _price(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
     """What a genome means and costs, exactly."""
     target = experiment.search.target
     costs = table_lib.price_layers(experiment.search.cost_table, genome)
-    chosen = analytic.layer_formats(experiment.space, experiment.workload, genome)
+    chosen = experiment.plan.layer_formats(genome)
     return {
         "cost": float(costs.sum()),
         "target": target,
         "genome": genome.tolist(),
         "relative_cost": float(costs.sum()) / target,
         "cost_unit": "bit operations",
+        "decisions": [{"name": d.name, "options": list(d.options)} for d in experiment.plan.space.decisions],
         "layers": [
             {
                 "path": layer.path,
@@ -275,7 +275,7 @@ def _price(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
                 "weights": layer.weights,
                 "cost": cost,
             }
-            for layer, cost in zip(experiment.workload, costs.tolist(), strict=True)
+            for layer, cost in zip(experiment.plan.workload, costs.tolist(), strict=True)
         ],
     }
 

@@ -16,6 +16,7 @@ from fliqs_jax import random_search, reward, schedule
 from fliqs_jax import search as search_lib
 from hwcost import analytic, workload
 from hwcost import table as table_lib
+from hwcost.format_plan import format_plan
 
 TOTAL, WARMUP, QUANTIZE_INPUTS, PROFILE = 12, 4, 2, 3
 FORMATS = formats.format_space("int_s")
@@ -30,11 +31,13 @@ class Tiny(nn.Module):
 
 
 LAYERS = workload.trace(Tiny(), (6, 6, 1), train=False)
-SPACE = analytic.format_space(LAYERS, FORMATS)
-TABLE = analytic.bit_operations_table(LAYERS, SPACE, FORMATS)
+PLAN = format_plan(LAYERS, FORMATS)
+SPACE = PLAN.space
+TABLE = analytic.bit_operations_table(PLAN)
 SEARCH = search_lib.Search(
     model=Tiny(),
     paths=("conv", "head"),
+    choice=PLAN.choice,
     bank=format_state.format_bank(FORMATS, use_unsigned=True),
     cost_table=TABLE,
     target=1.5 * analytic.uniform_bit_operations(LAYERS, FORMATS[0]),

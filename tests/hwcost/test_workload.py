@@ -6,6 +6,7 @@ from aqt_like import formats
 from fliqs_jax.models.resnet import ResNet
 from hwcost import analytic, workload
 from hwcost import table as table_lib
+from hwcost.format_plan import format_plan
 
 
 def test_resnet8_layers_are_those_counted_by_hand():
@@ -65,15 +66,64 @@ def test_a_model_without_layers_is_refused():
         workload.trace(Nothing(), (4,))
 
 
+def test_ignored_layers_are_left_out_and_have_to_exist():
+    model = ResNet(classes=10, depth=8, width=16)
+    layers = workload.trace(model, (32, 32, 3), ignored=("shortcut$", "^stem"), train=False)
+    assert len(layers) == 7
+    with pytest.raises(ValueError, match=r"'shortcat' is in no layer's path; there are stem, stage1"):
+        workload.trace(model, (32, 32, 3), ignored=("shortcat",), train=False)
+
+
+def test_layers_of_every_kind_are_counted_under_their_parameters_path():
+    class Everything(nn.Module):
+        def setup(self):
+            self.dense = nn.remat(nn.Dense)(8)
+            self.einsum = nn.Einsum((8, 4), "abc,cd->abd")
+            self.up = nn.ConvTranspose(3, (2,), strides=(2,))
+            self.general = nn.DenseGeneral((2, 4), axis=-1)
+            self.shared = [nn.Dense(4) for _ in range(2)]
+
+        def encode(self, x):
+            return self.einsum(self.dense(x))
+
+        def __call__(self, x):
+            x = self.shared[0](self.shared[1](self.shared[0](self.encode(x))))
+            return self.up(self.general(x).reshape(1, 5, 8))
+
+    layers = {layer.path: layer for layer in workload.trace(Everything(), (5, 8))}
+    macs = {path: layer.macs for path, layer in layers.items()}
+    expected = {"dense": 320, "einsum": 160, "shared_0": 160, "shared_1": 80, "general": 160, "up": 240}
+    assert macs == expected
+    params = Everything().init(jax.random.key(0), jax.numpy.zeros((1, 5, 8)))["params"]
+    assert {path: layer.weights for path, layer in layers.items()} == {
+        path: params[path]["kernel"].size for path in layers
+    }
+
+
+def test_products_of_activations_are_found_with_their_place():
+    class Attention(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.MultiHeadDotProductAttention(num_heads=2, name="attention")(nn.Dense(8, name="in")(x))
+
+    layers = workload.trace(Attention(), (5, 4), products=True)
+    products = [layer for layer in layers if layer.kind == "product"]
+    assert [layer.macs for layer in products if layer.weights == 0 and layer.in_channels in (4, 5)][:2] == [
+        2 * 5 * 5 * 4,
+        2 * 5 * 5 * 4,
+    ]
+    assert all(layer.path.startswith("attention") for layer in products)
+
+
 def test_bit_operations_follow_equation_1():
     layers = workload.trace(ResNet(classes=10, depth=8, width=16), (32, 32, 3), train=False)
     space_formats = formats.format_space("int_s")
-    space = analytic.format_space(layers, space_formats)
-    table = analytic.bit_operations_table(layers, space, space_formats)
+    plan = format_plan(layers, space_formats)
+    table = analytic.bit_operations_table(plan)
     genome = [i % 3 for i in range(len(layers))]
     expected = sum((4, 8, 16)[g] ** 2 * layer.macs for g, layer in zip(genome, layers, strict=True))
     assert table_lib.price_layers(table, genome).sum() == expected
     macs = sum(layer.macs for layer in layers)
-    assert table_lib.reachable_interval(table, space) == (16 * macs, 256 * macs)
+    assert table_lib.reachable_interval(table, plan.space) == (16 * macs, 256 * macs)
     assert analytic.uniform_bit_operations(layers, formats.parse("e4m3")) == 64 * macs
-    assert analytic.layer_formats(space, layers, genome)["stage1_block1/conv1"] == "int8"
+    assert plan.layer_formats(genome)["stage1_block1/conv1"] == "int8"

@@ -55,7 +55,10 @@ def test_mistakes_end_the_command_within_seconds(option, message, tmp_path):
         ({"policy": "greedy"}, r"policy='greedy': expected one of reinforce, uniform, fixed"),
         ({"policy": "fixed"}, "needs --config.genome"),
         ({"genome": "int4"}, "genome='int4' is for --config.policy=fixed"),
-        ({"policy": "fixed", "genome": "e4m3"}, "format 'e4m3' is not in the search space: int4, int8, bf16"),
+        (
+            {"policy": "fixed", "genome": "e4m3"},
+            "format 'e4m3' is not in the search space: stem.format is one of int4, int8, bf16",
+        ),
         ({"policy": "fixed", "genome": "none.json"}, "cannot read the genome file none.json"),
         ({"baselines": ("int6",)}, "format 'int6' is not in the search space"),
         ({"reward": "greedy"}, "reward='greedy': expected one of absolute, one_sided"),

@@ -18,10 +18,12 @@ def summary(name, bits, accuracy, *, policy="fixed", formats="int_s"):
         }
         for i, b in enumerate(bits)
     ]
+    decisions = [{"name": f"l{i}.format", "options": ["int4", "int8", "bf16"]} for i in range(len(bits))]
     cost = sum(layer["cost"] for layer in layers)
     return {
         "accuracy": accuracy, "cost": cost, "target": 36800.0, "genome": [0] * len(bits), "relative_cost": cost / 36800,
-        "cost_unit": "bit operations", "layers": layers, "name": name, "policy": policy, "seconds": 12.5,
+        "cost_unit": "bit operations", "layers": layers,
+        "decisions": decisions, "name": name, "policy": policy, "seconds": 12.5,
         "steps_per_second": 80.0, "seed": 0, "device": "1 × cpu", "versions": {"jax": "0"},
         "config": {
             "data": {"name": "<digits>"}, "formats": formats, "warmup_fraction": 0.25, "gamma": 0.3,

@@ -1,0 +1,169 @@
+"""Which formats each layer may have: the search space of formats, made from a workload and rules over layer paths.
+
+A rule is a text `EXPRESSION: WHAT`. The expression is a regular one, searched in a layer's path; the first rule whose
+expression is found decides about the layer. `WHAT` is
+
+* formats joined by commas: the layer may have only these; a single one pins it (`stem: bf16`);
+* `ignore`: the layer stays in float, and is neither searched nor counted;
+* `tie`: layers whose paths differ only in what the expression found share one decision (`(query|key|value)$: tie`);
+  formats may stand before it (`(query|key|value)$: int4,int8 tie`).
+
+Layers that no rule matches may have every format.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aqt_like.formats import Format
+from hwcost.space import Decision, SearchSpace
+from hwcost.workload import Workload
+
+
+class RuleError(ValueError):
+    """A rule that cannot be read, or that decides nothing; the message quotes it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A rule, read: `formats` is empty where all are allowed."""
+
+    text: str
+    expression: re.Pattern[str]
+    formats: tuple[str, ...] = ()
+    ignored: bool = False
+    tied: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class FormatPlan:
+    """A search space of formats, and what its genomes mean for L layers.
+
+    Attributes:
+      workload: the layers that are searched.
+      formats: all K formats.
+      space: its D decisions; options are names of formats.
+      decision_of: the decision of each layer, int32[L].
+      format_of_option: int32[D, Kmax], the index into `formats` of each option; 0 where there is none.
+    """
+
+    workload: Workload
+    formats: tuple[Format, ...]
+    space: SearchSpace
+    decision_of: np.ndarray
+    format_of_option: np.ndarray
+
+    def choice(self, genome: jax.Array) -> jax.Array:
+        """The index into `formats` of each layer, int32[L], under a genome, int32[D], which may be traced."""
+        option = genome[jnp.asarray(self.decision_of)]
+        return jnp.asarray(self.format_of_option)[jnp.asarray(self.decision_of), option]
+
+    def layer_formats(self, genome: Sequence[int] | np.ndarray) -> dict[str, str]:
+        """The format name of each layer, by path.
+
+        Raises:
+          ValueError: a genome that does not fit.
+        """
+        choices = self.space.decode(genome)
+        decisions = self.space.decisions
+        return {
+            layer.path: choices[decisions[decision].name]
+            for layer, decision in zip(self.workload, self.decision_of, strict=True)
+        }
+
+    def uniform_genome(self, name: str) -> np.ndarray:
+        """Every layer in the format `name`, but for layers that are pinned to another.
+
+        Raises:
+          ValueError: a layer that may have several formats, but not this one.
+        """
+        choices = {}
+        for decision in self.space.decisions:
+            if name not in decision.options and len(decision.options) > 1:
+                raise ValueError(
+                    f"format {name!r} is not in the search space: {decision.name} is one of "
+                    f"{', '.join(decision.options)}"
+                )
+            choices[decision.name] = name if name in decision.options else decision.options[0]
+        return self.space.encode(choices)
+
+
+def format_plan(workload: Workload, formats: Sequence[Format], rules: Sequence[str] = ()) -> FormatPlan:
+    """The plan of a workload under rules; without any, one decision over all `formats` per layer (FLIQS, A.5).
+
+    Raises:
+      RuleError: a rule that cannot be read, names a format that is not among `formats`, or decides nothing.
+    """
+    names = tuple(f.name for f in formats)
+    parsed = [_parse(text, names) for text in rules]
+    decided: dict[str, Rule] = {}
+    for layer in workload:
+        for rule in parsed:
+            if rule.expression.search(layer.path):
+                decided[layer.path] = rule
+                break
+    for rule in parsed:
+        if rule not in decided.values():
+            raise RuleError(_unused(rule, [layer.path for layer in workload]))
+
+    everything = Rule("", re.compile(""))
+    options: dict[str, tuple[str, ...]] = {}
+    searched, decision_names = [], []
+    for layer in workload:
+        rule = decided.get(layer.path, everything)
+        if rule.ignored:
+            continue
+        name = format_decision(rule.expression.sub("*", layer.path) if rule.tied else layer.path)
+        options[name] = rule.formats or names
+        searched.append(layer)
+        decision_names.append(name)
+    if not searched:
+        raise RuleError("the rules ignore every layer: none is left to search")
+    space = SearchSpace(tuple(Decision(name, allowed) for name, allowed in options.items()))
+    table = np.zeros((len(space), space.option_counts.max()), np.int32)
+    for row, decision in zip(table, space.decisions, strict=True):
+        row[: len(decision.options)] = [names.index(option) for option in decision.options]
+    return FormatPlan(
+        workload=tuple(searched),
+        formats=tuple(formats),
+        space=space,
+        decision_of=np.asarray([space.index(name) for name in decision_names], np.int32),
+        format_of_option=table,
+    )
+
+
+def format_decision(path: str) -> str:
+    """Name of the decision that picks the format of the layer at `path`."""
+    return f"{path}.format"
+
+
+def _parse(text: str, names: Sequence[str]) -> Rule:
+    expression, separator, what = text.rpartition(":")
+    if not separator or not expression.strip() or not what.strip():
+        raise RuleError(f"rule {text!r}: expected EXPRESSION: FORMATS, ignore or tie, as in 'stem: bf16'")
+    try:
+        compiled = re.compile(expression.strip())
+    except re.error as error:
+        raise RuleError(f"rule {text!r}: no regular expression: {error}") from error
+    words = what.split()
+    tied = words[-1] == "tie"
+    if tied:
+        words.pop()
+    if words == ["ignore"] and not tied:
+        return Rule(text, compiled, ignored=True)
+    allowed = tuple(name.strip() for name in "".join(words).split(",") if name.strip())
+    if unknown := [name for name in allowed if name not in names]:
+        raise RuleError(f"rule {text!r}: {', '.join(unknown)} not among the formats: {', '.join(names)}")
+    return Rule(text, compiled, allowed, tied=tied)
+
+
+def _unused(rule: Rule, paths: Sequence[str]) -> str:
+    if any(rule.expression.search(path) for path in paths):
+        return f"rule {rule.text!r} decides nothing: earlier rules match all the layers that it does"
+    near = difflib.get_close_matches(rule.expression.pattern, [*paths], n=3, cutoff=0.3) or list(paths[:8])
+    return f"rule {rule.text!r} matches no layer; near it are {', '.join(near)}"

@@ -1,0 +1,82 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aqt_like import formats
+from hwcost import analytic
+from hwcost import table as table_lib
+from hwcost.format_plan import RuleError, format_plan
+from hwcost.workload import LayerSpec
+
+FORMATS = formats.format_space("int_s")
+PATHS = ("stem", "block1/query", "block1/key", "block1/out", "block2/query", "block2/key", "head")
+LAYERS = tuple(
+    LayerSpec(path, "dense", 4, 4, (), (), (), (), 1, macs=100 * (i + 1), weights=16) for i, path in enumerate(PATHS)
+)
+
+
+def test_without_rules_every_layer_decides_for_itself():
+    plan = format_plan(LAYERS, FORMATS)
+    assert [d.name for d in plan.space.decisions] == [f"{path}.format" for path in PATHS]
+    genome = jnp.asarray([0, 1, 2, 0, 1, 2, 0])
+    np.testing.assert_array_equal(plan.choice(genome), genome)
+    assert plan.layer_formats([0, 1, 2, 0, 1, 2, 0])["block1/key"] == "bf16"
+
+
+def test_pinned_restricted_ignored_and_tied():
+    rules = ["stem: bf16", "head: int8, bf16", "out$: ignore", "(query|key)$: int4,int8 tie"]
+    plan = format_plan(LAYERS, FORMATS, rules)
+    assert [(d.name, d.options) for d in plan.space.decisions] == [
+        ("stem.format", ("bf16",)),
+        ("block1/*.format", ("int4", "int8")),
+        ("block2/*.format", ("int4", "int8")),
+        ("head.format", ("int8", "bf16")),
+    ]
+    assert [layer.path for layer in plan.workload] == [p for p in PATHS if p != "block1/out"]
+    genome = np.asarray([0, 1, 0, 1])
+    np.testing.assert_array_equal(plan.choice(jnp.asarray(genome)), [2, 1, 1, 0, 0, 2])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(plan.choice))(genome[None])[0], [2, 1, 1, 0, 0, 2])
+    chosen = plan.layer_formats(genome)
+    assert [chosen[layer.path] for layer in plan.workload] == ["bf16", "int8", "int8", "int4", "int4", "bf16"]
+
+    table = analytic.bit_operations_table(plan)
+    expected = [100 * 256, 200 * 64, 300 * 64, 500 * 16, 600 * 16, 700 * 256]
+    np.testing.assert_array_equal(table_lib.price_layers(table, genome), expected)
+    assert table_lib.price(table, jnp.asarray(genome)) == sum(expected)
+    lowest, highest = table_lib.reachable_interval(table, plan.space)
+    macs = np.asarray([100, 200, 300, 500, 600, 700])
+    assert lowest == (macs * [256, 16, 16, 16, 16, 64]).sum()
+    assert highest == (macs * [256, 64, 64, 64, 64, 256]).sum()
+
+
+def test_the_first_rule_that_matches_decides():
+    plan = format_plan(LAYERS, FORMATS, ["block1: int8", "block: int4"])
+    assert plan.layer_formats(plan.uniform_genome("bf16"))["block1/query"] == "int8"
+    assert plan.layer_formats(plan.uniform_genome("bf16"))["block2/query"] == "int4"
+    assert plan.layer_formats(plan.uniform_genome("bf16"))["stem"] == "bf16"
+
+
+def test_uniform_genomes_respect_pins_but_not_restrictions():
+    plan = format_plan(LAYERS, FORMATS, ["stem: bf16", "head: int8,bf16"])
+    assert plan.layer_formats(plan.uniform_genome("int8"))["stem"] == "bf16"
+    with pytest.raises(ValueError, match=r"'int4' is not in the search space: head.format is one of int8, bf16"):
+        plan.uniform_genome("int4")
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (["stemm: int8"], "rule 'stemm: int8' matches no layer; near it are stem"),
+        (["block: int8", "query: int4"], "rule 'query: int4' decides nothing: earlier rules match all"),
+        (["stem: int5"], "int5 not among the formats: int4, int8, bf16"),
+        (["stem"], "rule 'stem': expected EXPRESSION: FORMATS"),
+        (["stem:"], "expected EXPRESSION: FORMATS"),
+        (["(stem: int8"], r"rule '\(stem: int8': no regular expression"),
+        (["stem: ignore tie"], "ignore not among the formats"),
+        ([".: ignore"], "the rules ignore every layer"),
+    ],
+)
+def test_errors_quote_the_rule(rules, message):
+    with pytest.raises(RuleError, match=message):
+        format_plan(LAYERS, FORMATS, rules)
