@@ -16,6 +16,7 @@ import optax
 
 from aqt_like import format_state as format_state_lib
 from aqt_like import layers
+from fliqs_jax import models
 from fliqs_jax import policy as policy_lib
 from fliqs_jax.reward import Reward
 from fliqs_jax.schedule import EntropySchedule
@@ -31,7 +32,7 @@ class Search:
     """What a search is made of; nothing in it changes while it runs.
 
     Attributes:
-      model: linen module called as `model(images, train=…)`, which returns logits.
+      model: linen module called as `model(images, train=…)`, or without `train` if it takes none; gives logits.
       paths: paths of the L layers whose formats are searched.
       choice: `(genome) -> int32[L]`, the index into `bank` of each layer's format.
       bank: the formats that each layer chooses from.
@@ -114,7 +115,7 @@ def init_state(
 ) -> SearchState:
     """The state before the first step; `images` is a batch of any size, for its shape."""
     init_key, run_key = jax.random.split(key)
-    variables = search.model.init(init_key, images, train=False)
+    variables = search.model.init(init_key, images, **models.mode(search.model, train=False))
     return SearchState(
         step=jnp.zeros((), jnp.int32),
         key=run_key,
@@ -155,6 +156,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
     Batches hold `"image"` (float32[B, H, W, C]) and `"label"` (int32[B]). Metrics are scalars, but for `"genome"`.
     """
     apply = functools.partial(layers.apply_quantized, quantizer=search.quantizer)
+    training = models.mode(search.model, train=True)
 
     def step_fn(state: SearchState, train_batch: Batch, valid_batch: Batch) -> tuple[SearchState, Metrics]:
         exploring = state.policy.learns & (state.step < search.warmup_steps)
@@ -170,7 +172,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
         def train_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             variables = quantized_variables(search, state._replace(params=params), genome, quantize_inputs)
             logits, updated = apply(
-                search.model, variables, train_batch["image"], train=True, mutable=["batch_stats", "calibration"]
+                search.model, variables, train_batch["image"], **training, mutable=["batch_stats", "calibration"]
             )
             return search.loss(logits, train_batch["label"]), (logits, updated)
 
@@ -193,7 +195,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             search.model,
             quantized_variables(search, state, genome, quantize_inputs),
             valid_batch["image"],
-            train=True,
+            **training,
             mutable=["batch_stats"],
         )
         quality = search.quality(valid_logits, valid_batch["label"])
@@ -280,10 +282,11 @@ def _reinforcement(
 def make_recalibrate(search: Search) -> Callable[[SearchState, jax.Array, Batch], SearchState]:
     """A function `(state, genome, train_batch) -> state` that moves batch statistics towards those under `genome`."""
     apply = functools.partial(layers.apply_quantized, quantizer=search.quantizer)
+    training = models.mode(search.model, train=True)
 
     def recalibrate(state: SearchState, genome: jax.Array, batch: Batch) -> SearchState:
         variables = quantized_variables(search, state, genome, True)
-        _, updated = apply(search.model, variables, batch["image"], train=True, mutable=["batch_stats"])
+        _, updated = apply(search.model, variables, batch["image"], **training, mutable=["batch_stats"])
         return state._replace(batch_stats=updated.get("batch_stats", state.batch_stats))
 
     return recalibrate
@@ -295,7 +298,7 @@ def make_evaluate(search: Search) -> Callable[[SearchState, jax.Array, Batch], j
 
     def evaluate(state: SearchState, genome: jax.Array, batch: Batch) -> jax.Array:
         variables = quantized_variables(search, state, genome, True)
-        logits = apply(search.model, variables, batch["image"], train=False)
+        logits = apply(search.model, variables, batch["image"], **models.mode(search.model, train=False))
         return jnp.sum(jnp.argmax(logits, -1) == batch["label"])
 
     return evaluate
@@ -306,7 +309,8 @@ def make_profile_clip_multiples(search: Search) -> Callable[[SearchState, Batch]
 
     def profile(state: SearchState, batch: Batch) -> SearchState:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        inputs = layers.layer_inputs(search.model, variables, batch["image"], train=True, mutable=["batch_stats"])
+        training = models.mode(search.model, train=True)
+        inputs = layers.layer_inputs(search.model, variables, batch["image"], **training, mutable=["batch_stats"])
         multiples = format_state_lib.profiled_clip_multiples(search.paths, search.bank, state.params, inputs)
         return state._replace(clip_multiples=multiples)
 

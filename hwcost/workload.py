@@ -69,8 +69,8 @@ def trace(
       **kwargs: passed to the model.
 
     Raises:
-      ValueError: the model has no layer that can be quantised, or one that cannot be counted; an expression of `ignored`
-        that no path contains.
+      ValueError: the model has no layer that can be quantised, or one that cannot be counted, or there is an expression
+        in `ignored` that no path contains.
     """
     layers: dict[str, LayerSpec] = {}
 

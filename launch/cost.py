@@ -24,7 +24,7 @@ from hwcost.workload import Workload
 
 
 def network_workload(
-    name: str, *, width: float, classes: int, image: int | None = None, everything: bool = False
+    name: str, *, width: float, classes: int | None = None, image: int | None = None, everything: bool = False
 ) -> Workload:
     """The workload of a named network.
 
@@ -37,8 +37,7 @@ def network_workload(
         if len(input_shape) != 3:
             raise ValueError(f"image={image}: {name} takes no images")
         input_shape = (image, image, 3)
-    settings: dict[str, Any] = {"classes": classes} if name != "recommender" else {}
-    model = models.create(name, width=width, **settings)
+    model = models.create(name, classes=classes or network.classes, width=width)
     ignored = () if everything else network.uncounted
     return workload.trace(model, input_shape, ignored=ignored, products=everything, train=False)
 
@@ -117,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--width", type=float, default=1.0, help="factor on the channels")
     parser.add_argument("--format", default="int8", help="a number format, or a genome file")
     parser.add_argument("--image", type=int, help="side of the images in pixels, if not as published")
-    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--classes", type=int, help="of the classifier, if not as published")
     parser.add_argument("--everything", action="store_true", help="count what the paper does not count, too")
     parser.add_argument("--layers", action="store_true", help="one row per layer")
     parser.add_argument("--json", action="store_true", help="print JSON")

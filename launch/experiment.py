@@ -98,7 +98,7 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
     settings = config.model.to_dict()
     network = models.find(settings["name"])
     model = models.create(settings.pop("name"), classes=source.classes, **settings)
-    layers = workload.trace(model, source.image_shape, ignored=network.uncounted, train=False)
+    layers = workload.trace(model, source.image_shape, ignored=network.uncounted, **models.mode(model, train=False))
     plan = format_plan(layers, formats, config.rules)
     cost_table = analytic.bit_operations_table(plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size

@@ -1,5 +1,7 @@
 """Networks by name. Each is plain Flax linen, called as `model(x, train=…)`, and knows nothing of formats."""
 
+import importlib
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,11 +24,13 @@ class Network(NamedTuple):
       build: `(classes, **settings) → module`.
       input_shape: of the example that it was published for.
       uncounted: patterns of layer paths that the paper neither searches nor counts (squeeze-and-excitation).
+      classes: that it was published for.
     """
 
     build: Callable[..., nn.Module]
     input_shape: tuple[int, ...]
     uncounted: tuple[str, ...] = ()
+    classes: int = 1000
 
 
 def _images(size: int) -> tuple[int, int, int]:
@@ -47,28 +51,47 @@ MODELS: dict[str, Network] = {
     "deit_ti16": Network(partial(DeiT, channels=192, heads=3), _images(224)),
     "deit_s16": Network(partial(DeiT, channels=384, heads=6), _images(224)),
     "deit_b16": Network(partial(DeiT, channels=768, heads=12), _images(224)),
-    "recommender": Network(Recommender, (NUMBERS + CATEGORIES,)),
+    "recommender": Network(Recommender, (NUMBERS + CATEGORIES,), classes=1),
 }
 
 
 def find(name: str) -> Network:
-    """The network `name`.
+    """The network `name`, or for `module:function` the one that a function of the user's makes.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: an unknown name, or a module or function that cannot be imported.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}: expected one of {', '.join(MODELS)}")
-    return MODELS[name]
-
-
-def create(name: str, **settings: Any) -> nn.Module:
-    """The network `name` with its settings.
-
-    Raises:
-      ValueError: an unknown name, or a setting that the network does not have.
-    """
+    if name in MODELS:
+        return MODELS[name]
+    if ":" not in name:
+        raise ValueError(
+            f"unknown model {name!r}: expected one of {', '.join(MODELS)}, or your own as package.module:function"
+        )
+    module, _, function = name.partition(":")
     try:
-        return find(name).build(**settings)
+        return Network(getattr(importlib.import_module(module), function), ())
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model {name!r}: {error}") from error
+
+
+def create(name: str, *, classes: int, **settings: Any) -> nn.Module:
+    """The network `name` with its settings; a function of the user's gets `classes` only if it takes them.
+
+    Raises:
+      ValueError: an unknown name, a setting that the network does not have, or what is made is no linen module.
+    """
+    build = find(name).build
+    try:
+        if "classes" in inspect.signature(build).parameters:
+            settings["classes"] = classes
+        model = build(**settings)
     except TypeError as error:
         raise ValueError(f"model {name!r}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model {name!r}: expected a flax.linen.Module, got {type(model).__name__}")
+    return model
+
+
+def mode(model: nn.Module, *, train: bool) -> dict[str, Any]:
+    """The arguments that put a model into training or inference: `train=…`, or none where it makes no difference."""
+    return {"train": train} if "train" in inspect.signature(type(model).__call__).parameters else {}

@@ -18,7 +18,7 @@ class Recommender(nn.Module):
       embedding: channels of an embedded category.
     """
 
-    classes: int = 1
+    classes: int
     width: float = 1.0
     rank: int = 128
     buckets: int = 10_000

@@ -63,7 +63,7 @@ def test_bit_operations_are_the_published_ones(name, width, figures):
 )
 def test_layers_and_weights(name, layers, million_weights):
     if name == "recommender":
-        found = workload.trace(models.create(name), models.find(name).input_shape, train=False)
+        found = workload.trace(models.create(name, classes=1), models.find(name).input_shape, train=False)
     else:
         found = trace(name)
     assert len(found) == layers
@@ -127,7 +127,7 @@ def test_inception_and_recommender_give_logits():
         lambda: inception.init_with_output(jax.random.key(0), jnp.zeros((2, 299, 299, 3)), train=False)[0]
     )
     assert shape.shape == (2, 7)
-    recommender = models.create("recommender", buckets=50)
+    recommender = models.create("recommender", classes=1, buckets=50)
     x = jnp.concatenate([jnp.ones((3, 13)), jnp.arange(78.0).reshape(3, 26) % 50], axis=1)
     logits, variables = recommender.init_with_output(jax.random.key(0), x, train=False)
     assert logits.shape == (3, 1)

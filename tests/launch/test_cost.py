@@ -36,7 +36,7 @@ def test_the_table_has_every_layer(capsys):
 
 
 def test_a_genome_file_stands_for_the_format(capsys, tmp_path):
-    layers = cost.network_workload("resnet18", width=1.0, classes=1000)
+    layers = cost.network_workload("resnet18", width=1.0)
     choices = {f"{layer.path}.format": "int8" if layer.path == "classifier" else "int4" for layer in layers}
     path = tmp_path / "genome.json"
     path.write_text(json.dumps({"choices": choices}))
@@ -79,7 +79,7 @@ def test_errors_are_one_line(capsys, arguments, message):
 def test_reading_a_workload_is_fast():
     """Asked for: EfficientNet-B4 in two seconds. Here with room for a busy machine."""
     start = time.perf_counter()
-    cost.network_workload("efficientnet_b4", width=1.0, classes=1000)
+    cost.network_workload("efficientnet_b4", width=1.0)
     assert time.perf_counter() - start < 10
 
 

@@ -1,0 +1,52 @@
+"""A network that is not ours, searched unchanged: formats for every layer of a perceptron on scikit-learn's digits.
+
+    python -m examples.digits_mlp
+
+The model below knows nothing of quantisation. What rules can name, and where the cost is:
+
+    python -m launch.inspect --model=examples.digits_mlp:make_model --input=1,8,8,1
+"""
+
+import pathlib
+import sys
+
+import flax.linen as nn
+from rich.console import Console
+
+from configs import fliqs_digits
+from launch import experiment, report, runs, runtime
+
+
+class Perceptron(nn.Module):
+    """Two hidden layers."""
+
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, x):  # noqa: ANN001, ANN204
+        """Logits of images."""
+        x = x.reshape(len(x), -1)
+        x = nn.relu(nn.Dense(64, name="hidden1")(x))
+        x = nn.relu(nn.Dense(64, name="hidden2")(x))
+        return nn.Dense(self.classes, name="logits")(x)
+
+
+def make_model(classes: int = 10) -> nn.Module:
+    """What `--model` and `config.model.name` refer to."""
+    return Perceptron(classes)
+
+
+def main(workdir: pathlib.Path, epochs: float = 100.0) -> None:
+    """Searches with the first layer in 8 bits, and prints what was found."""
+    config = fliqs_digits.get_config()
+    config.model = {"name": "examples.digits_mlp:make_model"}
+    config.rules = ("hidden1: int8",)
+    config.epochs, config.target, config.baselines = epochs, 3.0, ("int8",)
+    prepared = experiment.prepare(config)
+    with runtime.stop_on_signals() as stop:
+        directories = runs.run_all(prepared, workdir, Console(), stop)
+    report.print_table(report.read_runs(directories), Console())
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "runs/digits_mlp"))
