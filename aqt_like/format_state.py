@@ -76,6 +76,8 @@ def format_state(
     choice: jax.Array,
     profile: layers.LayerCalibration,
     quantize_inputs: jax.Array,
+    *,
+    quantize_weights: jax.Array | None = None,
 ) -> dict[str, Any]:
     """The `"formats"` collection in which layer `l` uses format `choice[l]`.
 
@@ -85,13 +87,16 @@ def format_state(
       multiples: their clip thresholds.
       choice: int32[L], may be traced.
       profile: stacked profiles of the layers' inputs, leaves `[L]`.
-      quantize_inputs: bool scalar; False leaves all inputs in fp32 (two-phase quantisation, FLIQS A.2).
+      quantize_inputs: bool scalar or bool[L]; False leaves inputs in fp32 (two-phase quantisation, FLIQS A.2).
+      quantize_weights: bool[L]; False leaves a layer's weights in fp32. All are quantised if None.
     """
 
     def chosen(per_layer: jax.Array) -> jax.Array:
         return jnp.take_along_axis(per_layer, choice[:, None], axis=1)[:, 0]
 
     weights = bank.signed.row(choice)._replace(clip_multiple=chosen(multiples.weights))
+    if quantize_weights is not None:
+        weights = jax.tree.map(lambda q, f: jnp.where(quantize_weights, q, f), weights, bank.unquantized)
     signed = bank.signed.row(choice)._replace(clip_multiple=chosen(multiples.inputs))
     unsigned = bank.unsigned.row(choice)._replace(clip_multiple=chosen(multiples.unsigned_inputs))
     inputs = jax.tree.map(lambda u, s: jnp.where(profile.never_negative, u, s), unsigned, signed)

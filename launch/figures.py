@@ -190,6 +190,23 @@ def lines(
         return _svg(figure, f"{ylabel} over {xlabel}")
 
 
+def sensitivities(decibels: np.ndarray, layers: Sequence[str], formats: Sequence[str]) -> str:
+    """Signal-to-noise ratio of the logits when one layer alone has one format, [L, K], as a table of shades."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 0.24 * len(layers) + 0.6))
+        axes = figure.subplots()
+        axes.imshow(decibels, aspect="auto", cmap="YlOrBr_r", vmin=0, vmax=60)
+        axes.grid(visible=False)
+        axes.set_xticks(range(len(formats)), formats)
+        axes.xaxis.tick_top()
+        axes.set_yticks(range(len(layers)), layers, fontsize=7.5)
+        for (layer, fmt), value in np.ndenumerate(decibels):
+            axes.text(
+                fmt, layer, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if value < 25 else "k"
+            )
+        return _svg(figure, "Signal-to-noise ratio in decibels of the logits when one layer alone is quantised")
+
+
 def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]]) -> str:
     """The policy as a heat map: a band per decision, a row per option in it, darker where it is more probable.
 

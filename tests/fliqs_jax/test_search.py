@@ -12,7 +12,7 @@ import pytest
 
 from aqt_like import format_state, formats, gradients, layers
 from fliqs_jax import policy as policy_lib
-from fliqs_jax import random_search, reward, schedule
+from fliqs_jax import random_search, reward, schedule, sensitivity
 from fliqs_jax import search as search_lib
 from hwcost import analytic, workload
 from hwcost import table as table_lib
@@ -300,3 +300,32 @@ def test_loss_and_accuracy_are_the_textbook_ones():
     loss = search_lib.smoothed_cross_entropy(0.1)(jnp.asarray(logits), jnp.asarray(labels))
     np.testing.assert_allclose(loss, -(targets * log_p).sum(axis=1).mean(), rtol=1e-6)
     assert search_lib.accuracy(jnp.asarray(logits), jnp.asarray(labels)) == 0.5
+
+
+def test_sensitivity_is_that_of_one_layer_at_a_time():
+    state, _ = run(start("fixed", [2, 2]))
+    measured = sensitivity.measure_over(SEARCH, state, [batch(100), batch(101)])
+    assert measured.noise_to_signal.shape == measured.accuracy_drop.shape == (2, 3)
+    # More bits, less noise; bf16 changes hardly anything.
+    assert (np.diff(measured.noise_to_signal, axis=1) < 0).all()
+    assert (measured.signal_to_noise_db[:, 2] > 35).all()
+
+    # By hand: the second layer in int4, the first in float.
+    def logits(variables, x):
+        return layers.apply_quantized(SEARCH.model, variables, x, train=False)
+
+    variables = search_lib.quantized_variables(SEARCH, state, jnp.asarray([0, 0]), True)
+    only_head = {**variables, "formats": {"head": variables["formats"]["head"]}}
+    floats = {**variables, "formats": {}}
+    noise = signal = 0.0
+    correct = []
+    for b in (batch(100), batch(101)):
+        reference, changed = logits(floats, b["image"]), logits(only_head, b["image"])
+        noise += np.sum((changed - reference) ** 2)
+        signal += np.sum((reference - reference.mean(-1, keepdims=True)) ** 2)
+        correct.append([np.mean(np.argmax(y, -1) == b["label"]) for y in (reference, changed)])
+    np.testing.assert_allclose(measured.noise_to_signal[1, 0], noise / signal, rtol=1e-4)
+    reference, changed = np.mean(correct, axis=0)
+    np.testing.assert_allclose([measured.accuracy, measured.accuracy_drop[1, 0]], [reference, reference - changed])
+    with pytest.raises(ValueError, match="no batches"):
+        sensitivity.measure_over(SEARCH, state, [])

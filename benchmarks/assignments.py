@@ -1,0 +1,123 @@
+"""FLIQS against formats that are assigned beforehand, at the same cost: CIFAR-10, ResNet-8, 1.15 × int4.
+
+    python -m benchmarks.assignments --data_dir=DIR [--seeds=2] [--workdir=runs/cifar10]
+
+Assigned at random, or from the sensitivities of the trained bf16 network, greedily or by knapsack
+(`launch.sensitivity`); each such network is then trained from scratch as long as the search was. The search and the
+bf16 network are those of `benchmarks.cifar10` with the same work directory, and trained first if they are not there.
+Writes results/assignments.json beside this file.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+from typing import Any
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from benchmarks import cifar10
+from hwcost import table as table_lib
+from launch import experiment, report, runs, runtime, sensitivity
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "assignments.json"
+RANDOM_GENOMES = 2  # per seed
+NAMES = {"random": "random assignment", "greedy": "greedy by sensitivity", "knapsack": "knapsack by sensitivity"}
+
+
+def random_genomes(prepared: experiment.Experiment, seed: int) -> list[np.ndarray]:
+    """Random genomes that cost 95 to 100 % of the target."""
+    rng, search = np.random.default_rng(seed), prepared.search
+    counts = prepared.plan.space.option_counts
+    found: list[np.ndarray] = []
+    while len(found) < RANDOM_GENOMES:
+        # How likely each format is, is drawn too: formats drawn evenly would nearly always cost too much.
+        weights = rng.dirichlet(np.ones(counts.max()))
+        genome = rng.choice(counts.max(), size=len(counts), p=weights)
+        cost = table_lib.price_layers(search.cost_table, genome).sum() / search.target
+        if 0.95 <= cost <= 1:
+            found.append(genome)
+    return found
+
+
+def train(config: ConfigDict, directory: pathlib.Path, console: Console, stop: Any) -> dict[str, Any]:
+    """The summary of a run, which is done if it is not there."""
+    runs.run_all(experiment.prepare(config), directory, console, stop)
+    return report.read_runs([directory])[0].summary
+
+
+def run_seed(seed: int, data_dir: str, workdir: pathlib.Path, console: Console) -> dict[str, list[dict[str, Any]]]:
+    """Summaries by method."""
+    variants = cifar10.variants()
+    for config in variants.values():
+        config.seed, config.data.data_dir = seed, data_dir
+    found: dict[str, list[dict[str, Any]]] = {}
+    with runtime.stop_on_signals() as stop:
+        found["FLIQS"] = [train(variants["int_s"], workdir / "int_s", console, stop)]
+        train(variants["int"], workdir / "int", console, stop)
+        sensitivity.main([str(workdir / "int" / "uniform-bf16")])
+        prepared = experiment.prepare(variants["int_s"])
+        genomes = {
+            method: [workdir / "int" / "uniform-bf16" / f"genome-{method}.json"] for method in sensitivity.METHODS
+        }
+        genomes["random"] = []
+        for number, genome in enumerate(random_genomes(prepared, seed)):
+            genomes["random"].append(workdir / f"random-{number}.json")
+            prepared.plan.space.save_genome(genomes["random"][-1], genome)
+        for method, files in genomes.items():
+            for number, file in enumerate(files):
+                config = variants["int_s"].copy_and_resolve_references()
+                config.update({"policy": "fixed", "genome": str(file)})
+                summary = train(config, workdir / f"assigned-{method}-{number}", console, stop)
+                found.setdefault(NAMES[method], []).append(summary)
+    return found
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The table of the README."""
+    lines = ["| formats | test accuracy (%), each run | mean | cost / int4 |", "|---|---|---|---|"]
+    for row in document["methods"]:
+        accuracies = ", ".join(f"{100 * a:.2f}" for a in row["accuracy"])
+        costs = row["cost_over_int4"]
+        span = sorted({f"{min(costs):.2f}", f"{max(costs):.2f}"})
+        mean = 100 * statistics.mean(row["accuracy"])
+        lines.append(f"| {row['method']} | {accuracies} | {mean:.2f} | {' – '.join(span)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Trains what is missing and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", required=True, help="where tfds has cifar10 prepared")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/cifar10"))
+    parser.add_argument("--seeds", type=int, default=2)
+    arguments = parser.parse_args()
+    logging.set_verbosity(logging.WARNING)
+    console = Console()
+    found: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(arguments.seeds):
+        of_seed = run_seed(seed, arguments.data_dir, arguments.workdir / f"seed{seed}", console)
+        for method, summaries in of_seed.items():
+            found.setdefault(method, []).extend(summaries)
+    document = {
+        "command": f"python -m benchmarks.assignments --data_dir=DIR --seeds={arguments.seeds}",
+        "methods": [
+            {
+                "method": method,
+                "accuracy": [s["accuracy"] for s in summaries],
+                "cost_over_int4": [s["relative_cost"] * s["config"]["target"] for s in summaries],
+                "formats": [[layer["format"] for layer in s["layers"]] for s in summaries],
+            }
+            for method, summaries in found.items()
+        ],
+    }
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    console.print(markdown(document), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

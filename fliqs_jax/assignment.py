@@ -1,0 +1,110 @@
+"""Formats from sensitivities under a budget: what FLIQS has to beat, and an answer for those who cannot train.
+
+Both take it that losses add up over layers. On the host, in NumPy: they run once.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hwcost import table as table_lib
+from hwcost.format_plan import FormatPlan
+from hwcost.table import CostTable
+
+_KEPT = 50_000  # partial genomes of the knapsack
+
+
+class Options(NamedTuple):
+    """Loss and cost of each option of each decision, float64[D, Kmax] both; infinite where there is no such option."""
+
+    loss: np.ndarray
+    cost: np.ndarray
+
+
+def options(plan: FormatPlan, cost_table: CostTable, layer_losses: np.ndarray) -> Options:
+    """Losses of layers, float64[L, K], and their costs, summed up over the layers that share a decision.
+
+    Raises:
+      ValueError: a cost that depends on two decisions at once, which have no cost of their own.
+    """
+    if (np.count_nonzero(cost_table.stride, axis=1) > 1).any():
+        raise ValueError("a layer's cost depends on several decisions: only FLIQS searches such costs")
+    width = plan.format_of_option.shape[1]
+    exists = np.arange(width) < plan.space.option_counts[:, None]
+    loss, cost = np.where(exists, 0.0, np.inf), np.where(exists, 0.0, np.inf)
+    for layer, decision in enumerate(plan.decision_of):
+        loss[decision] += layer_losses[layer, plan.format_of_option[decision]]
+    for option in range(width):
+        genome = np.minimum(option, plan.space.option_counts - 1)
+        priced = table_lib.price_layers(cost_table, genome)
+        np.add.at(cost[:, option], cost_table.decision[:, 0], priced)
+    return Options(loss, np.where(exists, cost, np.inf))
+
+
+def greedy(choices: Options, budget: float) -> np.ndarray:
+    """From the cheapest genome, the option that saves most loss per cost, again and again while the budget allows.
+
+    Returns:
+      int32[D].
+
+    Raises:
+      ValueError: a budget below the cheapest genome.
+    """
+    genome = _cheapest(choices, budget)
+    rows = np.arange(len(genome))
+    while True:
+        saved = choices.loss[rows, genome][:, None] - choices.loss
+        extra = choices.cost - choices.cost[rows, genome][:, None]
+        room = budget - choices.cost[rows, genome].sum()
+        possible = (saved > 0) & (extra <= room)
+        if not possible.any():
+            return genome
+        with np.errstate(divide="ignore", invalid="ignore"):
+            worth = np.where(possible, np.where(extra > 0, saved / extra, np.inf), -np.inf)
+        decision, option = np.unravel_index(np.argmax(worth), worth.shape)
+        genome[decision] = option
+
+
+def knapsack(choices: Options, budget: float) -> np.ndarray:
+    """The genome of least total loss within the budget, by dynamic programming.
+
+    Decision by decision, the partial genomes are kept that no other beats in both cost and loss. That is exact while
+    they are fewer than 50,000; of more, an even selection over cost is kept, always within the budget.
+
+    Returns:
+      int32[D].
+
+    Raises:
+      ValueError: a budget below the cheapest genome.
+    """
+    _cheapest(choices, budget)
+    # What the decisions that are still to come cost at least.
+    reserved = np.append(np.cumsum(choices.cost.min(axis=1)[::-1])[::-1][1:], 0.0)
+    cost, loss = np.zeros(1), np.zeros(1)
+    history = []
+    for losses, costs, still_to_come in zip(choices.loss, choices.cost, reserved, strict=True):
+        exists = np.flatnonzero(np.isfinite(costs))
+        parent, option = (grid.ravel() for grid in np.meshgrid(np.arange(len(cost)), exists, indexing="ij"))
+        cost, loss = cost[parent] + costs[option], loss[parent] + losses[option]
+        order = np.lexsort((loss, cost))
+        order = order[cost[order] <= (budget - still_to_come) * (1 + 1e-12)]
+        better = np.append(np.inf, np.minimum.accumulate(loss[order])[:-1])
+        kept = order[loss[order] < better]
+        if len(kept) > _KEPT:
+            kept = kept[np.linspace(0, len(kept) - 1, _KEPT).astype(int)]
+        history.append((parent[kept], option[kept]))
+        cost, loss = cost[kept], loss[kept]
+
+    genome, state = np.zeros(len(history), np.int32), int(np.argmin(loss))
+    for decision in reversed(range(len(history))):
+        parent, option = history[decision]
+        genome[decision], state = option[state], parent[state]
+    return genome
+
+
+def _cheapest(choices: Options, budget: float) -> np.ndarray:
+    genome = np.argmin(choices.cost, axis=1).astype(np.int32)
+    lowest = choices.cost.min(axis=1).sum()
+    if lowest > budget:
+        raise ValueError(f"budget {budget:.6g} is below the cheapest genome, which costs {lowest:.6g}")
+    return genome

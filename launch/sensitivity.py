@@ -1,0 +1,140 @@
+"""Post-training quantisation of a run: which layers are sensitive, and which formats that suggests, without training.
+
+    python -m launch.sensitivity DIR [--target=1.15] [--examples=1024]
+
+DIR is the directory of a finished run, best one in a wide format (DIR/uniform-bf16). Each layer is quantised alone
+under each format on validation examples. From what that does to the logits, two assignments follow, greedy and exact
+(knapsack), under the cost target. Their accuracy after post-training quantisation is told, on test, with batch
+statistics recalibrated. Written to DIR: sensitivity.json, sensitivity.svg, and genome files that
+`--config.policy=fixed --config.genome=FILE` trains.
+"""
+
+import argparse
+import itertools
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from fliqs_jax import assignment, sensitivity
+from fliqs_jax import search as search_lib
+from fliqs_jax.sensitivity import Sensitivity
+from hwcost import table as table_lib
+from launch import data, experiment, figures, runs, runtime
+from launch.experiment import ConfigError, Experiment
+
+METHODS = {"greedy": assignment.greedy, "knapsack": assignment.knapsack}
+
+
+def read_run(directory: pathlib.Path, target: float | None, console: Console) -> tuple[Experiment, Any, data.Dataset]:
+    """The experiment of a finished run, its final state and its data.
+
+    Raises:
+      ValueError: no finished run, or one that cannot be read.
+    """
+    try:
+        config = ConfigDict(json.loads((directory / runs.CONFIG).read_text()))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{directory} holds no run: {error}") from error
+    if not (directory / runs.SUMMARY).exists():
+        raise ConfigError(f"{directory} holds a run that is not finished: the command that started it goes on with it")
+    if target is not None:
+        config.target = target
+    prepared = experiment.prepare(config)
+    checkpoints = runtime.Checkpoints(directory / "checkpoints")
+    restored = checkpoints.restore(runs.initial_state(prepared, prepared.trials[0]), say=console.print)
+    checkpoints.close()
+    if restored is None:
+        raise ConfigError(f"{directory} has no checkpoint")
+    dataset = data.load(prepared.source, valid_examples=config.data.valid_examples, seed=config.seed)
+    return prepared, restored[1], dataset
+
+
+def assign(prepared: Experiment, state: Any, dataset: data.Dataset, measured: Sensitivity) -> dict[str, dict[str, Any]]:
+    """For each method its genome, cost, and accuracy on test without any training."""
+    search, config = prepared.search, prepared.config
+    choices = assignment.options(prepared.plan, search.cost_table, measured.noise_to_signal)
+    evaluate = jax.jit(search_lib.make_evaluate(search))
+    recalibrate = jax.jit(search_lib.make_recalibrate(search))
+    found = {}
+    for name, method in METHODS.items():
+        genome = method(choices, search.target)
+        stream = data.train_batches(
+            dataset, split="train", batch_size=config.batch_size, seed=config.seed, first_step=0, augment="none"
+        )
+        recalibrated = state
+        for batch in itertools.islice(stream, config.recalibration_batches):
+            recalibrated = recalibrate(recalibrated, genome, batch)
+        batches = data.eval_batches(dataset, split="test", batch_size=config.valid_batch_size)
+        correct = sum(int(evaluate(recalibrated, genome, batch)) for batch in batches)
+        cost = float(table_lib.price_layers(search.cost_table, genome).sum())
+        found[name] = {
+            "genome": genome.tolist(),
+            "cost": cost,
+            "relative_cost": cost / search.target,
+            "test_accuracy_without_training": correct / len(dataset.test),
+            "layers": prepared.plan.layer_formats(genome),
+        }
+    return found
+
+
+def show(document: dict[str, Any], console: Console) -> None:
+    """Prints sensitivities and assignments."""
+    table = Table("layer", *(f"{name} (dB)" for name in document["formats"]), *METHODS, box=None)
+    for path, decibels in document["signal_to_noise_db"].items():
+        chosen = [document["assignments"][method]["layers"][path] for method in METHODS]
+        table.add_row(path, *(f"{value:.1f}" for value in decibels), *chosen)
+    console.print(table)
+    for method, result in document["assignments"].items():
+        console.print(
+            f"{method}: {result['test_accuracy_without_training']:.2%} on test without training, "
+            f"cost / target {result['relative_cost']:.3f}"
+        )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures, assigns, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=pathlib.Path, metavar="DIR")
+    parser.add_argument("--target", type=float, help="cost target in the run's own unit, if not the run's own")
+    parser.add_argument("--examples", type=int, default=1024, help="validation examples to measure on")
+    arguments = parser.parse_args(argv)
+    directory, console = arguments.directory, Console()
+    try:
+        prepared, state, dataset = read_run(directory, arguments.target, console)
+        size = prepared.config.valid_batch_size
+        batches = data.eval_batches(dataset, split="valid", batch_size=size)
+        few = itertools.islice(batches, max(arguments.examples // size, 1))
+        measured = sensitivity.measure_over(prepared.search, state, few)
+        assignments = assign(prepared, state, dataset, measured)
+    except (ValueError, runtime.CheckpointError) as error:
+        sys.exit(f"error: {error}")
+    paths = prepared.search.paths
+    names = [fmt.name for fmt in prepared.plan.formats]
+    # No noise at all is told as 200 dB, which JSON can hold.
+    decibels = np.minimum(measured.signal_to_noise_db, 200.0)
+    document = {
+        "command": f"python -m launch.sensitivity {directory}",
+        "formats": names,
+        "validation_accuracy": measured.accuracy,
+        "signal_to_noise_db": dict(zip(paths, decibels.round(3).tolist(), strict=True)),
+        "accuracy_drop": dict(zip(paths, measured.accuracy_drop.tolist(), strict=True)),
+        "target": prepared.search.target,
+        "assignments": assignments,
+    }
+    (directory / "sensitivity.json").write_text(json.dumps(document, indent=1) + "\n")
+    (directory / "sensitivity.svg").write_text(figures.sensitivities(decibels, paths, names))
+    for method, result in assignments.items():
+        prepared.plan.space.save_genome(directory / f"genome-{method}.json", result["genome"])
+    show(document, console if console.is_terminal else Console(width=160))
+    console.print(f"wrote {directory}/sensitivity.json, sensitivity.svg, genome-greedy.json, genome-knapsack.json")
+
+
+if __name__ == "__main__":
+    main()

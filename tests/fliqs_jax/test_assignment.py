@@ -1,0 +1,63 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from aqt_like import formats
+from fliqs_jax import assignment
+from hwcost import analytic
+from hwcost.format_plan import format_plan
+from hwcost.workload import LayerSpec
+
+FORMATS = formats.format_space("int_s")
+
+
+def random_options(seed, decisions=6, options=3):
+    rng = np.random.default_rng(seed)
+    cost = np.sort(rng.uniform(1, 20, (decisions, options)), axis=1)
+    loss = -np.sort(-rng.exponential(1, (decisions, options)), axis=1)
+    loss[0, -1] = cost[0, -1] = np.inf  # a decision with one option fewer
+    return assignment.Options(loss, cost)
+
+
+def best_by_trying_all(choices, budget):
+    rows = np.arange(len(choices.loss))
+    best = np.inf
+    for genome in itertools.product(range(choices.loss.shape[1]), repeat=len(rows)):
+        if choices.cost[rows, genome].sum() <= budget:
+            best = min(best, choices.loss[rows, genome].sum())
+    return best
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("slack", [0.0, 0.2, 0.5, 1.0])
+def test_knapsack_is_exact_and_greedy_is_feasible(seed, slack):
+    choices = random_options(seed)
+    rows = np.arange(6)
+    lowest, highest = choices.cost.min(1).sum(), np.where(np.isinf(choices.cost), 0, choices.cost).max(1).sum()
+    budget = lowest + slack * (highest - lowest) + 1e-9
+    exact, greedy = assignment.knapsack(choices, budget), assignment.greedy(choices, budget)
+    for genome in (exact, greedy):
+        assert choices.cost[rows, genome].sum() <= budget
+    total = choices.loss[rows, exact].sum()
+    assert total == pytest.approx(best_by_trying_all(choices, budget))
+    assert total <= choices.loss[rows, greedy].sum() + 1e-12
+
+
+def test_budgets_below_the_cheapest_are_refused():
+    for method in (assignment.greedy, assignment.knapsack):
+        with pytest.raises(ValueError, match=r"budget 1 is below the cheapest genome, which costs"):
+            method(random_options(0), 1.0)
+
+
+def test_layers_that_share_a_decision_add_up():
+    layers = tuple(
+        LayerSpec(path, "dense", 4, 4, (), (), (), (), 1, macs=macs, weights=16)
+        for path, macs in (("a/query", 10), ("a/key", 20), ("b", 5))
+    )
+    plan = format_plan(layers, FORMATS, ["query|key: int4,bf16 tie"])
+    losses = np.asarray([[3.0, 2.0, 1.0], [30.0, 20.0, 10.0], [0.3, 0.2, 0.1]])
+    choices = assignment.options(plan, analytic.bit_operations_table(plan), losses)
+    np.testing.assert_allclose(choices.loss, [[33, 11, np.inf], [0.3, 0.2, 0.1]])
+    np.testing.assert_allclose(choices.cost, [[30 * 16, 30 * 256, np.inf], [5 * 16, 5 * 64, 5 * 256]])
+    np.testing.assert_array_equal(assignment.knapsack(choices, 30 * 16 + 5 * 64), [0, 1])
