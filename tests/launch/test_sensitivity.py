@@ -36,7 +36,7 @@ def test_sensitivities_and_assignments_are_told_and_written(finished, capsys, ti
 def test_what_cannot_be_read_is_told(tmp_path, finished):
     with pytest.raises(SystemExit, match="holds no run"):
         sensitivity.main([str(tmp_path / "nothing")])
-    with pytest.raises(SystemExit, match="budget .* is below the cheapest genome"):
+    with pytest.raises(SystemExit, match=r"budget .* is below the cheapest genome"):
         sensitivity.main([str(finished), "--target=0.5"])
     (finished / runs.SUMMARY).unlink()
     with pytest.raises(SystemExit, match="holds a run that is not finished"):
