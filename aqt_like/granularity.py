@@ -115,10 +115,10 @@ def saturation_free_power_of_two(clip: jax.Array, row: FormatTable) -> jax.Array
 def scale_in_format(name: str) -> ScaleRule:
     """Scales are codes of the format `name` times one float32 for the whole tensor, as in NVFP4."""
     scale_format = formats.parse(name)
-    scale_row = formats.format_table([scale_format], [1.0]).row(0)
     smallest = float(scale_format.magnitudes()[1])
 
     def rule(clip: jax.Array, row: FormatTable) -> jax.Array:
+        scale_row = formats.format_table([scale_format], [1.0]).row(0)
         scale = clip / row.largest
         unit = jnp.max(scale) / scale_row.largest
         unit = jnp.where(unit > 0, unit, 1.0)

@@ -1,7 +1,10 @@
 """Who may import whom, read from the imports themselves."""
 
 import ast
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -47,3 +50,15 @@ def test_a_forbidden_import_would_be_seen(tmp_path):
     path = tmp_path / "bad.py"
     path.write_text("def f():\n    from fliqs_jax.search import Search\n    import launch.loop\n")
     assert imported_packages(path) == {"fliqs_jax", "launch"}
+
+
+def test_imports_start_no_device():
+    """Arrays made while importing would claim a device before the program has said a word."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in sources()
+        if path.name != "__main__.py"
+    ]
+    code = f"import importlib\nfor name in {modules}: importlib.import_module(name)"
+    environment = {**os.environ, "JAX_PLATFORMS": "no_such_platform"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
