@@ -8,7 +8,6 @@ bf16 network are those of `benchmarks.cifar10` with the same work directory, and
 Writes results/assignments.json beside this file.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -91,11 +90,7 @@ def markdown(document: dict[str, Any]) -> str:
 
 def main() -> None:
     """Trains what is missing and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True, help="where tfds has cifar10 prepared")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/cifar10"))
-    parser.add_argument("--seeds", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = cifar10.parse_arguments(str(__doc__))
     logging.set_verbosity(logging.WARNING)
     console = Console()
     found: dict[str, list[dict[str, Any]]] = {}

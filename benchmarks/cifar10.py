@@ -114,13 +114,18 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> None:
     pictures.write("cifar10_formats.svg", figures.formats_over_depth(chosen))
 
 
-def main() -> None:
-    """Trains what is missing and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(description: str) -> argparse.Namespace:
+    """The command line of benchmarks on CIFAR-10."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True, help="where tfds has cifar10 prepared")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/cifar10"))
     parser.add_argument("--seeds", type=int, default=2)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Trains what is missing and writes the table."""
+    arguments = parse_arguments(str(__doc__))
     logging.set_verbosity(logging.WARNING)
     console = Console()
     with runtime.stop_on_signals() as stop:
