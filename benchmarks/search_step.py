@@ -70,7 +70,7 @@ def fp32_step() -> tuple[Any, Any]:
         def loss_and_updates(params: Any) -> tuple[jax.Array, Any]:
             inputs = {"params": params, "batch_stats": batch_stats}
             logits, updated = apply(inputs, train["image"], train=True, mutable=["batch_stats"])
-            return loss_of(logits, train["label"]), updated["batch_stats"]
+            return loss_of(logits, train), updated["batch_stats"]
 
         (loss, new_stats), gradient = jax.value_and_grad(loss_and_updates, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)

@@ -25,6 +25,8 @@ def get_config() -> ConfigDict:
             "batch_size": 128,
             "valid_batch_size": 128,
             "label_smoothing": 0.1,
+            # A finished run whose network is the teacher: its soft targets are mixed into the training loss.
+            "distillation": {"teacher": "", "weight": 0.5, "temperature": 2.0},
             "optimizer": {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "warmup_fraction": 0.05},
             # The space: int_s, int_l, fp_s, fp_l, or format names joined by commas.
             "formats": "int_s",

@@ -24,6 +24,7 @@ from hwcost import table as table_lib
 from hwcost.table import CostTable
 
 Batch = dict[str, jax.Array]
+Loss = Callable[[jax.Array, Batch], jax.Array]
 Metrics = dict[str, jax.Array]
 
 
@@ -40,7 +41,7 @@ class Search:
       target: cost target C_T, in the unit of `cost_table`.
       optimizer: updates the weights.
       policy_optimizer: updates the policy's logits.
-      loss: `(logits, labels) -> scalar`, to be minimised in training.
+      loss: `(logits, train_batch) -> scalar`, to be minimised in training.
       quality: `(logits, labels) -> scalar`, Q in the reward.
       reward: `(Q, C/C_T, γ) -> scalar`.
       gamma: γ > 0, the weight of cost in the reward.
@@ -64,7 +65,7 @@ class Search:
     target: float
     optimizer: optax.GradientTransformation
     policy_optimizer: optax.GradientTransformation
-    loss: Callable[[jax.Array, jax.Array], jax.Array]
+    loss: Loss
     quality: Callable[[jax.Array, jax.Array], jax.Array]
     reward: Reward
     gamma: float
@@ -174,7 +175,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             logits, updated = apply(
                 search.model, variables, train_batch["image"], **training, mutable=["batch_stats", "calibration"]
             )
-            return search.loss(logits, train_batch["label"]), (logits, updated)
+            return search.loss(logits, train_batch), (logits, updated)
 
         (loss, (logits, updated)), gradient = jax.value_and_grad(train_loss, has_aux=True)(state.params)
         updates, opt_state = search.optimizer.update(gradient, state.opt_state, state.params)
@@ -292,14 +293,23 @@ def make_recalibrate(search: Search) -> Callable[[SearchState, jax.Array, Batch]
     return recalibrate
 
 
+def make_logits(search: Search) -> Callable[[SearchState, jax.Array, jax.Array], jax.Array]:
+    """A function `(state, genome, images) -> logits` of the trained network."""
+    apply = functools.partial(layers.apply_quantized, quantizer=search.quantizer)
+    inference = models.mode(search.model, train=False)
+
+    def logits(state: SearchState, genome: jax.Array, images: jax.Array) -> jax.Array:
+        return apply(search.model, quantized_variables(search, state, genome, True), images, **inference)
+
+    return logits
+
+
 def make_evaluate(search: Search) -> Callable[[SearchState, jax.Array, Batch], jax.Array]:
     """A function `(state, genome, batch) -> number of correct predictions`; labels of −1 (padding) never match."""
-    apply = functools.partial(layers.apply_quantized, quantizer=search.quantizer)
+    logits = make_logits(search)
 
     def evaluate(state: SearchState, genome: jax.Array, batch: Batch) -> jax.Array:
-        variables = quantized_variables(search, state, genome, True)
-        logits = apply(search.model, variables, batch["image"], **models.mode(search.model, train=False))
-        return jnp.sum(jnp.argmax(logits, -1) == batch["label"])
+        return jnp.sum(jnp.argmax(logits(state, genome, batch["image"]), -1) == batch["label"])
 
     return evaluate
 
@@ -322,11 +332,11 @@ def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.mean(jnp.argmax(logits, -1) == labels)
 
 
-def smoothed_cross_entropy(label_smoothing: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def smoothed_cross_entropy(label_smoothing: float) -> Loss:
     """Mean softmax cross-entropy against smoothed labels (FLIQS, A.4: 0.1)."""
 
-    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    def loss(logits: jax.Array, batch: Batch) -> jax.Array:
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
         return jnp.mean(optax.softmax_cross_entropy(logits, targets))
 
     return loss

@@ -13,7 +13,7 @@ from aqt_like import format_state as format_state_lib
 from aqt_like import formats as formats_lib
 from aqt_like import gradients
 from aqt_like.layers import Quantizer
-from fliqs_jax import models, reward, schedule
+from fliqs_jax import distillation, models, reward, schedule
 from fliqs_jax import policy as policy_lib
 from fliqs_jax import search as search_lib
 from hwcost import analytic, workload
@@ -112,7 +112,7 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
         target=_target(config, plan, cost_table),
         optimizer=weight_optimizer(config.optimizer, total_steps),
         policy_optimizer=optax.adam(config.policy_learning_rate, b1=config.policy_momentum),
-        loss=search_lib.smoothed_cross_entropy(config.label_smoothing),
+        loss=_loss(config),
         quality=search_lib.accuracy,
         reward=_named(reward.REWARDS, "reward", config.reward),
         gamma=config.gamma,
@@ -150,6 +150,17 @@ def _quantizer(config: ConfigDict) -> Quantizer:
     if config.ewgs_strength < 0:
         raise ConfigError(f"ewgs_strength={config.ewgs_strength}: expected 0 (off) or a positive number")
     return Quantizer(gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through)
+
+
+def _loss(config: ConfigDict) -> search_lib.Loss:
+    loss = search_lib.smoothed_cross_entropy(config.label_smoothing)
+    if not config.distillation.teacher:
+        return loss
+    settings = config.distillation
+    try:
+        return distillation.distilled(loss, weight=settings.weight, temperature=settings.temperature)
+    except ValueError as error:
+        raise ConfigError(f"distillation: {error}") from error
 
 
 def _target(config: ConfigDict, plan: FormatPlan, cost_table: table_lib.CostTable) -> float:

@@ -21,9 +21,10 @@ from aqt_like import formats as formats_lib
 from fliqs_jax import policy as policy_lib
 from fliqs_jax import random_search
 from fliqs_jax import search as search_lib
+from fliqs_jax.distillation import TEACHER_LOGITS
 from hwcost import table as table_lib
 from launch import data, loop, progress, runtime
-from launch.experiment import ConfigError, Experiment, Trial
+from launch.experiment import ConfigError, Experiment, Trial, prepare
 
 SUMMARY = "summary.json"
 CONFIG = "config.json"
@@ -40,6 +41,7 @@ class Compiled:
 
     Attributes:
       mesh: the devices.
+      teach: adds the teacher's logits to a training batch, where the experiment has a teacher.
       step: the search step, compiled ahead of time.
       recalibrate, evaluate, profile: see `fliqs_jax.search`; they compile when first called.
       step_compilations: how often the search step was compiled so far.
@@ -47,6 +49,7 @@ class Compiled:
     """
 
     mesh: jax.sharding.Mesh
+    teach: Callable[[search_lib.Batch], search_lib.Batch]
     step: Callable
     recalibrate: Callable
     evaluate: Callable
@@ -55,7 +58,45 @@ class Compiled:
     seconds: float
 
 
-def compile_functions(experiment: Experiment) -> Compiled:
+def read_run(directory: pathlib.Path, console: Console, *, target: float | None = None) -> tuple[Experiment, Any]:
+    """The experiment of a finished run, under another cost target if one is given, and its state after training.
+
+    Raises:
+      ConfigError, runtime.CheckpointError: no finished run, or one that cannot be read.
+    """
+    try:
+        config = ConfigDict(json.loads((directory / CONFIG).read_text()))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{directory} holds no run: {error}") from error
+    if not (directory / SUMMARY).exists():
+        raise ConfigError(f"{directory} holds a run that is not finished: the command that started it goes on with it")
+    if target is not None:
+        config.target = target
+    experiment = prepare(config)
+    checkpoints = runtime.Checkpoints(directory / "checkpoints")
+    restored = checkpoints.restore(initial_state(experiment, experiment.trials[0]), say=console.print)
+    checkpoints.close()
+    if restored is None:
+        raise ConfigError(f"{directory} has no checkpoint")
+    return experiment, restored[1]
+
+
+def _teacher(experiment: Experiment, console: Console) -> Callable[[search_lib.Batch], search_lib.Batch]:
+    """A function that adds the teacher's logits to a batch; one that adds nothing where there is no teacher."""
+    name = experiment.config.distillation.teacher
+    if not name:
+        return lambda batch: batch
+    taught, state = read_run(pathlib.Path(name), console)
+    theirs = (taught.source.image_shape, taught.source.classes)
+    ours = (experiment.source.image_shape, experiment.source.classes)
+    if theirs != ours:
+        raise ConfigError(f"distillation.teacher={name!r} knows images and classes {theirs}, here they are {ours}")
+    genome = policy_lib.mode(state.policy)
+    logits = jax.jit(search_lib.make_logits(taught.search))
+    return lambda batch: batch | {TEACHER_LOGITS: logits(state, genome, batch["image"])}
+
+
+def compile_functions(experiment: Experiment, console: Console) -> Compiled:
     """Compiles the search step for all local devices."""
     mesh = runtime.data_mesh()
     whole = runtime.replicated(mesh)
@@ -73,11 +114,14 @@ def compile_functions(experiment: Experiment) -> Compiled:
             "label": jax.ShapeDtypeStruct((size,), jnp.int32),
         }
 
+    teach = _teacher(experiment, console)
+    train_example = jax.eval_shape(teach, example(config.batch_size))
     start = time.perf_counter()
     state = jax.eval_shape(lambda: initial_state(experiment, experiment.trials[0]))
-    step = runtime.compile_step(counted_step, mesh, state, example(config.batch_size), example(config.valid_batch_size))
+    step = runtime.compile_step(counted_step, mesh, state, train_example, example(config.valid_batch_size))
     return Compiled(
         mesh=mesh,
+        teach=teach,
         step=step,
         recalibrate=jax.jit(search_lib.make_recalibrate(search), donate_argnums=0, out_shardings=whole),
         evaluate=jax.jit(search_lib.make_evaluate(search)),
@@ -147,7 +191,7 @@ def run_all(
         dataset = data.load(
             experiment.source, valid_examples=experiment.config.data.valid_examples, seed=experiment.config.seed
         )
-        compiled = compile_functions(experiment)
+        compiled = compile_functions(experiment, console)
         console.print(f"compiled in {compiled.seconds:.1f} s for {len(jax.devices())} device(s)")
         for trial, directory in left:
             _run(experiment, trial, compiled, dataset, directory, console, stop)
@@ -174,7 +218,8 @@ def _run(
         return (runtime.place_batch(batch, sharding) for batch in stream)
 
     def train_batches(first_step: int) -> Iterator[search_lib.Batch]:
-        return batches("train", config.batch_size, first_step=first_step, augment=config.data.augment)
+        stream = batches("train", config.batch_size, first_step=first_step, augment=config.data.augment)
+        return (compiled.teach(batch) for batch in stream)
 
     checkpoints = runtime.Checkpoints(directory / "checkpoints")
     state = jax.device_put(initial_state(experiment, trial), runtime.replicated(compiled.mesh))

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
@@ -26,34 +25,10 @@ from fliqs_jax import assignment, sensitivity
 from fliqs_jax import search as search_lib
 from fliqs_jax.sensitivity import Sensitivity
 from hwcost import table as table_lib
-from launch import data, experiment, figures, runs, runtime
-from launch.experiment import ConfigError, Experiment
+from launch import data, figures, runs, runtime
+from launch.experiment import Experiment
 
 METHODS = {"greedy": assignment.greedy, "knapsack": assignment.knapsack}
-
-
-def read_run(directory: pathlib.Path, target: float | None, console: Console) -> tuple[Experiment, Any, data.Dataset]:
-    """The experiment of a finished run, its final state and its data.
-
-    Raises:
-      ValueError: no finished run, or one that cannot be read.
-    """
-    try:
-        config = ConfigDict(json.loads((directory / runs.CONFIG).read_text()))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{directory} holds no run: {error}") from error
-    if not (directory / runs.SUMMARY).exists():
-        raise ConfigError(f"{directory} holds a run that is not finished: the command that started it goes on with it")
-    if target is not None:
-        config.target = target
-    prepared = experiment.prepare(config)
-    checkpoints = runtime.Checkpoints(directory / "checkpoints")
-    restored = checkpoints.restore(runs.initial_state(prepared, prepared.trials[0]), say=console.print)
-    checkpoints.close()
-    if restored is None:
-        raise ConfigError(f"{directory} has no checkpoint")
-    dataset = data.load(prepared.source, valid_examples=config.data.valid_examples, seed=config.seed)
-    return prepared, restored[1], dataset
 
 
 def assign(prepared: Experiment, state: Any, dataset: data.Dataset, measured: Sensitivity) -> dict[str, dict[str, Any]]:
@@ -107,7 +82,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     directory, console = arguments.directory, Console()
     try:
-        prepared, state, dataset = read_run(directory, arguments.target, console)
+        prepared, state = runs.read_run(directory, console, target=arguments.target)
+        config = prepared.config
+        dataset = data.load(prepared.source, valid_examples=config.data.valid_examples, seed=config.seed)
         size = prepared.config.valid_batch_size
         batches = data.eval_batches(dataset, split="valid", batch_size=size)
         few = itertools.islice(batches, max(arguments.examples // size, 1))

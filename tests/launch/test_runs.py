@@ -263,3 +263,21 @@ def test_signals_ask_once_and_then_act_as_usual():
 def test_config_directories_are_claimed_atomically(tiny_config, tmp_path):
     runs.claim_directory(tmp_path / "new", tiny_config)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
+
+
+def test_a_teacher_changes_what_is_learned_and_has_to_fit(uninterrupted, tiny_config, run_experiment, tmp_path):
+    tiny_config.distillation.teacher = str(uninterrupted)
+    (directory,), _ = run_experiment(tiny_config, tmp_path / "taught")
+    assert summary_of(directory)["search_step_compilations"] == 1
+    assert final_digest(directory) != final_digest(uninterrupted)
+    tiny_config.distillation.weight = 0.0  # a teacher that is not listened to
+    (directory,), _ = run_experiment(tiny_config, tmp_path / "not-listening")
+    lines = [progress.read_metrics(d / "metrics.jsonl") for d in (directory, uninterrupted)]
+    assert lines[0][0]["loss"] == pytest.approx(lines[1][0]["loss"], rel=1e-5)
+    tiny_config.distillation.temperature = 0.0
+    with pytest.raises(experiment.ConfigError, match=r"distillation: weight 0.0, temperature 0.0"):
+        experiment.prepare(tiny_config)
+    tiny_config.distillation.temperature = 1.0
+    tiny_config.distillation.teacher = str(tmp_path / "nobody")
+    with pytest.raises(experiment.ConfigError, match="nobody holds no run"):
+        run_experiment(tiny_config, tmp_path / "other")

@@ -1,0 +1,29 @@
+"""Learning from a teacher: its logits come with the training batch, its soft targets enter the loss (Hinton, 2015)."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fliqs_jax.search import Batch, Loss
+
+TEACHER_LOGITS = "teacher_logits"
+
+
+def distilled(loss: Loss, *, weight: float, temperature: float) -> Loss:
+    """`loss` mixed with the divergence of the network's from the teacher's distribution, both softened.
+
+    (1 − weight) · loss + weight · temperature² · KL(softmax(teacher / temperature) ‖ softmax(logits / temperature)),
+    the mean over examples. Batches hold the teacher's logits, float32[B, classes], as `"teacher_logits"`.
+
+    Raises:
+      ValueError: a weight outside 0…1, or a temperature that is not above 0.
+    """
+    if not 0 <= weight <= 1 or temperature <= 0:
+        raise ValueError(f"weight {weight}, temperature {temperature}: expected 0…1 and a number above 0")
+
+    def mixed(logits: jax.Array, batch: Batch) -> jax.Array:
+        soft_targets = jax.nn.softmax(batch[TEACHER_LOGITS] / temperature)
+        divergence = optax.kl_divergence(jax.nn.log_softmax(logits / temperature), soft_targets)
+        return (1 - weight) * loss(logits, batch) + weight * temperature**2 * jnp.mean(divergence)
+
+    return mixed
