@@ -21,6 +21,9 @@ def get_config() -> ConfigDict:
                 "augment": "none",  # none, crop_flip
             },
             "model": {"name": "cifar_resnet", "depth": 8, "width": 16},
+            # Weights to start from: a safetensors file in torchvision's or timm's naming. (Their ResNets need
+            # model.project_first=False.) A classifier of other classes starts anew.
+            "init_from": "",
             "epochs": 10.0,
             "batch_size": 128,
             "valid_batch_size": 128,

@@ -4,7 +4,9 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -13,7 +15,7 @@ from aqt_like import format_state as format_state_lib
 from aqt_like import formats as formats_lib
 from aqt_like import gradients
 from aqt_like.layers import Quantizer
-from fliqs_jax import distillation, models, reward, schedule
+from fliqs_jax import distillation, models, pretrained, reward, schedule
 from fliqs_jax import policy as policy_lib
 from fliqs_jax import search as search_lib
 from hwcost import analytic, workload
@@ -98,6 +100,7 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
     settings = config.model.to_dict()
     network = models.find(settings["name"])
     model = models.create(settings.pop("name"), classes=source.classes, **settings)
+    _check_pretrained(config, model, source)
     layers = workload.trace(model, source.image_shape, ignored=network.uncounted, **models.mode(model, train=False))
     plan = format_plan(layers, formats, config.rules)
     cost_table = analytic.bit_operations_table(plan)
@@ -150,6 +153,13 @@ def _quantizer(config: ConfigDict) -> Quantizer:
     if config.ewgs_strength < 0:
         raise ConfigError(f"ewgs_strength={config.ewgs_strength}: expected 0 (off) or a positive number")
     return Quantizer(gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through)
+
+
+def _check_pretrained(config: ConfigDict, model: nn.Module, source: data.Source) -> None:
+    if config.init_from:
+        example = jnp.zeros((1, *source.image_shape))
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example, **models.mode(model, train=False)))
+        pretrained.load(pathlib.Path(config.init_from), config.model.name, shapes)
 
 
 def _loss(config: ConfigDict) -> search_lib.Loss:

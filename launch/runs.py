@@ -19,7 +19,7 @@ from rich.console import Console
 
 from aqt_like import formats as formats_lib
 from fliqs_jax import policy as policy_lib
-from fliqs_jax import random_search
+from fliqs_jax import pretrained, random_search
 from fliqs_jax import search as search_lib
 from fliqs_jax.distillation import TEACHER_LOGITS
 from hwcost import table as table_lib
@@ -142,6 +142,15 @@ def initial_state(experiment: Experiment, trial: Trial) -> search_lib.SearchStat
     )
 
 
+def _pretrained(state: search_lib.SearchState, config: ConfigDict, name: str, console: Console) -> Any:
+    """The state with the weights of `config.init_from`; fresh moments of the optimiser stay what they are, zeros."""
+    ours = {"params": state.params, "batch_stats": state.batch_stats}
+    theirs, kept = pretrained.load(pathlib.Path(config.init_from), config.model.name, ours)
+    console.print(f"{name}: weights from {config.init_from}" + (f", but for {', '.join(kept)}" if kept else ""))
+    placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), theirs, ours)
+    return state._replace(**placed)
+
+
 def claim_directory(directory: pathlib.Path, config: ConfigDict) -> None:
     """Makes `directory` that of `config`.
 
@@ -227,6 +236,8 @@ def _run(
     if restored := checkpoints.restore(state, say=lambda text: console.print(f"{trial.name}: {text}")):
         first_step, state = restored
         console.print(f"{trial.name}: going on from step {first_step}")
+    elif config.init_from:
+        state = _pretrained(state, config, trial.name, console)
     before_step = {}
     if config.clip.source == "profiled":
         at = search.input_quantization_step

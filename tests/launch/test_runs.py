@@ -1,6 +1,7 @@
 """Runs from end to end on the digits: what is written, and what happens when they are disturbed."""
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -13,9 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
+from rich.console import Console
+from safetensors.numpy import save_file
 
 from aqt_like import formats
 from configs import fliqs_cifar10_resnet8
+from fliqs_jax import models, pretrained
 from launch import experiment, loop, progress, report, runs, runtime
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -281,3 +286,27 @@ def test_a_teacher_changes_what_is_learned_and_has_to_fit(uninterrupted, tiny_co
     tiny_config.distillation.teacher = str(tmp_path / "nobody")
     with pytest.raises(experiment.ConfigError, match="nobody holds no run"):
         run_experiment(tiny_config, tmp_path / "other")
+
+
+def test_training_starts_from_pretrained_weights(tiny_config, run_experiment, tmp_path):
+    tiny_config.model = {"name": "deit_ti16", "channels": 24, "blocks": 1, "patch": 4}
+    model = models.create("deit_ti16", classes=1000, **{k: v for k, v in tiny_config.model.items() if k != "name"})
+    variables = model.init(jax.random.key(5), jnp.zeros((1, 8, 8, 1)), train=False)
+    tensors = {}
+    flat: dict[tuple[str, ...], jax.Array] = flatten_dict(variables)
+    for (_, *place), leaf in flat.items():
+        values = np.asarray(leaf)
+        if place[-1] == "kernel":
+            values = values.transpose(3, 2, 0, 1) if values.ndim == 4 else values.T
+        tensors[pretrained.torch_name("deit_ti16", tuple(place))] = np.ascontiguousarray(values)
+    save_file(tensors, tmp_path / "weights.safetensors")
+    tiny_config.init_from = str(tmp_path / "weights.safetensors")
+    tiny_config.optimizer.learning_rate = 0.0  # what is loaded stays
+    tiny_config.optimizer.weight_decay = 0.0
+    (directory,), output = run_experiment(tiny_config)
+    assert "weights.safetensors, but for classifier/kernel, classifier/bias" in " ".join(output.split())
+    _, state = runs.read_run(directory, Console(file=io.StringIO()))
+    np.testing.assert_array_equal(state.params["patches"]["kernel"], variables["params"]["patches"]["kernel"])
+    tiny_config.model.channels = 48
+    with pytest.raises(ValueError, match=r"in .*weights.safetensors has shape .* needs"):
+        experiment.prepare(tiny_config)

@@ -1,0 +1,187 @@
+"""Pretrained weights in PyTorch's naming, from a safetensors file: the one place that knows those names.
+
+ResNet, MobileNetV2, EfficientNet and Inception-v3 as torchvision names them, DeiT as timm does. Our module paths are
+turned into theirs by rewriting rules; PyTorch keeps convolution kernels as OIHW and dense ones as OI.
+"""
+
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+from flax import traverse_util
+
+Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
+
+_CLASSIFIER = "classifier"
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_INCEPTION_STEM = {"1": "1a_3x3", "2": "2a_3x3", "3": "2b_3x3", "4": "3b_1x1", "5": "4a_3x3"}
+_INCEPTION_BLOCKS = {
+    **{f"a{i + 1}": f"5{letter}" for i, letter in enumerate("bcd")},
+    "b": "6a",
+    **{f"c{i + 1}": f"6{letter}" for i, letter in enumerate("bcde")},
+    "d": "7a",
+    **{f"e{i + 1}": f"7{letter}" for i, letter in enumerate("bc")},
+}
+_INCEPTION_BRANCHES: Rules = [
+    (r"\bone\b", "branch1x1"),
+    (r"\bpool\b", "branch_pool"),
+    (r"\bfive(\d)", r"branch5x5_\1"),
+    (r"\b(6a)/three\b", r"\1/branch3x3"),
+    (r"\bthree(\d\w?)", r"branch3x3_\1"),
+    (r"\bdouble(\d\w?)", r"branch3x3dbl_\1"),
+    (r"\b(7a)/seven(\d)", r"\1/branch7x7x3_\2"),
+    (r"\bseven(\d)", r"branch7x7_\1"),
+    (r"\b(6[b-e])/branch3x3dbl_", r"\1/branch7x7dbl_"),
+]
+
+
+def _before(number: str) -> int:
+    return int(number) - 1
+
+
+_RESNET: Rules = [
+    (r"^stem/conv", "conv1"),
+    (r"^stem/norm", "bn1"),
+    (r"^stage(\d)_block(\d)", lambda m: f"layer{m[1]}.{_before(m[2])}"),
+    (r"shortcut/conv", "downsample.0"),
+    (r"shortcut/norm", "downsample.1"),
+    (r"conv(\d)/conv", r"conv\1"),
+    (r"conv(\d)/norm", r"bn\1"),
+    (r"^classifier", "fc"),
+]
+# Blocks of MobileNetV2 follow one another in one list, whatever their stage.
+_MOBILENET_FIRST = {"1": 1, "2": 2, "3": 4, "4": 7, "5": 11, "6": 14, "7": 17}
+_MOBILENET: Rules = [
+    (r"^stem/conv", "features.0.0"),
+    (r"^stem/norm", "features.0.1"),
+    (r"^head/conv", "features.18.0"),
+    (r"^head/norm", "features.18.1"),
+    (r"^stage1_block1/depthwise/conv", "features.1.conv.0.0"),
+    (r"^stage1_block1/depthwise/norm", "features.1.conv.0.1"),
+    (r"^stage1_block1/project/conv", "features.1.conv.1"),
+    (r"^stage1_block1/project/norm", "features.1.conv.2"),
+    (r"^stage(\d)_block(\d)", lambda m: f"features.{_MOBILENET_FIRST[m[1]] + _before(m[2])}.conv"),
+    (r"expand/conv", "0.0"),
+    (r"expand/norm", "0.1"),
+    (r"depthwise/conv", "1.0"),
+    (r"depthwise/norm", "1.1"),
+    (r"project/conv", "2"),
+    (r"project/norm", "3"),
+    (r"^classifier", "classifier.1"),
+]
+# Blocks of the first stage have no expansion, so that everything in them is one place earlier.
+_EFFICIENTNET: Rules = [
+    (r"^stem/conv", "features.0.0"),
+    (r"^stem/norm", "features.0.1"),
+    (r"^head/conv", "features.8.0"),
+    (r"^head/norm", "features.8.1"),
+    (r"^(stage1_block\d)/depthwise", r"\1/0"),
+    (r"^(stage1_block\d)/squeeze_excite", r"\1/1"),
+    (r"^(stage1_block\d)/project", r"\1/2"),
+    (r"^stage(\d)_block(\d)", lambda m: f"features.{m[1]}.{_before(m[2])}.block"),
+    (r"expand/(conv|norm)", r"0/\1"),
+    (r"depthwise", "1"),
+    (r"squeeze_excite", "2"),
+    (r"project", "3"),
+    (r"/(\d)/conv", r"/\1/0"),
+    (r"/(\d)/norm", r"/\1/1"),
+    (r"/(\d)/reduce", r"/\1/fc1"),
+    (r"/(\d)/expand", r"/\1/fc2"),
+    (r"^classifier", "classifier.1"),
+]
+_INCEPTION: Rules = [
+    (r"^stem(\d)", lambda m: f"Conv2d_{_INCEPTION_STEM[m[1]]}"),
+    (r"^(a\d|b|c\d|d|e\d)/", lambda m: f"{_INCEPTION_BLOCKS[m[1]]}/"),
+    *_INCEPTION_BRANCHES,
+    (r"^(\d\w)/", r"Mixed_\1/"),
+    (r"/norm$", "/bn"),
+    (r"^classifier", "fc"),
+]
+_DEIT: Rules = [
+    (r"^patches", "patch_embed.proj"),
+    (r"^class_token$", "cls_token"),
+    (r"^positions$", "pos_embed"),
+    (r"^block(\d+)", lambda m: f"blocks.{_before(m[1])}"),
+    (r"attention/projection", "attn.proj"),
+    (r"attention/qkv", "attn.qkv"),
+    (r"mlp(\d)", r"mlp.fc\1"),
+    (r"^classifier", "head"),
+]
+FAMILIES: dict[str, Rules] = {
+    "resnet": _RESNET,
+    "mobilenet": _MOBILENET,
+    "efficientnet": _EFFICIENTNET,
+    "inception": _INCEPTION,
+    "deit": _DEIT,
+}
+
+
+class PretrainedError(ValueError):
+    """A file of weights that does not fit the network; the message says where."""
+
+
+def torch_name(model: str, path: tuple[str, ...]) -> str:
+    """What PyTorch calls the variable at `path` of the network `model`, as in `("stem", "conv", "kernel")`.
+
+    Raises:
+      PretrainedError: no names are known for that network.
+    """
+    rules = next((rules for family, rules in FAMILIES.items() if model.startswith(family)), None)
+    if rules is None:
+        raise PretrainedError(f"no PyTorch names are known for {model!r}, but for {', '.join(FAMILIES)}")
+    *modules, leaf = path if path[-1] in _LEAVES else (*path, "")
+    name = "/".join(modules)
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return ".".join(part for part in (*name.split("/"), _LEAVES.get(leaf, "")) if part)
+
+
+def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The variables of the network `model` with the weights of a file.
+
+    Args:
+      path: a safetensors file in torchvision's or timm's naming.
+      model: name of the network in `models.MODELS`.
+      variables: `"params"` and `"batch_stats"` of the network, for their shapes.
+
+    Returns:
+      The variables, and the paths of those that were left as they are: the classifier's, where its number of classes is
+      another.
+
+    Raises:
+      PretrainedError: an unreadable file, or one that lacks a variable or has it in another shape.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise PretrainedError(f"cannot read weights from {path}: {error}") from error
+    found, kept = {}, []
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
+    for key, ours in flat.items():
+        collection, *place = key
+        if collection not in ("params", "batch_stats"):
+            found[key] = ours
+            continue
+        name = torch_name(model, tuple(place))
+        if name not in stored:
+            raise PretrainedError(f"{path} has no {name!r}, which {'/'.join(place)} of {model} needs")
+        values = _in_our_order(stored[name], place[-1])
+        if values.shape == ours.shape:
+            found[key] = jax.numpy.asarray(values, ours.dtype)
+        elif place[0] == _CLASSIFIER:
+            found[key] = ours
+            kept.append("/".join(place))
+        else:
+            raise PretrainedError(f"{name!r} in {path} has shape {values.shape}, {'/'.join(place)} needs {ours.shape}")
+    return variables | traverse_util.unflatten_dict(found), kept
+
+
+def _in_our_order(values: np.ndarray, leaf: str) -> np.ndarray:
+    if leaf != "kernel":
+        return values
+    return values.transpose(2, 3, 1, 0) if values.ndim == 4 else values.T
