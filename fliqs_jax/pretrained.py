@@ -178,7 +178,7 @@ def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dic
             kept.append("/".join(place))
         else:
             raise PretrainedError(f"{name!r} in {path} has shape {values.shape}, {'/'.join(place)} needs {ours.shape}")
-    return variables | traverse_util.unflatten_dict(found), kept
+    return variables | traverse_util.unflatten_dict(found), sorted(kept)
 
 
 def _in_our_order(values: np.ndarray, leaf: str) -> np.ndarray:

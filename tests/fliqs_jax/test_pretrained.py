@@ -70,7 +70,7 @@ def test_a_classifier_of_other_classes_stays_as_it_is(tmp_path):
     write_weights(tmp_path / "weights.safetensors", "mobilenetv2", variables_of(many, 32))
     start = few.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
     variables, kept = pretrained.load(tmp_path / "weights.safetensors", "mobilenetv2", start)
-    assert kept == ["classifier/kernel", "classifier/bias"]
+    assert kept == ["classifier/bias", "classifier/kernel"]
     np.testing.assert_array_equal(variables["params"]["classifier"]["kernel"], start["params"]["classifier"]["kernel"])
 
 

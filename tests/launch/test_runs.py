@@ -304,7 +304,7 @@ def test_training_starts_from_pretrained_weights(tiny_config, run_experiment, tm
     tiny_config.optimizer.learning_rate = 0.0  # what is loaded stays
     tiny_config.optimizer.weight_decay = 0.0
     (directory,), output = run_experiment(tiny_config)
-    assert "weights.safetensors, but for classifier/kernel, classifier/bias" in " ".join(output.split())
+    assert "weights.safetensors, but for classifier/bias, classifier/kernel" in " ".join(output.split())
     _, state = runs.read_run(directory, Console(file=io.StringIO()))
     np.testing.assert_array_equal(state.params["patches"]["kernel"], variables["params"]["patches"]["kernel"])
     tiny_config.model.channels = 48
