@@ -297,7 +297,7 @@ def test_loss_and_accuracy_are_the_textbook_ones():
     logits, labels = np.asarray([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]]), np.asarray([0, 1])
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     targets = np.eye(3)[labels] * 0.9 + 0.1 / 3
-    loss = search_lib.smoothed_cross_entropy(0.1)(jnp.asarray(logits), jnp.asarray(labels))
+    loss = search_lib.smoothed_cross_entropy(0.1)(jnp.asarray(logits), {"label": jnp.asarray(labels)})
     np.testing.assert_allclose(loss, -(targets * log_p).sum(axis=1).mean(), rtol=1e-6)
     assert search_lib.accuracy(jnp.asarray(logits), jnp.asarray(labels)) == 0.5
 

@@ -14,13 +14,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import itertools, json
 import jax
+from rich.console import Console
 from configs import fliqs_digits
 from launch import data, experiment, runs, runtime
 
 config = fliqs_digits.get_config()
 config.model.width, config.epochs = 4, 1
 prepared = experiment.prepare(config)
-compiled = runs.compile_functions(prepared)
+compiled = runs.compile_functions(prepared, Console(stderr=True))
 dataset = data.load(prepared.source, valid_examples=config.data.valid_examples, seed=0)
 split, whole = runtime.split_batch(compiled.mesh), runtime.replicated(compiled.mesh)
 state = jax.device_put(runs.initial_state(prepared, prepared.trials[0]), whole)
