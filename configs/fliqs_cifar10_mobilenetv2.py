@@ -3,7 +3,7 @@
     python -m launch.fliqs --config=configs/fliqs_cifar10_mobilenetv2.py --workdir=runs/mobilenetv2 \\
         --config.data.data_dir=TFDS_DIR
 
-Three epochs, to see it run: TIME_M
+Three epochs, to see it run; no figures are stored for it yet.
 """
 
 from ml_collections import ConfigDict
