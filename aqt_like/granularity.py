@@ -102,7 +102,9 @@ def power_of_two(clip: jax.Array, row: FormatTable) -> jax.Array:
 
     Source: OCP Microscaling Formats (MX) v1.0, §6.3.
     """
-    scale = jnp.maximum(_floor_to_power_of_two(clip) / _floor_to_power_of_two(row.largest), _SMALLEST_SCALE)
+    scale = jnp.maximum(
+        numerics.floor_to_power_of_two(clip) / numerics.floor_to_power_of_two(row.largest), _SMALLEST_SCALE
+    )
     return jnp.where(clip > 0, scale * row.largest, 0.0)
 
 
@@ -128,11 +130,6 @@ def scale_in_format(name: str) -> ScaleRule:
 
 
 _SMALLEST_SCALE = 2.0**-126
-
-
-def _floor_to_power_of_two(x: jax.Array) -> jax.Array:
-    bits = jax.lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.int32)
-    return jax.lax.bitcast_convert_type(bits & 0x7F800000, jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,11 @@ def _float_of(bits: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
+def floor_to_power_of_two(x: jax.Array) -> jax.Array:
+    """The largest power of two that does not exceed `x`, which is not negative; 0 for float32's subnormals."""
+    return _float_of(_bits_of(jnp.asarray(x, jnp.float32)) & _EXPONENT_FIELD)
+
+
 def saturate(x: jax.Array, lowest: jax.Array, largest: jax.Array) -> jax.Array:
     """`x` between `lowest` and `largest`; NaN stays NaN. Its gradient is that of the branch taken."""
     x = jnp.where(x > largest, largest, x)

@@ -18,7 +18,6 @@ from benchmarks import kernel, mismatches, timing, training_step
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "quantizers.json"
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "quantizers.md"
-PEERS = {"aqtp": "0.9.0", "qwix": "0.1.8"}
 
 Document = dict[str, Any]
 
@@ -104,13 +103,14 @@ through bfloat16 and rounds ties away from zero; `lax.reduce_precision` reserves
 
 def main() -> None:
     """Measures, prints and stores."""
-    for name, version in PEERS.items():
+    install = "pip install " + " ".join(f"{name}=={version}" for name, version in training_step.PEERS.items())
+    for name, version in training_step.PEERS.items():
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found = "nothing"
         if found != version:
-            sys.exit(f"error: found {found}, expected {name} {version}: {training_step.PEERS}")
+            sys.exit(f"error: found {found}, expected {name} {version}: {install}")
     document = {
         "command": "python -m benchmarks.quantizers",
         "device": f"{jax.device_count()} {jax.devices()[0].device_kind} device",

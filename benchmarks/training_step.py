@@ -30,7 +30,7 @@ from hwcost import workload
 
 BATCH = 128
 IMAGE = (32, 32, 3)
-PEERS = "pip install aqtp==0.9.0 qwix==0.1.8"
+PEERS = {"aqtp": "0.9.0", "qwix": "0.1.8"}
 BRANCHED = {"3": "int_s", "5": ("int4", "int5", "int6", "int7", "int8"), "16": "fp_l"}
 
 Forward = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
