@@ -20,9 +20,10 @@ import optax
 from aqt_like import gradients, layers
 from benchmarks import timing, training_step
 from configs import fliqs_digits
+from fliqs_jax import losses, quality
 from fliqs_jax import search as search_lib
 from fliqs_jax.models.resnet import ResNet
-from launch import data, experiment, runs
+from launch import data, experiment, optimizers, runs
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "search_step.json"
 CUSTOM_VJP = "3 formats, custom_vjp"
@@ -32,24 +33,25 @@ IMAGE = (32, 32, 3)
 Batch = dict[str, jax.Array]
 
 
-class _Images(data.Digits):
+def images() -> data.Arrays:
     """Stands for a data set of such images: only their shape matters here."""
-
-    image_shape = IMAGE
+    few = data.Split(np.zeros((2 * BATCH, *IMAGE), np.float32), np.zeros(2 * BATCH, np.int32))
+    return data.Arrays(train=few, test=few, classes=10)
 
 
 def batch(seed: int) -> Batch:
     """Random images: time does not depend on what they show."""
     rng = np.random.default_rng(seed)
     images = rng.standard_normal((BATCH, *IMAGE)).astype(np.float32)
-    return {"image": jnp.asarray(images), "label": jnp.asarray(rng.integers(0, 10, BATCH), jnp.int32)}
+    return {"input": jnp.asarray(images), "label": jnp.asarray(rng.integers(0, 10, BATCH), jnp.int32)}
 
 
 def search_step(formats: str, estimator: gradients.Estimator = gradients.straight_through) -> tuple[Any, Any]:
     """The compiled search step over `formats`, and its first state."""
     config = fliqs_digits.get_config()
     config.update({"formats": formats, "baselines": (), "model": {"depth": 20, "width": 16}})
-    prepared = experiment.prepare(config, source=_Images())
+    config.data.valid_examples = BATCH
+    prepared = experiment.prepare(config, source=images())
     state = runs.initial_state(prepared, prepared.trials[0])
     search = dataclasses.replace(prepared.search, quantizer=layers.Quantizer(estimator))
     step = jax.jit(search_lib.make_search_step(search), donate_argnums=0)
@@ -59,24 +61,24 @@ def search_step(formats: str, estimator: gradients.Estimator = gradients.straigh
 def fp32_step() -> tuple[Any, Any]:
     """A compiled fp32 training step followed by a validation forward, and its first state."""
     model = ResNet(classes=10, depth=20, width=16)
-    optimizer = experiment.weight_optimizer(fliqs_digits.get_config().optimizer, 1000)
+    optimizer = optimizers.weight_optimizer(fliqs_digits.get_config().optimizer, 1000)
     apply: Callable[..., Any] = model.apply
-    loss_of = search_lib.smoothed_cross_entropy(0.1)
-    variables = model.init(jax.random.key(0), batch(0)["image"], train=False)
+    loss_of = losses.cross_entropy(0.1)
+    variables = model.init(jax.random.key(0), batch(0)["input"], train=False)
 
     def step(state: Any, train: Batch, valid: Batch) -> tuple[Any, dict[str, jax.Array]]:
         params, batch_stats, opt_state = state
 
         def loss_and_updates(params: Any) -> tuple[jax.Array, Any]:
             inputs = {"params": params, "batch_stats": batch_stats}
-            logits, updated = apply(inputs, train["image"], train=True, mutable=["batch_stats"])
+            logits, updated = apply(inputs, train["input"], train=True, mutable=["batch_stats"])
             return loss_of(logits, train), updated["batch_stats"]
 
         (loss, new_stats), gradient = jax.value_and_grad(loss_and_updates, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         params: Any = optax.apply_updates(params, updates)
-        logits = apply({"params": params, "batch_stats": new_stats}, valid["image"], train=False)
-        metrics = {"loss": loss, "valid_quality": search_lib.accuracy(logits, valid["label"])}
+        logits = apply({"params": params, "batch_stats": new_stats}, valid["input"], train=False)
+        metrics = {"loss": loss, "valid_quality": quality.accuracy.of_batch(logits, valid)}
         return (params, new_stats, opt_state), metrics
 
     state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))

@@ -13,12 +13,19 @@ def get_config() -> ConfigDict:
         {
             "seed": 0,
             "data": {
-                "name": "digits",  # digits, or the name of a tfds image set
+                # digits, the name of a tfds image set, or your own as package.module:function (launch/data/arrays.py).
+                "name": "digits",
                 "data_dir": config_dict.placeholder(str),  # where tfds has its data; its own default if unset
                 "download": False,  # whether tfds may download and prepare it
+                "test_split": "test",  # what tfds calls it
                 "image_size": config_dict.placeholder(int),  # the images' own if unset
-                "valid_examples": 5000,  # training images set aside for the reward
-                "augment": "none",  # none, crop_flip
+                "valid_examples": 5000,  # training examples set aside for the reward
+                "augment": "none",  # none, crop_flip, resized_crop_flip, rand_augment
+                "mixup": 0.0,  # strengths, 0 is off
+                "cutmix": 0.0,
+                "erasing": 0.0,  # probability
+                "stream": False,  # decodes images as they are needed, instead of all of them into memory at the start
+                "workers": 0,  # processes that do so; 0: threads of this one
             },
             "model": {"name": "cifar_resnet", "depth": 8, "width": 16},
             # Weights to start from: a safetensors file in torchvision's or timm's naming. (Their ResNets need
@@ -27,10 +34,20 @@ def get_config() -> ConfigDict:
             "epochs": 10.0,
             "batch_size": 128,
             "valid_batch_size": 128,
+            "loss": "cross_entropy",  # cross_entropy, binary_cross_entropy, or package.module:function
             "label_smoothing": 0.1,
+            "quality": "accuracy",  # in the reward and at the end: accuracy, auc, or package.module:name
             # A finished run whose network is the teacher: its soft targets are mixed into the training loss.
             "distillation": {"teacher": "", "weight": 0.5, "temperature": 2.0},
-            "optimizer": {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "warmup_fraction": 0.05},
+            "optimizer": {
+                "name": "sgd",  # sgd, adamw, rmsprop
+                "learning_rate": 0.1,
+                "momentum": 0.9,  # the first of adamw's two
+                "weight_decay": 5e-4,
+                "warmup_fraction": 0.05,  # of training
+                "schedule": "cosine",  # cosine, exponential
+                "decay_to": 0.01,  # share of the learning rate at the end of the exponential schedule
+            },
             # The space: int_s, int_l, fp_s, fp_l, or format names joined by commas.
             "formats": "int_s",
             # Which layers may have which: 'EXPRESSION: WHAT' over layer paths, as in ("stem: bf16", "shortcut: tie").

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fliqs_jax.search import Batch, Loss
+from fliqs_jax.losses import Batch, Loss
 
 TEACHER_LOGITS = "teacher_logits"
 

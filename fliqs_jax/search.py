@@ -6,25 +6,26 @@ network, sampling uniformly and training a found genome differ in `SearchState.p
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from aqt_like import format_state as format_state_lib
 from aqt_like import layers
 from fliqs_jax import models
 from fliqs_jax import policy as policy_lib
+from fliqs_jax.losses import Batch, Loss
+from fliqs_jax.quality import Quality
 from fliqs_jax.reward import Reward
 from fliqs_jax.schedule import EntropySchedule
 from hwcost import table as table_lib
 from hwcost.table import CostTable
 
-Batch = dict[str, jax.Array]
-Loss = Callable[[jax.Array, Batch], jax.Array]
 Metrics = dict[str, jax.Array]
 
 
@@ -33,7 +34,7 @@ class Search:
     """What a search is made of; nothing in it changes while it runs.
 
     Attributes:
-      model: linen module called as `model(images, train=…)`, or without `train` if it takes none; gives logits.
+      model: linen module called as `model(inputs, train=…)`, or without `train` if it takes none; gives logits.
       paths: paths of the L layers whose formats are searched.
       choice: `(genome) -> int32[L]`, the index into `bank` of each layer's format.
       bank: the formats that each layer chooses from.
@@ -42,7 +43,7 @@ class Search:
       optimizer: updates the weights.
       policy_optimizer: updates the policy's logits.
       loss: `(logits, train_batch) -> scalar`, to be minimised in training.
-      quality: `(logits, labels) -> scalar`, Q in the reward.
+      quality: Q in the reward, and of the finished network.
       reward: `(Q, C/C_T, γ) -> scalar`.
       gamma: γ > 0, the weight of cost in the reward.
       entropy_schedule: `(progress, end) -> β_H`.
@@ -66,7 +67,7 @@ class Search:
     optimizer: optax.GradientTransformation
     policy_optimizer: optax.GradientTransformation
     loss: Loss
-    quality: Callable[[jax.Array, jax.Array], jax.Array]
+    quality: Quality
     reward: Reward
     gamma: float
     entropy_schedule: EntropySchedule
@@ -112,11 +113,11 @@ def init_state(
     policy: policy_lib.Policy,
     clip_multiples: format_state_lib.ClipMultiples,
     key: jax.Array,
-    images: jax.Array,
+    inputs: jax.Array,
 ) -> SearchState:
-    """The state before the first step; `images` is a batch of any size, for its shape."""
+    """The state before the first step; `inputs` is a batch of any size, for its shape and type."""
     init_key, run_key = jax.random.split(key)
-    variables = search.model.init(init_key, images, **models.mode(search.model, train=False))
+    variables = search.model.init(init_key, inputs, **models.mode(search.model, train=False))
     return SearchState(
         step=jnp.zeros((), jnp.int32),
         key=run_key,
@@ -154,7 +155,7 @@ def quantized_variables(search: Search, state: SearchState, genome: jax.Array, q
 def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, Metrics]]:
     """The step `(state, train_batch, valid_batch) -> (state, metrics)`; jit it with `state` donated.
 
-    Batches hold `"image"` (float32[B, H, W, C]) and `"label"` (int32[B]). Metrics are scalars, but for `"genome"`.
+    Batches hold `"input"` (`[B, …]`), `"label"`, and what else the loss reads. Metrics are scalars, but for `"genome"`.
     """
     apply = functools.partial(layers.apply_quantized, quantizer=search.quantizer)
     training = models.mode(search.model, train=True)
@@ -173,7 +174,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
         def train_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             variables = quantized_variables(search, state._replace(params=params), genome, quantize_inputs)
             logits, updated = apply(
-                search.model, variables, train_batch["image"], **training, mutable=["batch_stats", "calibration"]
+                search.model, variables, train_batch["input"], **training, mutable=["batch_stats", "calibration"]
             )
             return search.loss(logits, train_batch), (logits, updated)
 
@@ -195,11 +196,11 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
         valid_logits, _ = apply(
             search.model,
             quantized_variables(search, state, genome, quantize_inputs),
-            valid_batch["image"],
+            valid_batch["input"],
             **training,
             mutable=["batch_stats"],
         )
-        quality = search.quality(valid_logits, valid_batch["label"])
+        quality = search.quality.of_batch(valid_logits, valid_batch)
         cost = table_lib.price(search.cost_table, genome)
         reward = search.reward(quality, cost / search.target, search.gamma)
 
@@ -226,7 +227,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
 
         metrics = {
             "loss": loss,
-            "train_accuracy": accuracy(logits, train_batch["label"]),
+            "train_quality": search.quality.of_batch(logits, train_batch),
             "valid_quality": quality,
             "cost": cost,
             "relative_cost": cost / search.target,
@@ -287,29 +288,29 @@ def make_recalibrate(search: Search) -> Callable[[SearchState, jax.Array, Batch]
 
     def recalibrate(state: SearchState, genome: jax.Array, batch: Batch) -> SearchState:
         variables = quantized_variables(search, state, genome, True)
-        _, updated = apply(search.model, variables, batch["image"], **training, mutable=["batch_stats"])
+        _, updated = apply(search.model, variables, batch["input"], **training, mutable=["batch_stats"])
         return state._replace(batch_stats=updated.get("batch_stats", state.batch_stats))
 
     return recalibrate
 
 
 def make_logits(search: Search) -> Callable[[SearchState, jax.Array, jax.Array], jax.Array]:
-    """A function `(state, genome, images) -> logits` of the trained network."""
+    """A function `(state, genome, inputs) -> logits` of the trained network."""
     apply = functools.partial(layers.apply_quantized, quantizer=search.quantizer)
     inference = models.mode(search.model, train=False)
 
-    def logits(state: SearchState, genome: jax.Array, images: jax.Array) -> jax.Array:
-        return apply(search.model, quantized_variables(search, state, genome, True), images, **inference)
+    def logits(state: SearchState, genome: jax.Array, inputs: jax.Array) -> jax.Array:
+        return apply(search.model, quantized_variables(search, state, genome, True), inputs, **inference)
 
     return logits
 
 
-def make_evaluate(search: Search) -> Callable[[SearchState, jax.Array, Batch], jax.Array]:
-    """A function `(state, genome, batch) -> number of correct predictions`; labels of −1 (padding) never match."""
+def make_evaluate(search: Search) -> Callable[[SearchState, jax.Array, Batch], Any]:
+    """A function `(state, genome, batch) -> statistics` of the search's quality, to be summed over batches."""
     logits = make_logits(search)
 
-    def evaluate(state: SearchState, genome: jax.Array, batch: Batch) -> jax.Array:
-        return jnp.sum(jnp.argmax(logits(state, genome, batch["image"]), -1) == batch["label"])
+    def evaluate(state: SearchState, genome: jax.Array, batch: Batch) -> Any:
+        return search.quality.statistics(logits(state, genome, batch["input"]), batch)
 
     return evaluate
 
@@ -320,23 +321,29 @@ def make_profile_clip_multiples(search: Search) -> Callable[[SearchState, Batch]
     def profile(state: SearchState, batch: Batch) -> SearchState:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         training = models.mode(search.model, train=True)
-        inputs = layers.layer_inputs(search.model, variables, batch["image"], **training, mutable=["batch_stats"])
+        inputs = layers.layer_inputs(search.model, variables, batch["input"], **training, mutable=["batch_stats"])
         multiples = format_state_lib.profiled_clip_multiples(search.paths, search.bank, state.params, inputs)
         return state._replace(clip_multiples=multiples)
 
     return profile
 
 
-def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Share of right predictions."""
-    return jnp.mean(jnp.argmax(logits, -1) == labels)
+def quality_over(
+    search: Search,
+    evaluate: Callable[[SearchState, jax.Array, Any], Any],
+    state: SearchState,
+    genome: jax.Array,
+    batches: Iterable[Any],
+) -> float:
+    """The quality over all `batches`, from `make_evaluate`'s function, jitted.
 
-
-def smoothed_cross_entropy(label_smoothing: float) -> Loss:
-    """Mean softmax cross-entropy against smoothed labels (FLIQS, A.4: 0.1)."""
-
-    def loss(logits: jax.Array, batch: Batch) -> jax.Array:
-        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
-        return jnp.mean(optax.softmax_cross_entropy(logits, targets))
-
-    return loss
+    Raises:
+      ValueError: there are none.
+    """
+    total = None
+    for batch in batches:
+        found = jax.device_get(evaluate(state, genome, batch))
+        total = found if total is None else jax.tree.map(np.add, total, found)
+    if total is None:
+        raise ValueError("no examples to measure the quality on")
+    return float(search.quality.value(total))

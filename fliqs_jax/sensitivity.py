@@ -14,20 +14,21 @@ import numpy as np
 from aqt_like import format_state as format_state_lib
 from aqt_like import layers
 from fliqs_jax import models
-from fliqs_jax.search import Batch, Search, SearchState
+from fliqs_jax.losses import Batch
+from fliqs_jax.search import Search, SearchState
 
 
 class Sensitivity(NamedTuple):
     """Measured on N examples, for L layers and K formats.
 
     Attributes:
-      accuracy: of the float network, 0 to 1.
-      accuracy_drop: float64[L, K], by how much it falls.
+      quality: of the float network.
+      quality_drop: float64[L, K], by how much it falls.
       noise_to_signal: float64[L, K], power of the change of the logits over that of the logits about their mean.
     """
 
-    accuracy: float
-    accuracy_drop: np.ndarray
+    quality: float
+    quality_drop: np.ndarray
     noise_to_signal: np.ndarray
 
     @property
@@ -38,10 +39,10 @@ class Sensitivity(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Over examples: of correct predictions and of squares."""
+    """Over examples: of the quality's statistics, the second with leading axes L and K, and of squares."""
 
-    correct: jax.Array
-    correct_quantized: jax.Array
+    statistics: Any
+    statistics_quantized: Any
     signal: jax.Array
     noise: jax.Array
 
@@ -60,25 +61,25 @@ def make_measure(search: Search) -> Callable[[SearchState, Batch], _Sums]:
             )
             variables = {"params": state.params, "batch_stats": state.batch_stats, "formats": rows}
             return layers.apply_quantized(
-                search.model, variables, batch["image"], quantizer=search.quantizer, **inference
+                search.model, variables, batch["input"], quantizer=search.quantizer, **inference
             )
 
-        def correct(predicted: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.argmax(predicted, -1) == batch["label"])
-
-        real = (batch["label"] >= 0)[:, None]  # padding has the label −1
         reference = logits(jnp.zeros(count, jnp.int32), jnp.zeros(count, bool))
-        centred = reference - jnp.mean(reference, axis=-1, keepdims=True)
+        # Padding has the label −1. What is added to all logits of a softmax says nothing; a single logit has no others.
+        real = (batch["label"] >= 0).reshape(*batch["label"].shape, *[1] * (reference.ndim - batch["label"].ndim))
+        several = reference.shape[-1] > 1
+        centred = reference - jnp.mean(reference, axis=-1 if several else 0, keepdims=True)
 
-        def one(layer_and_format: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def one(layer_and_format: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
             layer, fmt = layer_and_format
             changed = logits(jnp.full(count, fmt), jnp.arange(count) == layer)
-            return correct(changed), jnp.sum(jnp.square(changed - reference) * real)
+            return search.quality.statistics(changed, batch), jnp.sum(jnp.square(changed - reference) * real)
 
         grid = jnp.meshgrid(jnp.arange(count), jnp.arange(formats), indexing="ij")
         found = jax.lax.map(one, tuple(axis.ravel() for axis in grid))
-        correct_quantized, noise = (leaf.reshape(count, formats) for leaf in found)
-        return _Sums(correct(reference), correct_quantized, jnp.sum(jnp.square(centred) * real), noise)
+        statistics, noise = jax.tree.map(lambda leaf: leaf.reshape(count, formats, *leaf.shape[1:]), found)
+        reference_statistics = search.quality.statistics(reference, batch)
+        return _Sums(reference_statistics, statistics, jnp.sum(jnp.square(centred) * real), noise)
 
     return measure
 
@@ -90,15 +91,16 @@ def measure_over(search: Search, state: SearchState, batches: Iterable[Any]) -> 
       ValueError: there are none.
     """
     measure = jax.jit(make_measure(search))
-    total, examples = None, 0
+    total = None
     for batch in batches:
         sums = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), measure(state, batch))
         total = sums if total is None else jax.tree.map(np.add, total, sums)
-        examples += int(np.sum(np.asarray(batch["label"]) >= 0))
     if total is None:
         raise ValueError("no batches to measure the sensitivity on")
+    quality = float(search.quality.value(total.statistics))
+    quantized = jax.vmap(jax.vmap(search.quality.value))(total.statistics_quantized)
     return Sensitivity(
-        accuracy=float(total.correct) / examples,
-        accuracy_drop=(total.correct - total.correct_quantized) / examples,
+        quality=quality,
+        quality_drop=quality - np.asarray(quantized, np.float64),
         noise_to_signal=total.noise / total.signal,
     )

@@ -57,13 +57,20 @@ Workload = tuple[LayerSpec, ...]
 
 
 def trace(
-    model: nn.Module, input_shape: Sequence[int], *, ignored: Sequence[str] = (), products: bool = False, **kwargs: Any
+    model: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    dtype: Any = jnp.float32,
+    ignored: Sequence[str] = (),
+    products: bool = False,
+    **kwargs: Any,
 ) -> Workload:
     """The layers of `model`, in the order in which they run, for one example of shape `input_shape` (no batch axis).
 
     Args:
       model: any linen module called as `model(x, **kwargs)`.
       input_shape: shape of one example.
+      dtype: of its values.
       ignored: regular expressions; layers in whose path one is found are left out.
       products: whether products of two activations, as in attention, follow the layers.
       **kwargs: passed to the model.
@@ -85,7 +92,7 @@ def trace(
         with nn.intercept_methods(record):
             return model.init(jax.random.key(0), x, **kwargs)
 
-    closed = jax.make_jaxpr(run)(jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
+    closed = jax.make_jaxpr(run)(jax.ShapeDtypeStruct((1, *input_shape), dtype))
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer of a kind that can be quantised")
     contractions = list(_contractions(closed.jaxpr, ""))

@@ -15,13 +15,13 @@ from aqt_like import format_state as format_state_lib
 from aqt_like import formats as formats_lib
 from aqt_like import gradients
 from aqt_like.layers import Quantizer
-from fliqs_jax import distillation, models, pretrained, reward, schedule
+from fliqs_jax import distillation, losses, models, pretrained, quality, registry, reward, schedule
 from fliqs_jax import policy as policy_lib
 from fliqs_jax import search as search_lib
 from hwcost import analytic, workload
 from hwcost import table as table_lib
 from hwcost.format_plan import FormatPlan, format_plan
-from launch import data
+from launch import data, optimizers
 
 
 class ConfigError(ValueError):
@@ -83,8 +83,6 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
         raise ConfigError(f"cost_samples={config.cost_samples}: expected 0, or 2 and more")
     if config.clip.source not in ("precomputed", "profiled"):
         raise ConfigError(f"clip.source={config.clip.source!r}: expected precomputed or profiled")
-    if config.data.augment not in data.AUGMENTATIONS:
-        raise ConfigError(f"data.augment={config.data.augment!r}: expected one of {', '.join(data.AUGMENTATIONS)}")
 
     formats = formats_lib.format_space(config.formats)
     source = source or data.find(config.data)
@@ -101,7 +99,10 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
     network = models.find(settings["name"])
     model = models.create(settings.pop("name"), classes=source.classes, **settings)
     _check_pretrained(config, model, source)
-    layers = workload.trace(model, source.image_shape, ignored=network.uncounted, **models.mode(model, train=False))
+    example = source.example
+    layers = workload.trace(
+        model, example.shape, dtype=example.dtype, ignored=network.uncounted, **models.mode(model, train=False)
+    )
     plan = format_plan(layers, formats, config.rules)
     cost_table = analytic.bit_operations_table(plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
@@ -113,10 +114,10 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
         bank=format_state_lib.format_bank(formats, use_unsigned=config.unsigned_inputs),
         cost_table=cost_table,
         target=_target(config, plan, cost_table),
-        optimizer=weight_optimizer(config.optimizer, total_steps),
+        optimizer=optimizers.weight_optimizer(config.optimizer, total_steps),
         policy_optimizer=optax.adam(config.policy_learning_rate, b1=config.policy_momentum),
-        loss=_loss(config),
-        quality=search_lib.accuracy,
+        loss=_loss(config, source.classes),
+        quality=registry.lookup("quality", config.quality, quality.QUALITIES),
         reward=_named(reward.REWARDS, "reward", config.reward),
         gamma=config.gamma,
         entropy_schedule=_named(schedule.ENTROPY_SCHEDULES, "entropy_schedule", config.entropy_schedule),
@@ -157,16 +158,20 @@ def _quantizer(config: ConfigDict) -> Quantizer:
 
 def _check_pretrained(config: ConfigDict, model: nn.Module, source: data.Source) -> None:
     if config.init_from:
-        example = jnp.zeros((1, *source.image_shape))
-        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example, **models.mode(model, train=False)))
+        inputs = jnp.zeros((1, *source.example.shape), source.example.dtype)
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs, **models.mode(model, train=False)))
         pretrained.load(pathlib.Path(config.init_from), config.model.name, shapes)
 
 
-def _loss(config: ConfigDict) -> search_lib.Loss:
-    loss = search_lib.smoothed_cross_entropy(config.label_smoothing)
+def _loss(config: ConfigDict, classes: int) -> losses.Loss:
+    loss = registry.lookup("loss", config.loss, losses.LOSSES)
+    if config.loss in losses.LOSSES:  # The user's own takes logits and batch, ours are made with their smoothing.
+        loss = loss(config.label_smoothing)
     if not config.distillation.teacher:
         return loss
     settings = config.distillation
+    if classes < 2:
+        raise ConfigError(f"distillation.teacher={settings.teacher!r}: soft targets need two classes or more")
     try:
         return distillation.distilled(loss, weight=settings.weight, temperature=settings.temperature)
     except ValueError as error:
@@ -186,18 +191,6 @@ def _target(config: ConfigDict, plan: FormatPlan, cost_table: table_lib.CostTabl
             f"{config.formats} cost from {lowest / unit:.4g} to {highest / unit:.4g}"
         )
     return config.target * unit
-
-
-def weight_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum, linear warm-up and cosine decay; weight decay on kernels only."""
-    warmup = round(config.warmup_fraction * total_steps)
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else config.learning_rate, config.learning_rate, warmup, total_steps
-    )
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
-        optax.sgd(rate, momentum=config.momentum, nesterov=True),
-    )
 
 
 def _trials(config: ConfigDict, plan: FormatPlan) -> tuple[Trial, ...]:

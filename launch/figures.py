@@ -68,25 +68,30 @@ def _svg(figure: Figure, description: str) -> str:
     return scalable + text[opening.end() :]
 
 
+def quality_of(run: Run) -> float:
+    """The quality on test, of the kind that the run's summary names."""
+    return run[run["quality"]]
+
+
 def pareto(runs: Sequence[Run]) -> str:
-    """Test accuracy against cost; the best of the uniform networks are joined by a line."""
+    """Quality on test against cost; the best of the uniform networks are joined by a line."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, 3.6))
         axes = figure.subplots()
-        uniform = sorted((r for r in runs if is_uniform(r)), key=lambda r: (r["cost"], -r["accuracy"]))
-        best = np.maximum.accumulate([r["accuracy"] for r in uniform]) if uniform else []
-        front = [r for r, top in zip(uniform, best, strict=True) if r["accuracy"] >= top]
-        axes.plot([r["cost"] / 1e6 for r in front], [100 * r["accuracy"] for r in front], color="#b6bbc3", zorder=1)
+        uniform = sorted((r for r in runs if is_uniform(r)), key=lambda r: (r["cost"], -quality_of(r)))
+        best = np.maximum.accumulate([quality_of(r) for r in uniform]) if uniform else []
+        front = [r for r, top in zip(uniform, best, strict=True) if quality_of(r) >= top]
+        axes.plot([r["cost"] / 1e6 for r in front], [100 * quality_of(r) for r in front], color="#b6bbc3", zorder=1)
         searched = [r for r in runs if not is_uniform(r)]
-        accuracies = [100 * r["accuracy"] for r in runs]
-        gap = 0.055 * max(max(accuracies) - min(accuracies), 0.5)
+        qualities = [100 * quality_of(r) for r in runs]
+        gap = 0.055 * max(max(qualities) - min(qualities), 0.5)
         for members, colour, marker, size, side in (
             (uniform, _INK, "o", 34, -1),
             (searched, _ACCENT, "*", 70, 1),
         ):
-            heights = spread([100 * r["accuracy"] for r in members], gap)
+            heights = spread([100 * quality_of(r) for r in members], gap)
             for run, height in zip(members, heights, strict=True):
-                x, y = run["cost"] / 1e6, 100 * run["accuracy"]
+                x, y = run["cost"] / 1e6, 100 * quality_of(run)
                 axes.scatter(x, y, s=size, color=colour, marker=marker, zorder=3)
                 axes.annotate(
                     run["name"].removeprefix("uniform "),
@@ -105,8 +110,8 @@ def pareto(runs: Sequence[Run]) -> str:
         axes.set_xlim(min(costs) / 2.2, max(costs) * 1.5)  # room for labels to the left
         axes.margins(y=0.1)
         axes.set_xlabel("cost (million bit operations, log scale; dotted: target)")
-        axes.set_ylabel("test accuracy (%)")
-        return _svg(figure, "Test accuracy against cost of the searched and the uniform networks")
+        axes.set_ylabel(f"test {runs[0]['quality']} (%)")
+        return _svg(figure, f"Test {runs[0]['quality']} against cost of the searched and the uniform networks")
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -143,7 +148,7 @@ def formats_over_depth(runs: Sequence[Run]) -> str:
             axes.set_yticks([4, 8, 16])
             axes.grid(axis="x", visible=False)
             axes.set_title(
-                f"{run['name']}: {100 * run['accuracy']:.2f} % at {run['relative_cost']:.3f} × target", loc="left"
+                f"{run['name']}: {100 * quality_of(run):.2f} % at {run['relative_cost']:.3f} × target", loc="left"
             )
             axes.set_ylabel("bits")
         labels = [layer["path"].replace("_block", ".").replace("stage", "s") for layer in runs[0]["layers"]]

@@ -48,7 +48,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError):
         files = [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
-        keys = flatten_dict(runpy.run_path(files[0])["get_config"]().to_dict(), sep=".") if files else {}
+        keys = {}
+        for path, _, variant in (file.partition(":") for file in files):
+            config = runpy.run_path(path)["get_config"](*[variant] if variant else [])
+            keys = flatten_dict(config.to_dict(), sep=".")
         given = [
             re.split("[ =]", argument)[0].removeprefix("--config.") for argument in argv if "--config." in argument
         ]

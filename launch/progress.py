@@ -16,8 +16,8 @@ from rich.table import Table
 PLAIN_LINE_SECONDS = 10.0
 
 SHOWN = {
-    "train_accuracy": "train accuracy",
-    "valid_quality": "validation accuracy",
+    "train_quality": "train {quality}",
+    "valid_quality": "validation {quality}",
     "relative_cost": "cost / target",
     "entropy": "entropy (nats)",
     "reward": "reward",
@@ -32,7 +32,10 @@ class Recorder:
     so far, over all resumptions), `steps_per_second`, and `policy`, the probability of each option of each decision.
     """
 
-    def __init__(self, path: pathlib.Path, *, title: str, first_step: int, total_steps: int, console: Console) -> None:
+    def __init__(
+        self, path: pathlib.Path, *, title: str, quality: str, first_step: int, total_steps: int, console: Console
+    ) -> None:
+        self._labels = {name: label.format(quality=quality) for name, label in SHOWN.items()}
         self._title, self._total, self._step, self._console = title, total_steps, first_step, console
         earlier = [line for line in read_metrics(path) if line["step"] <= first_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in earlier))
@@ -87,7 +90,7 @@ class Recorder:
             self._live.update(self._panel(line, f"{rate}, {_duration(left)} left"), refresh=True)
         elif time.perf_counter() - self._last_plain >= PLAIN_LINE_SECONDS or self._step == self._total:
             self._last_plain = time.perf_counter()
-            shown = "  ".join(f"{label} {line[name]:.3f}" for name, label in SHOWN.items())
+            shown = "  ".join(f"{label} {line[name]:.3f}" for name, label in self._labels.items())
             self._console.print(
                 f"{self._title}  step {self._step}/{self._total}  {rate}  {_duration(left)} left  {shown}",
                 soft_wrap=True,
@@ -97,9 +100,9 @@ class Recorder:
     def _panel(self, line: Mapping[str, Any], pace: str) -> Panel:
         grid = Table.grid(padding=(0, 2))
         grid.add_row("step", f"{self._step} / {self._total}", ProgressBar(self._total, self._step, width=30), pace)
-        names = list(SHOWN)
-        for left, right in zip(names[::2], names[1::2], strict=True):
-            grid.add_row(SHOWN[left], f"{line[left]:.3f}", SHOWN[right], f"{line[right]:.3f}")
+        shown = [(label, f"{line[name]:.3f}") for name, label in self._labels.items()]
+        for left, right in zip(shown[::2], shown[1::2], strict=True):
+            grid.add_row(*left, *right)
         return Panel(grid, title=self._title, expand=False)
 
 

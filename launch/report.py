@@ -23,6 +23,7 @@ from rich.table import Table
 
 from aqt_like import formats as formats_lib
 from launch import figures, progress
+from launch.figures import quality_of
 from launch.runs import METRICS, SUMMARY
 
 _TEMPLATE = pathlib.Path(__file__).with_name("report_template.html")
@@ -86,7 +87,7 @@ def _read(directory: pathlib.Path) -> RecordedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """The accuracy that the cheapest format loses against the dearest one, both in all layers."""
+    """The quality that the cheapest format loses against the dearest one, both in all layers."""
 
     cheapest: dict[str, Any]
     dearest: dict[str, Any]
@@ -94,29 +95,32 @@ class Gap:
     @property
     def points(self) -> float:
         """Its size in percentage points."""
-        return 100 * (self.dearest["accuracy"] - self.cheapest["accuracy"])
+        return 100 * (quality_of(self.dearest) - quality_of(self.cheapest))
 
     def recovered(self, summary: dict[str, Any]) -> float | None:
         """The share of it that a network wins back; None where the gap is within the noise of a run."""
         if self.points < SMALLEST_GAP_POINTS:
             return None
-        return 100 * (summary["accuracy"] - self.cheapest["accuracy"]) / self.points
+        return 100 * (quality_of(summary) - quality_of(self.cheapest)) / self.points
 
 
 def uniform_gap(runs: Sequence[RecordedRun]) -> Gap | None:
     """The gap between the uniform networks among `runs`; None where there are no two."""
-    uniform = sorted((run.summary for run in runs if not run.searched), key=lambda s: (s["cost"], -s["accuracy"]))
+    uniform = sorted((run.summary for run in runs if not run.searched), key=lambda s: (s["cost"], -quality_of(s)))
     return Gap(uniform[0], uniform[-1]) if len(uniform) > 1 else None
 
 
-_COLUMNS = ("network", "accuracy", "Mbit ops", "cost / target", "bits per MAC", "bits of each layer")
+def _columns(runs: Sequence[RecordedRun]) -> tuple[str, ...]:
+    return (
+        "network", runs[0].summary["quality"], "Mbit ops", "cost / target", "bits per MAC", "bits of each layer",
+    )  # fmt: skip
 
 
 def _row(run: RecordedRun) -> tuple[str, ...]:
     s = run.summary
     return (
         s["name"],
-        f"{100 * s['accuracy']:.2f} %",
+        f"{100 * quality_of(s):.2f} %",
         f"{s['cost'] / 1e6:,.1f}",
         f"{s['relative_cost']:.3f}",
         f"{run.mean_bits:.2f}",
@@ -127,8 +131,9 @@ def _row(run: RecordedRun) -> tuple[str, ...]:
 def print_table(runs: Sequence[RecordedRun], console: Console) -> None:
     """Prints the comparison of `runs`."""
     table = Table(box=box.SIMPLE_HEAD)
-    for i, column in enumerate(_COLUMNS):
-        last = i == len(_COLUMNS) - 1
+    columns = _columns(runs)
+    for i, column in enumerate(columns):
+        last = i == len(columns) - 1
         table.add_column(column, justify="left" if i == 0 or last else "right", overflow="fold", no_wrap=not last)
     for run in runs:
         table.add_row(*_row(run), style="bold" if run.searched else None)
@@ -141,27 +146,27 @@ def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Pa
     main = runs[0]
     summary = main.summary
     lines = progress.read_metrics(main.directory / METRICS)
-    data_name = summary["config"]["data"]["name"]
+    name, data_name = summary["quality"], summary["config"]["data"]["name"]
     lead = (
-        f"Test accuracy {100 * summary['accuracy']:.2f} % at {summary['relative_cost']:.3f} × the cost target of "
+        f"Test {name} {100 * quality_of(summary):.2f} % at {summary['relative_cost']:.3f} × the cost target of "
         f"{summary['target'] / 1e6:,.3g} million bit operations."
     )
     tiles = [
-        (f"{100 * summary['accuracy']:.2f} %", "test accuracy", "main"),
+        (f"{100 * quality_of(summary):.2f} %", f"test {name}", "main"),
         (f"{summary['relative_cost']:.3f}", "cost / target", ""),
         (f"{main.mean_bits:.2f}", "bits per MAC", ""),
         (f"{summary['seconds']:,.0f} s", f"training, {summary['steps_per_second']:.1f} steps/s", ""),
     ]
     if main.searched and (gap := uniform_gap(runs)):
         lead += (
-            f" From {gap.cheapest['name']} ({100 * gap.cheapest['accuracy']:.2f} %) to {gap.dearest['name']} "
-            f"({100 * gap.dearest['accuracy']:.2f} %) is a gap of {gap.points:.2f} points"
+            f" From {gap.cheapest['name']} ({100 * quality_of(gap.cheapest):.2f} %) to {gap.dearest['name']} "
+            f"({100 * quality_of(gap.dearest):.2f} %) is a gap of {gap.points:.2f} points"
         )
         if (share := gap.recovered(summary)) is None:
             lead += ", which is within the noise of a single run."
         else:
             lead += f"; the search recovers {100 * share:.0f} % of it."
-            tiles.insert(1, (f"{100 * share:.0f} %", "of the accuracy gap recovered", ""))
+            tiles.insert(1, (f"{100 * share:.0f} %", f"of the {name} gap recovered", ""))
     page = string.Template(_TEMPLATE.read_text()).substitute(
         title=html.escape(f"{summary['name']} on {data_name}"),
         lead=html.escape(lead),
@@ -181,7 +186,7 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
     settings = json.dumps({key: main[key] for key in ("config", "versions", "device", "seed")}, indent=1)
     return [
         _card(
-            "Accuracy against cost",
+            f"{_capital(main['quality'])} against cost",
             "Stars are searched, dots have one format in all layers.",
             figures.pareto([run.summary for run in runs]),
         ),
@@ -208,9 +213,9 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
     timed = [line | {"milliseconds": 1000 / line["steps_per_second"]} for line in lines]
     cards = [
         _card(
-            "Accuracy while training",
+            f"{_capital(summary['quality'])} while training",
             "On training batches, and on the validation batches that the reward is computed on.",
-            figures.curve(lines, {"train_accuracy": "train", "valid_quality": "validation"}, "accuracy"),
+            figures.curve(lines, {"train_quality": "train", "valid_quality": "validation"}, summary["quality"]),
         ),
         _card(
             "Sampled cost",
@@ -240,6 +245,10 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
     return cards
 
 
+def _capital(name: str) -> str:
+    return name[:1].upper() + name[1:]
+
+
 def _paths(summary: dict[str, Any]) -> list[str]:
     return [layer["path"] for layer in summary["layers"]]
 
@@ -254,7 +263,7 @@ def _table(runs: Sequence[RecordedRun]) -> str:
         return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
 
     rows = "".join(f"<tr{' class=searched' if run.searched else ''}>{cells('td', _row(run))}</tr>" for run in runs)
-    head = f"<thead><tr>{cells('th', _COLUMNS)}</tr></thead>"
+    head = f"<thead><tr>{cells('th', _columns(runs))}</tr></thead>"
     return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
 
 
@@ -270,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs = read_runs(arguments.directories)
         print_table(runs, Console())
         if arguments.json:
-            table = [dict(zip(_COLUMNS, _row(run), strict=True)) for run in runs]
+            table = [dict(zip(_columns(runs), _row(run), strict=True)) for run in runs]
             arguments.json.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     except ValueError as error:
         sys.exit(f"error: {error}")

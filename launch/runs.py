@@ -22,6 +22,7 @@ from fliqs_jax import policy as policy_lib
 from fliqs_jax import pretrained, random_search
 from fliqs_jax import search as search_lib
 from fliqs_jax.distillation import TEACHER_LOGITS
+from fliqs_jax.losses import Batch
 from hwcost import table as table_lib
 from launch import data, loop, progress, runtime
 from launch.experiment import ConfigError, Experiment, Trial, prepare
@@ -32,7 +33,15 @@ METRICS = "metrics.jsonl"
 GENOME = "genome.json"
 
 # Keys that say how a run is done, not what it computes: they may change when a run is resumed.
-_FREE_KEYS = ("data.data_dir", "data.download", "baselines", "log_every", "checkpoint_every")
+_FREE_KEYS = (
+    "data.data_dir",
+    "data.download",
+    "data.file",
+    "data.workers",
+    "baselines",
+    "log_every",
+    "checkpoint_every",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Compiled:
     """
 
     mesh: jax.sharding.Mesh
-    teach: Callable[[search_lib.Batch], search_lib.Batch]
+    teach: Callable[[Batch], Batch]
     step: Callable
     recalibrate: Callable
     evaluate: Callable
@@ -81,23 +90,23 @@ def read_run(directory: pathlib.Path, console: Console, *, target: float | None 
     return experiment, restored[1]
 
 
-def _teacher(experiment: Experiment, console: Console) -> Callable[[search_lib.Batch], search_lib.Batch]:
+def _teacher(experiment: Experiment, console: Console) -> Callable[[Batch], Batch]:
     """A function that adds the teacher's logits to a batch; one that adds nothing where there is no teacher."""
     name = experiment.config.distillation.teacher
     if not name:
         return lambda batch: batch
     taught, state = read_run(pathlib.Path(name), console)
-    theirs = (taught.source.image_shape, taught.source.classes)
-    ours = (experiment.source.image_shape, experiment.source.classes)
+    theirs = (taught.source.example.shape, taught.source.classes)
+    ours = (experiment.source.example.shape, experiment.source.classes)
     if theirs != ours:
-        raise ConfigError(f"distillation.teacher={name!r} knows images and classes {theirs}, here they are {ours}")
+        raise ConfigError(f"distillation.teacher={name!r} knows inputs and classes {theirs}, here they are {ours}")
     genome = policy_lib.mode(state.policy)
     logits = jax.jit(search_lib.make_logits(taught.search))
-    return lambda batch: batch | {TEACHER_LOGITS: logits(state, genome, batch["image"])}
+    return lambda batch: batch | {TEACHER_LOGITS: logits(state, genome, batch["input"])}
 
 
-def compile_functions(experiment: Experiment, console: Console) -> Compiled:
-    """Compiles the search step for all local devices."""
+def compile_functions(experiment: Experiment, dataset: data.Dataset, console: Console) -> Compiled:
+    """Compiles the search step for all local devices and batches as those of `dataset`."""
     mesh = runtime.data_mesh()
     whole = runtime.replicated(mesh)
     search, config = experiment.search, experiment.config
@@ -108,17 +117,16 @@ def compile_functions(experiment: Experiment, console: Console) -> Compiled:
         traces.append(None)  # A function is traced once for each compilation.
         return search_step(*arguments)
 
-    def example(size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        return {
-            "image": jax.ShapeDtypeStruct((size, *experiment.source.image_shape), jnp.float32),
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32),
-        }
+    def example(split: str, size: int, *, augmented: bool) -> dict[str, jax.ShapeDtypeStruct]:
+        batch = next(dataset.train_batches(split, batch_size=size, first_step=0, augmented=augmented))
+        return {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in batch.items()}
 
     teach = _teacher(experiment, console)
-    train_example = jax.eval_shape(teach, example(config.batch_size))
+    train_example = jax.eval_shape(teach, example("train", config.batch_size, augmented=True))
+    valid_example = example("valid", config.valid_batch_size, augmented=False)
     start = time.perf_counter()
     state = jax.eval_shape(lambda: initial_state(experiment, experiment.trials[0]))
-    step = runtime.compile_step(counted_step, mesh, state, train_example, example(config.valid_batch_size))
+    step = runtime.compile_step(counted_step, mesh, state, train_example, valid_example)
     return Compiled(
         mesh=mesh,
         teach=teach,
@@ -131,6 +139,12 @@ def compile_functions(experiment: Experiment, console: Console) -> Compiled:
     )
 
 
+def open_data(experiment: Experiment) -> data.Dataset:
+    """The data of an experiment."""
+    config = experiment.config
+    return experiment.source.open(valid_examples=config.data.valid_examples, seed=config.seed)
+
+
 def initial_state(experiment: Experiment, trial: Trial) -> search_lib.SearchState:
     """The state in which a trial starts; that of its neighbours but for the policy."""
     return search_lib.init_state(
@@ -138,7 +152,7 @@ def initial_state(experiment: Experiment, trial: Trial) -> search_lib.SearchStat
         policy_lib.init(experiment.plan.space, trial.config.policy, trial.genome),
         experiment.clip_multiples,
         jax.random.key(trial.config.seed),
-        jnp.zeros((1, *experiment.source.image_shape)),
+        jnp.zeros((1, *experiment.source.example.shape), experiment.source.example.dtype),
     )
 
 
@@ -197,10 +211,8 @@ def run_all(
         console.print(f"already complete in {workdir}: {done}")
     if left:
         console.print(f"reading {experiment.config.data.name}, compiling the search step …")
-        dataset = data.load(
-            experiment.source, valid_examples=experiment.config.data.valid_examples, seed=experiment.config.seed
-        )
-        compiled = compile_functions(experiment, console)
+        dataset = open_data(experiment)
+        compiled = compile_functions(experiment, dataset, console)
         console.print(f"compiled in {compiled.seconds:.1f} s for {len(jax.devices())} device(s)")
         for trial, directory in left:
             _run(experiment, trial, compiled, dataset, directory, console, stop)
@@ -220,14 +232,12 @@ def _run(
     config, search = trial.config, experiment.search
     sharding = runtime.split_batch(compiled.mesh)
 
-    def batches(split: str, size: int, *, first_step: int, augment: str = "none") -> Iterator[search_lib.Batch]:
-        stream = data.train_batches(
-            dataset, split=split, batch_size=size, seed=config.seed, first_step=first_step, augment=augment
-        )
+    def batches(split: str, size: int, *, first_step: int, augmented: bool = False) -> Iterator[Batch]:
+        stream = dataset.train_batches(split, batch_size=size, first_step=first_step, augmented=augmented)
         return (runtime.place_batch(batch, sharding) for batch in stream)
 
-    def train_batches(first_step: int) -> Iterator[search_lib.Batch]:
-        stream = batches("train", config.batch_size, first_step=first_step, augment=config.data.augment)
+    def train_batches(first_step: int) -> Iterator[Batch]:
+        stream = batches("train", config.batch_size, first_step=first_step, augmented=True)
         return (compiled.teach(batch) for batch in stream)
 
     checkpoints = runtime.Checkpoints(directory / "checkpoints")
@@ -243,7 +253,12 @@ def _run(
         at = search.input_quantization_step
         before_step[at] = lambda state: compiled.profile(state, next(train_batches(at)))
     with progress.Recorder(
-        directory / METRICS, title=trial.name, first_step=first_step, total_steps=search.total_steps, console=console
+        directory / METRICS,
+        title=trial.name,
+        quality=search.quality.name,
+        first_step=first_step,
+        total_steps=search.total_steps,
+        console=console,
     ) as recorder:
         state = loop.run(
             state,
@@ -264,38 +279,38 @@ def _run(
     checkpoints.close()
     final_digest = runtime.state_digest(state)
 
-    def accuracy(genome: jax.Array, split: str) -> float:
-        correct = sum(
-            int(compiled.evaluate(state, genome, runtime.place_batch(batch, sharding)))
-            for batch in data.eval_batches(dataset, split=split, batch_size=config.valid_batch_size)
-        )
-        return correct / len(getattr(dataset, split))
+    def quality(genome: jax.Array, split: str) -> float:
+        whole = dataset.eval_batches(split, batch_size=config.valid_batch_size)
+        placed = (runtime.place_batch(batch, sharding) for batch in whole)
+        return search_lib.quality_over(search, compiled.evaluate, state, genome, placed)
 
     if config.policy == "uniform":
         genome = random_search.best_of_random(
             search,
             state,
-            lambda genome: accuracy(genome, "valid"),
+            lambda genome: quality(genome, "valid"),
             jax.random.fold_in(state.key, search.total_steps),
             **config.random_search,
         )
     else:
         genome = policy_lib.mode(state.policy)
-    before_recalibration = accuracy(genome, "test")
+    before_recalibration = quality(genome, "test")
     for batch in itertools.islice(
         batches("train", config.batch_size, first_step=search.total_steps), config.recalibration_batches
     ):
         state = compiled.recalibrate(state, genome, batch)
     experiment.plan.space.save_genome(directory / GENOME, np.asarray(genome))
+    name = search.quality.name
     _write_json(
         directory / SUMMARY,
         {
-            "accuracy": accuracy(genome, "test"),
+            name: quality(genome, "test"),
             **_price(experiment, np.asarray(genome)),
             "name": trial.name,
             "policy": config.policy,
-            "accuracy_before_recalibration": before_recalibration,
-            "validation_accuracy": accuracy(genome, "valid"),
+            "quality": name,
+            f"{name}_before_recalibration": before_recalibration,
+            f"validation_{name}": quality(genome, "valid"),
             "policy_entropy": float(policy_lib.entropy(state.policy)),
             "seconds": round(recorder.seconds, 1),
             "steps_per_second": round(search.total_steps / recorder.seconds, 2),

@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +33,7 @@ METHODS = {"greedy": assignment.greedy, "knapsack": assignment.knapsack}
 
 
 def assign(prepared: Experiment, state: Any, dataset: data.Dataset, measured: Sensitivity) -> dict[str, dict[str, Any]]:
-    """For each method its genome, cost, and accuracy on test without any training."""
+    """For each method its genome, cost, and quality on test without any training."""
     search, config = prepared.search, prepared.config
     choices = assignment.options(prepared.plan, search.cost_table, measured.noise_to_signal)
     evaluate = jax.jit(search_lib.make_evaluate(search))
@@ -40,20 +41,18 @@ def assign(prepared: Experiment, state: Any, dataset: data.Dataset, measured: Se
     found = {}
     for name, method in METHODS.items():
         genome = method(choices, search.target)
-        stream = data.train_batches(
-            dataset, split="train", batch_size=config.batch_size, seed=config.seed, first_step=0, augment="none"
-        )
+        stream = dataset.train_batches("train", batch_size=config.batch_size, first_step=0, augmented=False)
         recalibrated = state
         for batch in itertools.islice(stream, config.recalibration_batches):
             recalibrated = recalibrate(recalibrated, genome, batch)
-        batches = data.eval_batches(dataset, split="test", batch_size=config.valid_batch_size)
-        correct = sum(int(evaluate(recalibrated, genome, batch)) for batch in batches)
+        batches = dataset.eval_batches("test", batch_size=config.valid_batch_size)
+        quality = search_lib.quality_over(search, evaluate, recalibrated, jnp.asarray(genome), batches)
         cost = float(table_lib.price_layers(search.cost_table, genome).sum())
         found[name] = {
             "genome": genome.tolist(),
             "cost": cost,
             "relative_cost": cost / search.target,
-            "test_accuracy_without_training": correct / len(dataset.test),
+            f"test_{search.quality.name}_without_training": quality,
             "layers": prepared.plan.layer_formats(genome),
         }
     return found
@@ -67,8 +66,9 @@ def show(document: dict[str, Any], console: Console) -> None:
         table.add_row(path, *(f"{value:.1f}" for value in decibels), *chosen)
     console.print(table)
     for method, result in document["assignments"].items():
+        key = f"test_{document['quality']}_without_training"
         console.print(
-            f"{method}: {result['test_accuracy_without_training']:.2%} on test without training, "
+            f"{method}: {result[key]:.2%} {document['quality']} on test without training, "
             f"cost / target {result['relative_cost']:.3f}"
         )
 
@@ -83,25 +83,25 @@ def main(argv: list[str] | None = None) -> None:
     directory, console = arguments.directory, Console()
     try:
         prepared, state = runs.read_run(directory, console, target=arguments.target)
-        config = prepared.config
-        dataset = data.load(prepared.source, valid_examples=config.data.valid_examples, seed=config.seed)
+        dataset = runs.open_data(prepared)
         size = prepared.config.valid_batch_size
-        batches = data.eval_batches(dataset, split="valid", batch_size=size)
+        batches = dataset.eval_batches("valid", batch_size=size)
         few = itertools.islice(batches, max(arguments.examples // size, 1))
         measured = sensitivity.measure_over(prepared.search, state, few)
         assignments = assign(prepared, state, dataset, measured)
     except (ValueError, runtime.CheckpointError) as error:
         sys.exit(f"error: {error}")
-    paths = prepared.search.paths
+    paths, name = prepared.search.paths, prepared.search.quality.name
     names = [fmt.name for fmt in prepared.plan.formats]
     # No noise at all is told as 200 dB, which JSON can hold.
     decibels = np.minimum(measured.signal_to_noise_db, 200.0)
     document = {
         "command": f"python -m launch.sensitivity {directory}",
         "formats": names,
-        "validation_accuracy": measured.accuracy,
+        "quality": name,
+        f"validation_{name}": measured.quality,
         "signal_to_noise_db": dict(zip(paths, decibels.round(3).tolist(), strict=True)),
-        "accuracy_drop": dict(zip(paths, measured.accuracy_drop.tolist(), strict=True)),
+        f"{name}_drop": dict(zip(paths, measured.quality_drop.tolist(), strict=True)),
         "target": prepared.search.target,
         "assignments": assignments,
     }

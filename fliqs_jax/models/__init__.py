@@ -1,6 +1,5 @@
 """Networks by name. Each is plain Flax linen, called as `model(x, train=…)`, and knows nothing of formats."""
 
-import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from fliqs_jax import registry
 from fliqs_jax.models import efficientnet
 from fliqs_jax.models.deit import DeiT
 from fliqs_jax.models.imagenet_resnet import ImageNetResNet
@@ -61,17 +61,8 @@ def find(name: str) -> Network:
     Raises:
       ValueError: an unknown name, or a module or function that cannot be imported.
     """
-    if name in MODELS:
-        return MODELS[name]
-    if ":" not in name:
-        raise ValueError(
-            f"unknown model {name!r}: expected one of {', '.join(MODELS)}, or your own as package.module:function"
-        )
-    module, _, function = name.partition(":")
-    try:
-        return Network(getattr(importlib.import_module(module), function), ())
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model {name!r}: {error}") from error
+    found = registry.lookup("model", name, MODELS)
+    return found if isinstance(found, Network) else Network(found, ())
 
 
 def create(name: str, *, classes: int, **settings: Any) -> nn.Module:

@@ -132,28 +132,40 @@ def _average_pool(x: jax.Array) -> jax.Array:
 
 
 class InceptionV3(nn.Module):
-    """Inception-v3 at any width; images have 75 pixels at least, 299 as published."""
+    """Inception-v3 at any width; images have 75 pixels at least, 299 as published.
+
+    Attributes:
+      classes: of the classifier.
+      width: factor on all channels.
+      small_images: the stem neither strides nor pools, for images of 32 pixels.
+    """
 
     classes: int
     width: float = 1.0
+    small_images: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits, float32[B, classes], of images, float32[B, H, W, C]."""
 
-        def conv(channels: int, kernel: int, name: str, stride: int = 1, padding: str | None = "VALID") -> ConvNorm:
+        stem_padding = None if self.small_images else "VALID"
+
+        def conv(
+            channels: int, kernel: int, name: str, stride: int = 1, padding: str | None = stem_padding
+        ) -> ConvNorm:
             size = (kernel, kernel)
             return ConvNorm(
                 max(1, int(channels * self.width)), size, stride, padding=padding, epsilon=EPSILON, name=name
             )
 
-        x = conv(32, 3, "stem1", 2)(x, train=train)
+        def pool(x: jax.Array) -> jax.Array:
+            return x if self.small_images else nn.max_pool(x, (3, 3), (2, 2))
+
+        x = conv(32, 3, "stem1", 1 if self.small_images else 2)(x, train=train)
         x = conv(32, 3, "stem2")(x, train=train)
-        x = conv(64, 3, "stem3", padding=None)(x, train=train)
-        x = nn.max_pool(x, (3, 3), (2, 2))
+        x = pool(conv(64, 3, "stem3", padding=None)(x, train=train))
         x = conv(80, 1, "stem4")(x, train=train)
-        x = conv(192, 3, "stem5")(x, train=train)
-        x = nn.max_pool(x, (3, 3), (2, 2))
+        x = pool(conv(192, 3, "stem5")(x, train=train))
         for i, pooled in enumerate((32, 64, 64)):
             x = InceptionA(self.width, pooled, name=f"a{i + 1}")(x, train=train)
         x = InceptionB(self.width, name="b")(x, train=train)

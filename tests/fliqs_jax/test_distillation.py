@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fliqs_jax import distillation
-from fliqs_jax import search as search_lib
+from fliqs_jax import distillation, losses
 
 
 def softmax(x):
@@ -15,7 +14,7 @@ def softmax(x):
 def test_the_loss_is_hintons():
     logits, teacher = (np.asarray(jax.random.normal(jax.random.key(i), (6, 4)), np.float64) for i in range(2))
     batch = {"label": jnp.asarray([0, 1, 2, 3, 0, 1]), "teacher_logits": jnp.asarray(teacher, jnp.float32)}
-    plain = search_lib.smoothed_cross_entropy(0.1)
+    plain = losses.cross_entropy(0.1)
     found = distillation.distilled(plain, weight=0.3, temperature=2.5)(jnp.asarray(logits, jnp.float32), batch)
     p, q = softmax(teacher / 2.5), softmax(logits / 2.5)
     divergence = (p * np.log(p / q)).sum(1).mean()
@@ -34,4 +33,4 @@ def test_a_network_that_equals_its_teacher_has_only_the_hard_loss():
 @pytest.mark.parametrize("settings", [{"weight": 1.1, "temperature": 1.0}, {"weight": 0.5, "temperature": 0.0}])
 def test_settings_out_of_range(settings):
     with pytest.raises(ValueError, match="expected 0…1 and a number above 0"):
-        distillation.distilled(search_lib.smoothed_cross_entropy(0.1), **settings)
+        distillation.distilled(losses.cross_entropy(0.1), **settings)

@@ -11,9 +11,10 @@ import optax
 import pytest
 
 from aqt_like import format_state, formats, gradients, layers
+from fliqs_jax import losses, random_search, reward, schedule, sensitivity
 from fliqs_jax import policy as policy_lib
-from fliqs_jax import random_search, reward, schedule, sensitivity
 from fliqs_jax import search as search_lib
+from fliqs_jax.quality import Quality, accuracy
 from hwcost import analytic, workload
 from hwcost import table as table_lib
 from hwcost.format_plan import format_plan
@@ -43,8 +44,8 @@ SEARCH = search_lib.Search(
     target=1.5 * analytic.uniform_bit_operations(LAYERS, FORMATS[0]),
     optimizer=optax.sgd(0.05, momentum=0.9),
     policy_optimizer=optax.adam(0.02, b1=0.95),
-    loss=search_lib.smoothed_cross_entropy(0.1),
-    quality=search_lib.accuracy,
+    loss=losses.cross_entropy(0.1),
+    quality=accuracy,
     reward=reward.absolute,
     gamma=0.3,
     entropy_schedule=schedule.cosine,
@@ -63,12 +64,12 @@ def batch(seed, size=16):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, size).astype(np.int32)
     images = rng.standard_normal((size, 6, 6, 1)).astype(np.float32) + labels[:, None, None, None]
-    return {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
+    return {"input": jnp.asarray(images), "label": jnp.asarray(labels)}
 
 
 def start(kind="reinforce", genome=None, search=SEARCH):
     policy = policy_lib.init(SPACE, kind, genome)
-    return search_lib.init_state(search, policy, MULTIPLES, jax.random.key(0), batch(0)["image"])
+    return search_lib.init_state(search, policy, MULTIPLES, jax.random.key(0), batch(0)["input"])
 
 
 def run(state, steps=TOTAL, search=SEARCH, step=None):
@@ -140,7 +141,7 @@ def test_inputs_are_quantised_from_their_step_on():
     """An input format so coarse that it silences the network shows from when on it is used."""
     silent = MULTIPLES._replace(inputs=MULTIPLES.inputs * 1e6, unsigned_inputs=MULTIPLES.unsigned_inputs * 1e6)
     policy = policy_lib.init(SPACE, "fixed", [0, 0])
-    state = search_lib.init_state(SEARCH, policy, silent, jax.random.key(0), batch(0)["image"])
+    state = search_lib.init_state(SEARCH, policy, silent, jax.random.key(0), batch(0)["input"])
     _, history = run(state, steps=QUANTIZE_INPUTS + 1)
     moved = [not np.array_equal(b.params["conv"]["kernel"], a.params["conv"]["kernel"]) for b, a, _ in history]
     # With momentum the kernel keeps moving; its gradient shows in the trace of SGD.
@@ -192,7 +193,7 @@ def test_the_controller_finds_the_best_genome_when_only_cost_matters():
         SEARCH,
         total_steps=300,
         warmup_steps=20,
-        quality=lambda logits, labels: jnp.zeros(()),
+        quality=Quality("none", lambda logits, batch: jnp.zeros(()), lambda statistics: statistics),
         policy_optimizer=optax.adam(0.05, b1=0.95),
         target=analytic.bit_operations(LAYERS[0], FORMATS[1]) + analytic.bit_operations(LAYERS[1], FORMATS[0]),
     )
@@ -268,10 +269,11 @@ def test_recalibration_moves_only_batch_statistics(searched):
 def test_evaluation_ignores_padding(searched):
     evaluate = jax.jit(search_lib.make_evaluate(SEARCH))
     full = batch(60)
-    half = {"image": full["image"], "label": full["label"].at[8:].set(-1)}
-    whole, part = (int(evaluate(searched[0], jnp.asarray([2, 2]), b)) for b in (full, half))
+    half = {"input": full["input"], "label": full["label"].at[8:].set(-1)}
+    (whole, all_of_it), (part, half_of_it) = (evaluate(searched[0], jnp.asarray([2, 2]), b) for b in (full, half))
     assert 0 < part < whole <= 16
     assert part <= 8
+    assert (all_of_it, half_of_it) == (16, 8)
 
 
 def test_profiled_clip_multiples_replace_the_precomputed_ones(searched):
@@ -293,19 +295,10 @@ def test_random_search_takes_the_best_of_the_nearest():
     assert tuple(int(g) for g in found) == max(calls, key=lambda g: (g[1] == 1) - 0.3 * misses[g])
 
 
-def test_loss_and_accuracy_are_the_textbook_ones():
-    logits, labels = np.asarray([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]]), np.asarray([0, 1])
-    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    targets = np.eye(3)[labels] * 0.9 + 0.1 / 3
-    loss = search_lib.smoothed_cross_entropy(0.1)(jnp.asarray(logits), {"label": jnp.asarray(labels)})
-    np.testing.assert_allclose(loss, -(targets * log_p).sum(axis=1).mean(), rtol=1e-6)
-    assert search_lib.accuracy(jnp.asarray(logits), jnp.asarray(labels)) == 0.5
-
-
 def test_sensitivity_is_that_of_one_layer_at_a_time():
     state, _ = run(start("fixed", [2, 2]))
     measured = sensitivity.measure_over(SEARCH, state, [batch(100), batch(101)])
-    assert measured.noise_to_signal.shape == measured.accuracy_drop.shape == (2, 3)
+    assert measured.noise_to_signal.shape == measured.quality_drop.shape == (2, 3)
     # More bits, less noise; bf16 changes hardly anything.
     assert (np.diff(measured.noise_to_signal, axis=1) < 0).all()
     assert (measured.signal_to_noise_db[:, 2] > 35).all()
@@ -320,12 +313,12 @@ def test_sensitivity_is_that_of_one_layer_at_a_time():
     noise = signal = 0.0
     correct = []
     for b in (batch(100), batch(101)):
-        reference, changed = logits(floats, b["image"]), logits(only_head, b["image"])
+        reference, changed = logits(floats, b["input"]), logits(only_head, b["input"])
         noise += np.sum((changed - reference) ** 2)
         signal += np.sum((reference - reference.mean(-1, keepdims=True)) ** 2)
         correct.append([np.mean(np.argmax(y, -1) == b["label"]) for y in (reference, changed)])
     np.testing.assert_allclose(measured.noise_to_signal[1, 0], noise / signal, rtol=1e-4)
     reference, changed = np.mean(correct, axis=0)
-    np.testing.assert_allclose([measured.accuracy, measured.accuracy_drop[1, 0]], [reference, reference - changed])
+    np.testing.assert_allclose([measured.quality, measured.quality_drop[1, 0]], [reference, reference - changed])
     with pytest.raises(ValueError, match="no batches"):
         sensitivity.measure_over(SEARCH, state, [])

@@ -19,7 +19,12 @@ def run(tmp_path, step, *, checkpoint_every):
     checkpoints = runtime.Checkpoints(tmp_path / "checkpoints")
     scalars = dict.fromkeys(progress.SHOWN, jnp.zeros(()))
     with progress.Recorder(
-        tmp_path / "metrics.jsonl", title="run", first_step=0, total_steps=6, console=Console(file=io.StringIO())
+        tmp_path / "metrics.jsonl",
+        title="run",
+        quality="accuracy",
+        first_step=0,
+        total_steps=6,
+        console=Console(file=io.StringIO()),
     ) as recorder:
         loop.run(
             State(jnp.ones(3)),

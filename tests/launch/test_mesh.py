@@ -16,29 +16,30 @@ import itertools, json
 import jax
 from rich.console import Console
 from configs import fliqs_digits
-from launch import data, experiment, runs, runtime
+from launch import experiment, runs, runtime
 
 config = fliqs_digits.get_config()
 config.model.width, config.epochs = 4, 1
 prepared = experiment.prepare(config)
-compiled = runs.compile_functions(prepared, Console(stderr=True))
-dataset = data.load(prepared.source, valid_examples=config.data.valid_examples, seed=0)
-split, whole = runtime.split_batch(compiled.mesh), runtime.replicated(compiled.mesh)
+dataset = runs.open_data(prepared)
+compiled = runs.compile_functions(prepared, dataset, Console(stderr=True))
+parts, whole = runtime.split_batch(compiled.mesh), runtime.replicated(compiled.mesh)
 state = jax.device_put(runs.initial_state(prepared, prepared.trials[0]), whole)
 streams = [
-    data.train_batches(dataset, split=s, batch_size=config.batch_size, seed=0) for s in ("train", "valid")
+    dataset.train_batches(split, batch_size=config.batch_size, first_step=0, augmented=split == "train")
+    for split in ("train", "valid")
 ]
 rows = []
 for batches in itertools.islice(zip(*streams), 6):
-    placed = [runtime.place_batch(batch, split) for batch in batches]
+    placed = [runtime.place_batch(batch, parts) for batch in batches]
     state, metrics = compiled.step(state, *placed)
     rows.append({"loss": float(metrics["loss"]), "genome": metrics["genome"].tolist()})
 state = compiled.profile(state, placed[0])
 state, _ = compiled.step(state, *placed)  # takes what `profile` gives, on any number of devices
 kernel = state.params["stem"]["kernel"]
 print(json.dumps({
-    "rows": rows, "devices": len(jax.devices()), "parts": len(placed[0]["image"].addressable_shards),
-    "part": placed[0]["image"].addressable_shards[0].data.shape[0], "replicated": kernel.sharding.is_fully_replicated,
+    "rows": rows, "devices": len(jax.devices()), "parts": len(placed[0]["input"].addressable_shards),
+    "part": placed[0]["input"].addressable_shards[0].data.shape[0], "replicated": kernel.sharding.is_fully_replicated,
 }))
 """
 

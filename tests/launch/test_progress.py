@@ -16,7 +16,9 @@ def metrics(value):
 
 def recorder(path, first_step=0, *, terminal=False):
     console = Console(file=io.StringIO(), width=100, force_terminal=terminal)
-    return progress.Recorder(path, title="run", first_step=first_step, total_steps=40, console=console), console
+    return progress.Recorder(
+        path, title="run", quality="accuracy", first_step=first_step, total_steps=40, console=console
+    ), console
 
 
 def test_lines_are_means_over_steps(tmp_path):

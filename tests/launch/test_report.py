@@ -21,7 +21,8 @@ def summary(name, bits, accuracy, *, policy="fixed", formats="int_s"):
     decisions = [{"name": f"l{i}.format", "options": ["int4", "int8", "bf16"]} for i in range(len(bits))]
     cost = sum(layer["cost"] for layer in layers)
     return {
-        "accuracy": accuracy, "cost": cost, "target": 36800.0, "genome": [0] * len(bits), "relative_cost": cost / 36800,
+        "accuracy": accuracy, "quality": "accuracy", "cost": cost, "target": 36800.0,
+        "genome": [0] * len(bits), "relative_cost": cost / 36800,
         "cost_unit": "bit operations", "layers": layers,
         "decisions": decisions, "name": name, "policy": policy, "seconds": 12.5,
         "steps_per_second": 80.0, "seed": 0, "device": "1 × cpu", "versions": {"jax": "0"},
@@ -43,7 +44,7 @@ def run_directories(tmp_path):
 
     lines = [
         {
-            "step": step, "seconds": step / 80, "steps_per_second": 80.0, "loss": 1.0, "train_accuracy": 0.5,
+            "step": step, "seconds": step / 80, "steps_per_second": 80.0, "loss": 1.0, "train_quality": 0.5,
             "valid_quality": 0.5, "relative_cost": 1.1, "reward": 0.4, "entropy": 2.0,
             "policy": [[0.5, 0.3, 0.2]] * 2,
         }

@@ -19,7 +19,7 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from aqt_like import formats
-from configs import fliqs_cifar10_resnet8
+from configs import fliqs_cifar10_resnet8, fliqs_criteo
 from fliqs_jax import models, pretrained
 from launch import experiment, loop, progress, report, runs, runtime
 
@@ -51,7 +51,7 @@ def test_a_run_and_its_baselines_write_all_they_promise(tiny_config, run_experim
         assert summary["search_step_compilations"] == 1
         lines = progress.read_metrics(directory / "metrics.jsonl")
         assert lines[-1]["step"] == STEPS
-        assert {"loss", "train_accuracy", "valid_quality", "relative_cost", "reward", "entropy", "policy"} <= set(
+        assert {"loss", "train_quality", "valid_quality", "relative_cost", "reward", "entropy", "policy"} <= set(
             lines[0]
         )
     assert {layer["format"] for layer in summary_of(directories[1])["layers"]} == {"int4"}
@@ -310,3 +310,36 @@ def test_training_starts_from_pretrained_weights(tiny_config, run_experiment, tm
     tiny_config.model.channels = 48
     with pytest.raises(ValueError, match=r"in .*weights.safetensors has shape .* needs"):
         experiment.prepare(tiny_config)
+
+
+def test_mixed_and_augmented_images_are_trained_on(tiny_config, run_experiment):
+    tiny_config.data.augment, tiny_config.data.erasing = "rand_augment", 0.25
+    tiny_config.data.mixup, tiny_config.data.cutmix = 0.8, 1.0
+    tiny_config.optimizer.name, tiny_config.optimizer.learning_rate = "adamw", 1e-3
+    (directory,), _ = run_experiment(tiny_config)
+    lines = progress.read_metrics(directory / "metrics.jsonl")
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_images_are_streamed(run_experiment, tfds_dir):
+    config = fliqs_cifar10_resnet8.get_config()
+    config.data.update({"data_dir": str(tfds_dir), "image_size": 8, "stream": True, "valid_examples": 256})
+    config.data.augment = "resized_crop_flip"
+    config.model.width, config.baselines, config.recalibration_batches = 2, (), 2
+    config.epochs = 0.02
+    (directory,), _ = run_experiment(config)
+    assert 0.05 < summary_of(directory)["accuracy"] < 0.7
+
+
+def test_clicks_are_searched_by_auc(run_experiment, criteo_file):
+    config = fliqs_criteo.get_config()
+    config.data.update({"file": str(criteo_file), "buckets": 100, "valid_examples": 300})
+    config.model.update({"rank": 16, "width": 0.125, "embedding": 4})
+    config.update({"batch_size": 50, "valid_batch_size": 300, "epochs": 2, "baselines": ()})
+    (directory,), said = run_experiment(config)
+    summary = summary_of(directory)
+    assert summary["quality"] == "AUC"
+    assert 0.5 < summary["AUC"] < 0.85
+    assert summary["search_step_compilations"] == 1
+    assert "validation AUC" in said
+    assert "Test AUC" in report.write([directory], directory / "report.html").read_text()

@@ -1,0 +1,55 @@
+"""How the paper trains its networks on ImageNet (FLIQS, A.2 to A.4 and Table 4)."""
+
+from ml_collections import ConfigDict
+
+BATCH_SIZE = 2048  # A.2
+STEPS_PER_EPOCH = 1_281_167 // BATCH_SIZE
+
+RESIDUAL = ("resnet18", "resnet34", "resnet50", "inception_v3")
+INVERTED_RESIDUAL = ("mobilenetv2", *(f"efficientnet_b{i}" for i in range(5)))
+TRANSFORMER = ("deit_ti16", "deit_s16", "deit_b16")
+
+
+def train_as_in_table4(config: ConfigDict, network: str) -> None:
+    """Makes `config` one that trains the network of that name.
+
+    What Table 4 leaves open (weight decay, augmentation) is as in the networks' own papers. Left out of those are
+    AutoAugment (RandAugment stands for it), averaged weights, dropout, stochastic depth and repeated augmentation.
+
+    Raises:
+      ValueError: no such network.
+    """
+    config.model = ConfigDict({"name": network})
+    optimizer, data = config.optimizer, config.data
+    if network in RESIDUAL:
+        _column(config, epochs=350, warmup_epochs=10, input_quantization_step=15_000)
+        optimizer.name, optimizer.schedule, optimizer.learning_rate = "sgd", "cosine", 2.64
+        optimizer.weight_decay = 1e-4
+        data.augment = "resized_crop_flip"
+    elif network in INVERTED_RESIDUAL:
+        _column(config, epochs=360, warmup_epochs=15, input_quantization_step=18_000)
+        optimizer.name, optimizer.schedule, optimizer.learning_rate = "rmsprop", "exponential", 0.256
+        optimizer.decay_to = 0.97 ** (360 / 2.4)  # 3 % every 2.4 epochs
+        optimizer.weight_decay = 1e-5
+        data.augment = "rand_augment"
+    elif network in TRANSFORMER:
+        _column(config, epochs=400, warmup_epochs=30, input_quantization_step=15_000)
+        optimizer.name, optimizer.schedule, optimizer.learning_rate = "adamw", "cosine", 4e-3
+        optimizer.weight_decay = 0.05
+        data.augment, data.mixup, data.cutmix, data.erasing = "rand_augment", 0.8, 1.0, 0.25
+    else:
+        known = ", ".join((*RESIDUAL, *INVERTED_RESIDUAL, *TRANSFORMER))
+        raise ValueError(f"no recipe for the network {network!r}: there are {known}")
+
+
+def _column(config: ConfigDict, *, epochs: int, warmup_epochs: int, input_quantization_step: int) -> None:
+    """Lengths, as shares of training where they shrink with it."""
+    config.batch_size, config.epochs = BATCH_SIZE, float(epochs)
+    config.optimizer.warmup_fraction = warmup_epochs / epochs
+    config.input_quantization_fraction = input_quantization_step / (epochs * STEPS_PER_EPOCH)
+
+
+def use_batch_size(config: ConfigDict, batch_size: int) -> None:
+    """Another batch size, and the learning rate in proportion (Goyal et al., 2017)."""
+    config.optimizer.learning_rate *= batch_size / config.batch_size
+    config.batch_size = config.valid_batch_size = batch_size

@@ -1,0 +1,105 @@
+"""Data sets that fit into memory."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+
+from launch.data.contract import Batch, check_batch_size, padded, set_aside
+
+MakeBatch = Callable[[np.ndarray, np.ndarray, np.random.Generator | None], Batch]
+"""`(inputs, labels, rng) → batch`; augmented with the help of `rng`, or not at all where that is None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Inputs, `[N, …]`, and labels, int32, `[N]` or `[N, …]`."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def as_they_are(inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None) -> Batch:
+    """The batch of arrays that a network can take as they are."""
+    del rng
+    return {"input": inputs, "label": labels}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """A data set of your own: `config.data.name = "package.module:function"` names a function that returns one.
+
+    Attributes:
+      train: examples to train with, some of which are set aside for validation.
+      test: examples that final figures are taken on.
+      classes: see `Source.classes`.
+      make_batch: turns examples into a batch, whose inputs must have the shape and type of those in `train`.
+    """
+
+    train: Split
+    test: Split
+    classes: int
+    make_batch: MakeBatch = as_they_are
+
+    @property
+    def example(self) -> jax.ShapeDtypeStruct:
+        """See `Source.example`."""
+        return jax.ShapeDtypeStruct(self.train.inputs.shape[1:], self.train.inputs.dtype)
+
+    @property
+    def train_examples(self) -> int:
+        """See `Source.train_examples`."""
+        return len(self.train)
+
+    def open(self, *, valid_examples: int, seed: int) -> "InMemory":
+        """See `Source.open`."""
+        return in_memory(self.train, self.test, lambda _: self.make_batch, valid_examples=valid_examples, seed=seed)
+
+
+def in_memory(
+    pool: Split, test: Split, make_batch_for: Callable[[Split], MakeBatch], *, valid_examples: int, seed: int
+) -> "InMemory":
+    """The data set whose training and validation examples are those of `pool`; batches may depend on the former.
+
+    Raises:
+      DataError: see `set_aside`.
+    """
+    train, valid = (Split(pool.inputs[i], pool.labels[i]) for i in set_aside(len(pool), valid_examples, seed))
+    return InMemory({"train": train, "valid": valid, "test": test}, make_batch_for(train), seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """A `Dataset` of arrays."""
+
+    splits: Mapping[str, Split]
+    make_batch: MakeBatch
+    seed: int
+
+    def train_batches(self, split: str, *, batch_size: int, first_step: int, augmented: bool) -> Iterator[Batch]:
+        """See `Dataset.train_batches`."""
+        examples = self.splits[split]
+        check_batch_size(batch_size, split, len(examples))
+        steps_per_epoch = len(examples) // batch_size
+        stream = {"train": 0, "valid": 1}[split]
+        order, order_epoch = np.empty(0, int), -1
+        for step in itertools.count(first_step):
+            epoch, position = divmod(step, steps_per_epoch)
+            if epoch != order_epoch:
+                order = np.random.default_rng((self.seed, stream, epoch)).permutation(len(examples))
+                order_epoch = epoch
+            chosen = order[position * batch_size : (position + 1) * batch_size]
+            rng = np.random.default_rng((self.seed, stream, epoch, position)) if augmented else None
+            yield self.make_batch(examples.inputs[chosen], examples.labels[chosen], rng)
+
+    def eval_batches(self, split: str, *, batch_size: int) -> Iterator[Batch]:
+        """See `Dataset.eval_batches`."""
+        examples = self.splits[split]
+        for start in range(0, len(examples), batch_size):
+            part = slice(start, start + batch_size)
+            yield padded(self.make_batch(examples.inputs[part], examples.labels[part], None), batch_size)

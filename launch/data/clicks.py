@@ -1,0 +1,127 @@
+"""Click logs as of Criteo: a label, 13 numbers and 26 categories to a line, between tabs or commas (FLIQS, A.13)."""
+
+import pathlib
+import zlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import pyarrow
+import pyarrow.csv
+from ml_collections import ConfigDict
+
+from fliqs_jax.models.recommender import CATEGORIES, NUMBERS
+from launch.data.arrays import InMemory, MakeBatch, Split, in_memory
+from launch.data.contract import Batch, DataError
+
+COLUMNS = ("Label", *(f"I{i + 1}" for i in range(NUMBERS)), *(f"C{i + 1}" for i in range(CATEGORIES)))
+MOST_BUCKETS = 2**24  # Bucket numbers travel as float32, beside the numbers.
+
+
+class ClickLog:
+    """A click log in one file: lines in the order of time, the last of which are the test split.
+
+    Inputs are float32[39]: the numbers n as sign(n) · log(1 + |n|), of mean 0 and deviation 1 over the training
+    examples, missing ones 0; then for each category the bucket that it is hashed into, a missing one being a category
+    too. Labels are 0 and 1.
+
+    Both forms of the data are read: Kaggle's `train.txt` (tabs, no header) and files with a header of `Label`, `I1` …
+    `I13`, `C1` … `C26` and other columns, which are left out.
+    """
+
+    example = jax.ShapeDtypeStruct((NUMBERS + CATEGORIES,), np.dtype(np.float32))
+    classes = 1
+
+    def __init__(self, config: ConfigDict) -> None:
+        self._path, self._buckets = pathlib.Path(config.file or ""), config.buckets
+        if not 1 <= self._buckets <= MOST_BUCKETS:
+            raise DataError(f"data.buckets={self._buckets}: expected 1…{MOST_BUCKETS}")
+        if not 0 < config.test_fraction < 1:
+            raise DataError(f"data.test_fraction={config.test_fraction}: expected a share between 0 and 1")
+        if not self._path.is_file():
+            raise DataError(f"data.file={config.file!r}: no such file; expected a click log, as Criteo's train.txt")
+        with self._path.open("rb") as file:
+            first = file.readline().decode(errors="replace").rstrip("\r\n")
+            lines, ending = 1, b"\n"
+            while block := file.read(1 << 20):
+                lines, ending = lines + block.count(b"\n"), block[-1:]
+            lines += ending != b"\n"
+        self._delimiter = "\t" if "\t" in first else ","
+        fields = first.split(self._delimiter)
+        self._header = "Label" in fields
+        if missing := [name for name in COLUMNS if name not in fields] if self._header else []:
+            raise DataError(f"{self._path}: its header lacks {', '.join(missing)}")
+        if not self._header and len(fields) != len(COLUMNS):
+            raise DataError(
+                f"{self._path}: its first line has {len(fields)} fields: expected {len(COLUMNS)} (a label, {NUMBERS} "
+                f"numbers, {CATEGORIES} categories), or a header that names them"
+            )
+        examples = lines - self._header
+        self._test_examples = max(round(config.test_fraction * examples), 1)
+        self.train_examples = examples - self._test_examples
+
+    def open(self, *, valid_examples: int, seed: int) -> InMemory:
+        """See `Source.open`."""
+        pool, test = self.read()
+        return in_memory(pool, test, _standardized, valid_examples=valid_examples, seed=seed)
+
+    def read(self) -> tuple[Split, Split]:
+        """All examples to train with, and the test split; missing numbers are NaN."""
+        csv = pyarrow.csv
+        try:
+            table = csv.read_csv(
+                self._path,
+                read_options=csv.ReadOptions(column_names=None if self._header else COLUMNS),
+                parse_options=csv.ParseOptions(delimiter=self._delimiter),
+                convert_options=csv.ConvertOptions(
+                    column_types={
+                        name: pyarrow.int8()
+                        if name == "Label"
+                        else pyarrow.float64()
+                        if name[0] == "I"
+                        else pyarrow.string()
+                        for name in COLUMNS
+                    },
+                    include_columns=COLUMNS,
+                    strings_can_be_null=False,
+                ),
+            )
+        except pyarrow.ArrowInvalid as error:
+            raise DataError(f"{self._path}: {error}") from error
+        labels = table["Label"].to_numpy().astype(np.int32)
+        if wrong := sorted(set(np.unique(labels).tolist()) - {0, 1}):
+            raise DataError(f"{self._path}: labels {', '.join(map(str, wrong))}: expected 0 and 1")
+        inputs = np.empty((len(labels), NUMBERS + CATEGORIES), np.float32)
+        for i, name in enumerate(COLUMNS[1:]):
+            column = table[name]
+            if i < NUMBERS:
+                numbers = column.to_numpy()
+                inputs[:, i] = np.sign(numbers) * np.log1p(np.abs(numbers))
+            else:
+                coded = column.combine_chunks().dictionary_encode()
+                buckets = _buckets(name, coded.dictionary.to_pylist(), self._buckets)
+                inputs[:, i] = buckets[coded.indices.to_numpy()]
+        train = len(labels) - self._test_examples
+        return Split(inputs[:train], labels[:train]), Split(inputs[train:], labels[train:])
+
+
+def _buckets(column: str, categories: Sequence[str], buckets: int) -> np.ndarray:
+    """The bucket of each category: a hash that is the same on every machine, and differs between columns."""
+    return np.asarray([zlib.crc32(f"{column}:{category}".encode()) % buckets for category in categories], np.float32)
+
+
+def _standardized(train: Split) -> MakeBatch:
+    """Batches whose numbers are normalised by those of the training examples."""
+    numbers = train.inputs[:, :NUMBERS].astype(np.float64)
+    known = ~np.isnan(numbers)
+    count = np.maximum(known.sum(0), 1)
+    mean = np.where(known, numbers, 0).sum(0) / count
+    deviation = np.sqrt(np.where(known, (numbers - mean) ** 2, 0).sum(0) / count)
+    mean, deviation = mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
+
+    def make_batch(inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None) -> Batch:
+        del rng
+        scaled = np.nan_to_num((inputs[:, :NUMBERS] - mean) / deviation)
+        return {"input": np.concatenate([scaled, inputs[:, NUMBERS:]], axis=1), "label": labels}
+
+    return make_batch

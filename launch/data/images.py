@@ -1,0 +1,158 @@
+"""Sets of labelled images: scikit-learn's digits, and those of TensorFlow Datasets."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from launch.data.arrays import InMemory, MakeBatch, Split, in_memory
+from launch.data.augmentation import AUGMENTATIONS, Augmentation, Mixing, resized
+from launch.data.contract import Batch, DataError, Dataset
+from launch.data.stream import Stream
+
+# Of ImageNet's pixels, per channel: what networks with published weights expect.
+IMAGENET_MEAN = 255 * np.asarray((0.485, 0.456, 0.406), np.float32)
+IMAGENET_DEVIATION = 255 * np.asarray((0.229, 0.224, 0.225), np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageBatches:
+    """Makes batches of images, uint8[B, H, W, C]: augmented, brought to mean 0 and deviation 1, and mixed."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    augmentation: Augmentation
+    mixing: Mixing
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None) -> Batch:
+        """See `arrays.MakeBatch`."""
+        if rng is not None:
+            if crop := self.augmentation.crop:
+                images = np.stack([crop(image, image.shape[:2], rng) for image in images])
+            images = self.augmentation.distort(images, rng)
+        batch = {"input": (images.astype(np.float32) - self.mean) / self.deviation, "label": labels}
+        return batch if rng is None else self.mixing(batch, rng)
+
+
+def _augmentation(config: ConfigDict) -> Augmentation:
+    if config.augment not in AUGMENTATIONS:
+        raise DataError(f"data.augment={config.augment!r}: expected one of {', '.join(AUGMENTATIONS)}")
+    return AUGMENTATIONS[config.augment]
+
+
+def _mixing(config: ConfigDict) -> Mixing:
+    for key in ("mixup", "cutmix"):
+        if config[key] < 0:
+            raise DataError(f"data.{key}={config[key]}: expected 0 (off) or a positive number")
+    if not 0 <= config.erasing <= 1:
+        raise DataError(f"data.erasing={config.erasing}: expected a probability")
+    return Mixing(config.mixup, config.cutmix, config.erasing)
+
+
+def _normalized_by(config: ConfigDict, train: Split) -> MakeBatch:
+    """Batches normalised by mean and deviation of the training images."""
+    axes = tuple(range(train.inputs.ndim - 1))
+    return ImageBatches(
+        mean=train.inputs.mean(axes, dtype=np.float64).astype(np.float32),
+        deviation=np.maximum(train.inputs.std(axes, dtype=np.float64), 1.0).astype(np.float32),
+        augmentation=_augmentation(config),
+        mixing=_mixing(config),
+    )
+
+
+class Digits:
+    """scikit-learn's 1,797 handwritten digits; a fifth of them, always the same, is the test split."""
+
+    example = jax.ShapeDtypeStruct((8, 8, 1), np.dtype(np.float32))
+    classes = 10
+    train_examples = 1437
+
+    def __init__(self, config: ConfigDict) -> None:
+        self._make_batch_for = functools.partial(_normalized_by, config)
+        _augmentation(config), _mixing(config)
+
+    def open(self, *, valid_examples: int, seed: int) -> InMemory:
+        """See `Source.open`."""
+        return in_memory(*self.read(), self._make_batch_for, valid_examples=valid_examples, seed=seed)
+
+    def read(self) -> tuple[Split, Split]:
+        """All images to train with, and the test split."""
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        digits: Any = load_digits()
+        images = (digits.images[..., None] * (255 / 16)).astype(np.uint8)
+        train_x, test_x, train_y, test_y = train_test_split(
+            images, digits.target.astype(np.int32), test_size=0.2, random_state=0, stratify=digits.target
+        )
+        return Split(train_x, train_y), Split(test_x, test_y)
+
+
+class TfdsImages:
+    """An image classification set of tfds, as random-access records: TensorFlow is not needed."""
+
+    def __init__(self, config: ConfigDict) -> None:
+        import tensorflow_datasets as tfds
+
+        self._config, self._size = config, config.image_size
+        _augmentation(config), _mixing(config)
+        try:
+            builder = tfds.builder(config.name, data_dir=config.data_dir, file_format="array_record")
+        except tfds.core.DatasetNotFoundError as error:
+            raise DataError(f"no data set {config.name!r}: expected digits or an image set of tfds") from error
+        if not {"image", "label"} <= set(features := builder.info.features or {}):
+            raise DataError(f"tfds data set {config.name!r} has features {sorted(features)}: expected image and label")
+        if config.download:
+            try:
+                builder.download_and_prepare()
+            except Exception as error:  # Whatever a download, a disk or a data set's own script may raise.
+                raise DataError(f"tfds could not prepare {config.name!r}: {type(error).__name__}: {error}") from error
+        splits = builder.info.splits
+        if missing := {"train", config.test_split} - set(splits):
+            raise DataError(
+                f"tfds data set {config.name!r} has no split {', '.join(sorted(missing))} prepared in "
+                f"{builder.data_dir} (data_dir={config.data_dir!r}); --config.data.download=True lets tfds prepare it"
+            )
+        *size, channels = features["image"].shape
+        if self._size is None and None in size:
+            raise DataError(f"images of {config.name!r} differ in size: set --config.data.image_size")
+        self._builder = builder
+        shape = (*(size if self._size is None else (self._size, self._size)), channels)
+        self.example = jax.ShapeDtypeStruct(shape, np.dtype(np.float32))
+        self.classes: int = features["label"].num_classes
+        self.train_examples: int = splits["train"].num_examples
+
+    def open(self, *, valid_examples: int, seed: int) -> Dataset:
+        """See `Source.open`: in memory, or as a stream if `config.stream` says so."""
+        records: Any = self._builder.as_data_source()
+        pool, test = records["train"], records[self._config.test_split]
+        if self._config.stream:
+            unchanged = AUGMENTATIONS["none"]  # They come augmented one by one.
+            make_batch = ImageBatches(IMAGENET_MEAN, IMAGENET_DEVIATION, unchanged, _mixing(self._config))
+            return Stream(
+                pool,
+                test,
+                size=self.example.shape[:2],
+                augmentation=_augmentation(self._config),
+                make_batch=make_batch,
+                valid_examples=valid_examples,
+                seed=seed,
+                workers=self._config.workers,
+            )
+        make_batch_for = functools.partial(_normalized_by, self._config)
+        return in_memory(
+            self.decoded(pool), self.decoded(test), make_batch_for, valid_examples=valid_examples, seed=seed
+        )
+
+    def decoded(self, records: Sequence[Any]) -> Split:
+        """All records as arrays, resized."""
+        images = np.empty((len(records), *self.example.shape), np.uint8)
+        labels = np.empty(len(records), np.int32)
+        for i, record in enumerate(records):
+            images[i] = resized(record["image"], self.example.shape[:2])
+            labels[i] = record["label"]
+        return Split(images, labels)

@@ -1,0 +1,110 @@
+"""Sets of images that do not fit into memory: decoded as they are needed, by grain."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from launch.data.arrays import MakeBatch
+from launch.data.augmentation import Augmentation, centre_crop, resized
+from launch.data.contract import Batch, check_batch_size, padded, set_aside
+
+THREADS = 16
+BATCHES_AHEAD = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subset:
+    """Some of the records."""
+
+    records: Sequence[Any]
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.records[int(self.indices[index])]
+
+
+def _example(image: np.ndarray, record: Any) -> dict[str, np.ndarray]:
+    return {"image": image, "label": np.asarray(record["label"], np.int32)}
+
+
+class Stream:
+    """A `Dataset` of records with `"image"`, uint8[H, W, C] of any size, and `"label"`."""
+
+    def __init__(
+        self,
+        pool: Sequence[Any],
+        test: Sequence[Any],
+        *,
+        size: tuple[int, int],
+        augmentation: Augmentation,
+        make_batch: MakeBatch,
+        valid_examples: int,
+        seed: int,
+        workers: int,
+    ) -> None:
+        """Where training images are cropped at random, the others are cropped in the middle; else all are resized.
+
+        Args:
+          pool: records to train with, some of which are set aside for validation.
+          test: records that final figures are taken on.
+          size: of the images in batches.
+          augmentation: of training images.
+          make_batch: from batches of augmented images: mixes and normalises.
+          valid_examples: how many are set aside.
+          seed: of the choice, the order, and the augmentation.
+          workers: processes that decode; 0 decodes in threads of this one.
+
+        Raises:
+          DataError: see `set_aside`.
+        """
+        train, valid = set_aside(len(pool), valid_examples, seed)
+        self._records: dict[str, Any] = {"train": _Subset(pool, train), "valid": _Subset(pool, valid), "test": test}
+        self._size, self._augmentation, self._make_batch = size, augmentation, make_batch
+        self._seed, self._workers = seed, workers
+
+    def _cropped(self, record: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        crop = self._augmentation.crop
+        image = crop(record["image"], self._size, rng) if crop else resized(record["image"], self._size)
+        return _example(self._augmentation.distort(image[None], rng)[0], record)
+
+    def _whole(self, record: Any) -> dict[str, np.ndarray]:
+        fit = centre_crop if self._augmentation.crop else resized
+        return _example(fit(record["image"], self._size), record)
+
+    def train_batches(self, split: str, *, batch_size: int, first_step: int, augmented: bool) -> Iterator[Batch]:
+        """See `Dataset.train_batches`."""
+        records = self._records[split]
+        check_batch_size(batch_size, split, len(records))
+        stream = {"train": 0, "valid": 1}[split]
+        seed = int(np.random.SeedSequence((self._seed, stream)).generate_state(1)[0])
+        shuffled = grain.MapDataset.source(records).seed(seed).shuffle()
+        images = shuffled.random_map(self._cropped) if augmented else shuffled.map(self._whole)
+        batches = images.batch(batch_size, drop_remainder=True)
+        if augmented:
+            made = batches.random_map(lambda batch, rng: self._make_batch(batch["image"], batch["label"], rng))
+        else:
+            made = batches.map(lambda batch: self._make_batch(batch["image"], batch["label"], None))
+        return self._read(made.repeat()[first_step:])
+
+    def eval_batches(self, split: str, *, batch_size: int) -> Iterator[Batch]:
+        """See `Dataset.eval_batches`."""
+        batches = grain.MapDataset.source(self._records[split]).map(self._whole).batch(batch_size)
+        made = batches.map(lambda batch: self._make_batch(batch["image"], batch["label"], None))
+        return self._read(made.map(lambda batch: padded(batch, batch_size)))
+
+    def _read(self, batches: grain.MapDataset) -> Iterator[Batch]:
+        """The batches in order, whatever the number of threads or processes that make them."""
+        threads = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=BATCHES_AHEAD)
+        ahead = batches.to_iter_dataset(threads)
+        if self._workers:
+            if not flags.FLAGS.is_parsed():  # grain's processes are given this one's flags; a library call has none.
+                flags.FLAGS.mark_as_parsed()
+            ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+        return iter(ahead)

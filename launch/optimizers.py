@@ -1,0 +1,71 @@
+"""Optimisers of the weights, with the learning rate over training (FLIQS, Table 4)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+
+def _cosine(config: ConfigDict, warmup: int, total_steps: int) -> optax.Schedule:
+    start = 0.0 if warmup else config.learning_rate
+    return optax.warmup_cosine_decay_schedule(start, config.learning_rate, warmup, total_steps)
+
+
+def _exponential(config: ConfigDict, warmup: int, total_steps: int) -> optax.Schedule:
+    start = 0.0 if warmup else config.learning_rate
+    left = max(total_steps - warmup, 1)
+    return optax.warmup_exponential_decay_schedule(start, config.learning_rate, warmup, left, config.decay_to)
+
+
+SCHEDULES: dict[str, Callable[[ConfigDict, int, int], optax.Schedule]] = {
+    "cosine": _cosine,
+    "exponential": _exponential,
+}
+
+
+def _decaying(params: Any) -> Any:
+    """Weight decay is for kernels, not for biases and normalisation."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def _sgd(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=_decaying),
+        optax.sgd(rate, momentum=config.momentum, nesterov=True),
+    )
+
+
+def _adamw(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(rate, b1=config.momentum, weight_decay=config.weight_decay, mask=_decaying)
+
+
+def _rmsprop(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    # Decay and epsilon as in the training of EfficientNet (Tan & Le, 2019) and MobileNetV2's reference implementation.
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=_decaying),
+        optax.rmsprop(rate, decay=0.9, eps=1e-3, momentum=config.momentum),
+    )
+
+
+OPTIMIZERS: dict[str, Callable[[ConfigDict, optax.Schedule], optax.GradientTransformation]] = {
+    "sgd": _sgd,
+    "adamw": _adamw,
+    "rmsprop": _rmsprop,
+}
+
+
+def weight_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
+    """The optimiser that `config`, an experiment's `config.optimizer`, describes.
+
+    Raises:
+      ValueError: an unknown optimiser or schedule; a decay that does not end between 0 and 1.
+    """
+    for key, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
+        if config[key] not in known:
+            raise ValueError(f"optimizer.{key}={config[key]!r}: expected one of {', '.join(known)}")
+    if not 0 < config.decay_to <= 1:
+        raise ValueError(f"optimizer.decay_to={config.decay_to}: expected above 0, up to 1")
+    warmup = round(config.warmup_fraction * total_steps)
+    return OPTIMIZERS[config.name](config, SCHEDULES[config.schedule](config, warmup, total_steps))

@@ -1,0 +1,75 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from launch import data
+
+
+@pytest.fixture(scope="module")
+def digits(data_config):
+    return data.find(data_config()).open(valid_examples=200, seed=0)
+
+
+def test_the_digits_are_scikit_learns(data_config):
+    source = data.find(data_config())
+    pool, test = source.read()
+    assert len(pool) == source.train_examples
+    assert len(pool) + len(test) == 1797
+    assert pool.inputs.shape[1:] == source.example.shape
+    assert set(pool.labels) == set(test.labels) == set(range(source.classes))
+    assert not {image.tobytes() for image in pool.inputs} & {image.tobytes() for image in test.inputs}
+
+
+def test_batches_of_training_images_have_mean_0_and_deviation_1(digits):
+    x = np.concatenate([batch["input"] for batch in digits.eval_batches("train", batch_size=1237)])
+    assert x.dtype == np.float32
+    assert abs(x.mean()) < 1e-4
+    assert abs(x.std() - 1) < 1e-3
+
+
+@pytest.mark.parametrize("augment", ["none", "crop_flip", "resized_crop_flip", "rand_augment"])
+def test_augmentation_changes_training_images_and_nothing_else(digits, augment, data_config):
+    changed = data.find(data_config(augment=augment)).open(valid_examples=200, seed=0)
+    settings = {"batch_size": 100, "first_step": 2}
+    plain = next(digits.train_batches("train", augmented=False, **settings))
+    found = next(changed.train_batches("train", augmented=True, **settings))
+    np.testing.assert_array_equal(found["label"], plain["label"])
+    assert np.array_equal(found["input"], plain["input"]) == (augment == "none")
+    for split in ("train", "valid"):
+        np.testing.assert_array_equal(
+            next(changed.train_batches(split, augmented=False, **settings))["input"],
+            next(digits.train_batches(split, augmented=False, **settings))["input"],
+        )
+    again = itertools.islice(changed.train_batches("train", batch_size=100, first_step=0, augmented=True), 3)
+    np.testing.assert_array_equal(list(again)[2]["input"], found["input"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"augment": "blur"}, r"data.augment='blur': expected one of none, crop_flip"),
+        ({"mixup": -1.0}, r"data.mixup=-1.0: expected 0 \(off\) or a positive number"),
+        ({"erasing": 1.5}, r"data.erasing=1.5: expected a probability"),
+        ({"name": "cifar11"}, "no data set 'cifar11'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, message, data_config):
+    with pytest.raises(data.DataError, match=message):
+        data.find(data_config(**settings))
+
+
+def test_tfds_sets_that_do_not_fit_are_refused(tmp_path, data_config):
+    with pytest.raises(data.DataError, match=r"no split test, train prepared in .*download=True"):
+        data.find(data_config(name="cifar10", data_dir=str(tmp_path)))
+    with pytest.raises(data.DataError, match=r"features \['label', 'text'\]: expected image and label"):
+        data.find(data_config(name="imdb_reviews", data_dir=str(tmp_path)))
+
+
+def test_cifar10_is_read_without_tensorflow(tfds_dir, data_config):
+    source = data.find(data_config(name="cifar10", data_dir=str(tfds_dir), image_size=16))
+    assert (source.example.shape, source.classes, source.train_examples) == ((16, 16, 3), 10, 50000)
+    records = source._builder.as_data_source()["test"]
+    split = source.decoded([records[i] for i in range(20)])
+    assert split.inputs.shape == (20, 16, 16, 3)
+    assert set(split.labels) <= set(range(10))
