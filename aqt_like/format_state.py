@@ -106,7 +106,7 @@ def format_state(
 
 
 def profiled_clip_multiples(
-    paths: Sequence[str], bank: FormatBank, params: dict[str, Any], inputs: dict[str, jax.Array]
+    paths: Sequence[str], bank: FormatBank, params: dict[str, Any], operands: dict[str, tuple[jax.Array, ...]]
 ) -> ClipMultiples:
     """Multiples of least squared error on real weights and inputs, the alternative to the precomputed ones.
 
@@ -114,19 +114,22 @@ def profiled_clip_multiples(
       paths: path of each layer.
       bank: the formats.
       params: the model's parameters.
-      inputs: each layer's input on one batch, by path.
+      operands: each layer's input on one batch, by path; of a product, both factors (see `layers.layer_operands`).
     """
 
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
 
     def kernel(path: str) -> jax.Array:
+        key = (*path.split("/"), "kernel")
+        if key not in flat:
+            return operands[path][1]
         # Channels are clipped each by their own deviation, so that they are alike once divided by it.
-        values = flat[(*path.split("/"), "kernel")]
+        values = flat[key]
         rms = calibration_lib.root_mean_square(values, tuple(range(values.ndim - 1)))
         return values / jnp.where(rms > 0, rms, 1.0)
 
     def best(tensors: Sequence[jax.Array], table: FormatTable) -> jax.Array:
         return jnp.stack([calibration_lib.best_multiples(x, table) for x in tensors])
 
-    kernels, activations = [kernel(p) for p in paths], [inputs[p] for p in paths]
+    kernels, activations = [kernel(p) for p in paths], [operands[p][0] for p in paths]
     return ClipMultiples(best(kernels, bank.signed), best(activations, bank.signed), best(activations, bank.unsigned))

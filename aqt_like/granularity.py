@@ -6,6 +6,7 @@ the microscaling formats (MXFP4, MXFP6, MXFP8, MXINT8) and NVFP4 are `BLOCK_FORM
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -81,6 +82,23 @@ def per_block(size: int, axis: int) -> Blocks:
     if size < 1:
         raise ValueError(f"blocks of {size} values: expected at least 1")
     return Blocks(size, axis)
+
+
+def of_kernels(name: str) -> Granularity:
+    """The granularity of a kernel by name: `per_tensor`, `per_channel` (of the output), `per_block_32` (of the input).
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if name == "per_tensor":
+        return per_tensor
+    if name == "per_channel":
+        return per_channel(-1)
+    if found := re.fullmatch(r"per_block_([1-9]\d*)", name):
+        return per_block(int(found[1]), axis=-2)
+    raise ValueError(
+        f"unknown granularity {name!r}: expected per_tensor, per_channel, or per_block_N as in per_block_32"
+    )
 
 
 def _axis_of(shape: tuple[int, ...], axis: int) -> int:

@@ -9,7 +9,8 @@ Three variable collections say how each layer computes. All are plain data, keye
 Layers without a `"formats"` entry compute in float.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,13 +22,29 @@ from aqt_like import calibration as calibration_lib
 from aqt_like import gradients, granularity
 from aqt_like.formats import FormatTable
 
-QUANTIZABLE = (nn.Conv, nn.ConvTranspose, nn.Dense, nn.DenseGeneral, nn.Einsum)
+
+class Product(nn.Module):
+    """An einsum of two activations as a module, by which it can be found: `Product()("bqc,bkc->bqk", query, key)`.
+
+    Flax's attention takes it: `qk_attn_weights_einsum_cls=lambda: Product(name="scores")`, and the other one alike.
+    """
+
+    @nn.compact
+    def __call__(self, equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+        """`jnp.einsum(equation, left, right)`."""
+        return jnp.einsum(equation, left, right)
+
+
+QUANTIZABLE = (nn.Conv, nn.ConvTranspose, nn.Dense, nn.DenseGeneral, nn.Einsum, Product)
 
 PROFILED_EXAMPLES = 16
 
 
 class LayerFormats(NamedTuple):
-    """How one layer computes: `weights` is a format row; `inputs` too, with `input_clip` its clip threshold."""
+    """How one layer computes: `weights` is a format row; `inputs` too, with `input_clip` its clip threshold.
+
+    The second factor of a `Product` takes the place of the weights.
+    """
 
     weights: FormatTable
     inputs: FormatTable
@@ -80,11 +97,15 @@ class Quantizer(NamedTuple):
       estimator: the gradient.
       weight_clip: threshold of a kernel, from the kernel itself.
       input_clip: threshold of an input, from the input itself; where None, the one that was profiled.
+      factor_clip: threshold of the second factor of a product, from itself.
+      weight_clip_of: instead of `weight_clip`, for single layers, by path.
     """
 
     estimator: gradients.Estimator = gradients.straight_through
     weight_clip: granularity.Clip = granularity.Clipping(calibration_lib.root_mean_square, granularity.per_channel(-1))
     input_clip: granularity.Clip | None = None
+    factor_clip: granularity.Clip = granularity.Clipping(calibration_lib.root_mean_square)
+    weight_clip_of: Mapping[str, granularity.Clip] = MappingProxyType({})
 
 
 DEFAULT_QUANTIZER = Quantizer()
@@ -111,7 +132,7 @@ def apply_quantized(
       model: any linen module.
       variables: its variables, with `"formats"` and `"calibration"` collections that may lack layers or be absent.
       *args: passed to the model.
-      mutable: as in `model.apply`; with `"calibration"` among them, the inputs of all layers are profiled.
+      mutable: as in `model.apply`; with `"calibration"` among them, the inputs of the layers in it are profiled.
       quantizer: gradient, granularity and scales.
       **kwargs: passed to the model.
 
@@ -121,22 +142,26 @@ def apply_quantized(
     formats: dict[tuple[str, ...], LayerFormats] = _flat(variables.get("formats", {}))
     params: dict[tuple[str, ...], jax.Array] = _flat(variables["params"])
     for path, layer in formats.items():
-        kernel = params[(*path, "kernel")]
-        clip = quantizer.weight_clip(kernel, layer.weights)
-        params[(*path, "kernel")] = quantizer.estimator(kernel, layer.weights, clip)
+        if (*path, "kernel") in params:  # Products have none.
+            kernel = params[(*path, "kernel")]
+            weight_clip = quantizer.weight_clip_of.get("/".join(path), quantizer.weight_clip)
+            params[(*path, "kernel")] = quantizer.estimator(kernel, layer.weights, weight_clip(kernel, layer.weights))
 
     def quantize_input(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if not is_layer_call(context):
             return call(*call_args, **call_kwargs)
         layer = context.module
-        x, *rest = call_args
-        if layer.is_mutable_collection("calibration"):
-            seen = layer.get_variable("calibration", "input", LayerCalibration.empty())
+        first = _first_operand(layer)
+        before, (x, *rest) = call_args[:first], call_args[first:]
+        if layer.is_mutable_collection("calibration") and layer.has_variable("calibration", "input"):
+            seen: LayerCalibration = layer.get_variable("calibration", "input")
             layer.put_variable("calibration", "input", seen.update(x))
         if layer.path in formats:
-            row, clip = formats[layer.path].inputs, formats[layer.path].input_clip
+            weights, row, clip = formats[layer.path]
             x = quantizer.estimator(x, row, clip if quantizer.input_clip is None else quantizer.input_clip(x, row))
-        return call(x, *rest, **call_kwargs)
+            if isinstance(layer, Product):
+                rest = [quantizer.estimator(rest[0], weights, quantizer.factor_clip(rest[0], weights))]
+        return call(*before, x, *rest, **call_kwargs)
 
     with nn.intercept_methods(quantize_input):
         return model.apply(
@@ -144,23 +169,31 @@ def apply_quantized(
         )
 
 
+def _first_operand(layer: nn.Module) -> int:
+    """Where among a layer's arguments its input stands; a product has its equation before."""
+    return 1 if isinstance(layer, Product) else 0
+
+
 def _flat(collection: dict[str, Any]) -> dict[tuple[str, ...], Any]:
     """A collection by paths; the NamedTuples of this module are leaves."""
     return traverse_util.flatten_dict(collection)
 
 
-def layer_inputs(model: nn.Module, variables: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
-    """The input of each layer, by path, when `model` is applied in float."""
-    inputs: dict[str, jax.Array] = {}
+def layer_operands(
+    model: nn.Module, variables: dict[str, Any], *args: Any, **kwargs: Any
+) -> dict[str, tuple[jax.Array, ...]]:
+    """The input of each layer, or both factors of a product, by path, when `model` is applied in float."""
+    operands: dict[str, tuple[jax.Array, ...]] = {}
 
     def keep(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if is_layer_call(context):
-            inputs["/".join(context.module.path)] = call_args[0]
+            layer = context.module
+            operands["/".join(layer.path)] = call_args[_first_operand(layer) :]
         return call(*call_args, **call_kwargs)
 
     with nn.intercept_methods(keep):
         model.apply(variables, *args, **kwargs)
-    return inputs
+    return operands
 
 
 def by_layer(paths: Sequence[str], stacked: Any, leaf_name: str | None = None) -> dict[str, Any]:

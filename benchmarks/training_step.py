@@ -28,12 +28,32 @@ from benchmarks import timing
 from fliqs_jax.models.resnet import ResNet
 from hwcost import workload
 
-BATCH = 128
-IMAGE = (32, 32, 3)
 PEERS = {"aqtp": "0.9.0", "qwix": "0.1.8"}
 BRANCHED = {"3": "int_s", "5": ("int4", "int5", "int6", "int7", "int8"), "16": "fp_l"}
 
 Forward = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
+
+
+class Setting(NamedTuple):
+    """What is trained: a model whose layers have no bias but the last, on images of a shape, so many at a time."""
+
+    model: nn.Module
+    image: tuple[int, int, int]
+    batch_size: int
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the layers that are quantised."""
+        return [layer.path for layer in workload.trace(self.model, self.image, train=False)]
+
+    def batch(self) -> tuple[jax.Array, jax.Array]:
+        """Random images and labels: time does not depend on what they show."""
+        rng = np.random.default_rng(0)
+        images = jnp.asarray(rng.standard_normal((self.batch_size, *self.image)), jnp.float32)
+        return images, jnp.asarray(rng.integers(0, 10, self.batch_size))
+
+
+RESNET20 = Setting(ResNet(classes=10, depth=20, width=16), (32, 32, 3), 128)
 
 
 class Step(NamedTuple):
@@ -48,18 +68,7 @@ class Step(NamedTuple):
         return self.compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 
-def batch() -> tuple[jax.Array, jax.Array]:
-    """Random images and labels: time does not depend on what they show."""
-    rng = np.random.default_rng(0)
-    return jnp.asarray(rng.standard_normal((BATCH, *IMAGE)), jnp.float32), jnp.asarray(rng.integers(0, 10, BATCH))
-
-
-def network() -> nn.Module:
-    """The network of all variants."""
-    return ResNet(classes=10, depth=20, width=16)
-
-
-def training_step(params: Any, collections: Any, forward: Forward) -> Step:
+def training_step(setting: Setting, params: Any, collections: Any, forward: Forward) -> Step:
     """The step that trains `params`, where `forward(params, collections, images) → (logits, collections)`."""
     optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
 
@@ -75,44 +84,44 @@ def training_step(params: Any, collections: Any, forward: Forward) -> Step:
         return optax.apply_updates(params, updates), collections, opt_state
 
     state = (params, collections, optimizer.init(params))
-    compiled = jax.jit(step, donate_argnums=0).lower(state, *batch()).compile()
+    compiled = jax.jit(step, donate_argnums=0).lower(state, *setting.batch()).compile()
     return Step(compiled, jax.tree.map(jnp.copy, state))
 
 
-def model_step(model: nn.Module, apply: Callable[..., Any] = nn.Module.apply) -> Step:
+def model_step(setting: Setting, apply: Callable[..., Any] = nn.Module.apply) -> Step:
     """The training step of a linen model, all of whose collections but the parameters are updated."""
-    collections = dict(model.init(jax.random.key(0), batch()[0], train=True))
+    model = setting.model
+    collections = dict(model.init(jax.random.key(0), setting.batch()[0], train=True))
     params = collections.pop("params")
 
     def forward(params: Any, collections: Any, images: jax.Array) -> tuple[jax.Array, Any]:
         variables = {"params": params, **collections}
         return apply(model, variables, images, train=True, mutable=list(collections))
 
-    return training_step(params, collections, forward)
+    return training_step(setting, params, collections, forward)
 
 
-def fp32() -> Step:
+def fp32(setting: Setting = RESNET20) -> Step:
     """Nothing quantised."""
-    return model_step(network())
+    return model_step(setting)
 
 
-def layer_paths() -> list[str]:
-    """Paths of the layers that are quantised."""
-    return [layer.path for layer in workload.trace(network(), IMAGE, train=False)]
-
-
-def bank_and_multiples(space: Any) -> tuple[format_state.FormatBank, format_state.ClipMultiples]:
+def bank_and_multiples(space: Any, layer_count: int) -> tuple[format_state.FormatBank, format_state.ClipMultiples]:
     """The formats of a space, and their stored clip multiples for every layer."""
     members = formats.format_space(space)
-    multiples = format_state.precomputed_clip_multiples(members, len(layer_paths()), "gaussian", use_unsigned=True)
+    multiples = format_state.precomputed_clip_multiples(members, layer_count, "gaussian", use_unsigned=True)
     return format_state.format_bank(members, use_unsigned=True), multiples
 
 
-def ours(space: Any = "int_s", estimator: gradients.Estimator = gradients.straight_through) -> Step:
+def ours(
+    space: Any = "int_s",
+    estimator: gradients.Estimator = gradients.straight_through,
+    setting: Setting = RESNET20,
+) -> Step:
     """Formats traced: the genome, int8 for every layer in `int_s`, is part of the state."""
-    model, paths = network(), layer_paths()
-    bank, multiples = bank_and_multiples(space)
-    variables = model.init(jax.random.key(0), batch()[0], train=True)
+    model, paths = setting.model, setting.paths
+    bank, multiples = bank_and_multiples(space, len(paths))
+    variables = model.init(jax.random.key(0), setting.batch()[0], train=True)
     collections = {
         "batch_stats": variables["batch_stats"],
         "calibration": layers.empty_calibration(paths),
@@ -139,7 +148,7 @@ def ours(space: Any = "int_s", estimator: gradients.Estimator = gradients.straig
         )
         return logits, {**updated, "genome": genome}
 
-    return training_step(variables["params"], collections, forward)
+    return training_step(setting, variables["params"], collections, forward)
 
 
 @jax.custom_vjp
@@ -186,7 +195,7 @@ def aqt() -> Step:
         with nn.intercept_methods(quantize_input):
             return model.apply({**variables, "params": params}, *args, **kwargs)
 
-    return model_step(network(), apply)
+    return model_step(RESNET20, apply)
 
 
 def qwix(provider: str) -> Step:
@@ -194,14 +203,15 @@ def qwix(provider: str) -> Step:
     import qwix as library
 
     rule = library.QuantizationRule(weight_qtype=jnp.int8, act_qtype=jnp.int8)
-    return model_step(library.quantize_model(network(), getattr(library, provider)([rule])))
+    quantized = library.quantize_model(RESNET20.model, getattr(library, provider)([rule]))
+    return model_step(RESNET20._replace(model=quantized))
 
 
-def branched(space: Any, *, mix_outputs: bool) -> Step:
+def branched(space: Any, *, mix_outputs: bool, setting: Setting = RESNET20) -> Step:
     """A search step of the branching kind: every format computed, mixed by the softmax of trained logits."""
-    model, paths = network(), layer_paths()
-    bank, multiples = bank_and_multiples(space)
-    variables = model.init(jax.random.key(0), batch()[0], train=True)
+    model, paths = setting.model, setting.paths
+    bank, multiples = bank_and_multiples(space, len(paths))
+    variables = model.init(jax.random.key(0), setting.batch()[0], train=True)
     count = len(formats.format_space(space))
 
     def forward(params: Any, collections: Any, images: jax.Array) -> tuple[jax.Array, Any]:
@@ -237,7 +247,7 @@ def branched(space: Any, *, mix_outputs: bool) -> Step:
 
     params = {"weights": variables["params"], "architecture": jnp.zeros((len(paths), count))}
     collections = {"batch_stats": variables["batch_stats"], "calibration": layers.empty_calibration(paths)}
-    return training_step(params, collections, forward)
+    return training_step(setting, params, collections, forward)
 
 
 def _at(collection: Any, path: tuple[str, ...]) -> Any:
@@ -249,10 +259,9 @@ def _at(collection: Any, path: tuple[str, ...]) -> Any:
 def _linear(layer: Any, x: Any, kernel: Any) -> jax.Array:
     """What a convolution or dense layer of this network computes, with a given kernel."""
     if isinstance(layer, nn.Conv):
+        padding: Any = layer.padding
         strides: Any = layer.strides if isinstance(layer.strides, tuple) else (layer.strides or 1,) * 2
-        return jax.lax.conv_general_dilated(
-            x, kernel, strides, str(layer.padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return x @ kernel + layer.get_variable("params", "bias")
 
 
@@ -262,7 +271,7 @@ def aqt_convolution_gradient() -> float:
 
     config = aqt_conv_general.conv_general_dilated_make(2, 8, 8)
     convolution = aqt_conv_general.make_conv_general_dilated(config)
-    x, kernel = batch()[0][:2], jax.random.normal(jax.random.key(0), (3, 3, 3, 4))
+    x, kernel = RESNET20.batch()[0][:2], jax.random.normal(jax.random.key(0), (3, 3, 3, 4))
 
     def loss(kernel: jax.Array) -> jax.Array:
         return jnp.sum(
@@ -283,7 +292,7 @@ def aqt_convolution_gradient() -> float:
 def measure_variants(variants: dict[str, Callable[[], Step]], reference: str) -> dict[str, dict[str, float]]:
     """Time and temporary memory of each step, and both over those of `reference`."""
     steps = {name: build() for name, build in variants.items()}
-    images, labels = batch()
+    images, labels = RESNET20.batch()
 
     def runner(step: Step) -> Callable[[], None]:
         kept = [step.state]

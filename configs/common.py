@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
             # Which layers may have which: 'EXPRESSION: WHAT' over layer paths, as in ("stem: bf16", "shortcut: tie").
             # hwcost/format_plan.py says more; python -m launch.inspect lists the paths.
             "rules": (),
+            "products": False,  # whether products of activations (attention) are searched too, or stay in float
             # reinforce searches; uniform is random search; fixed trains config.genome, a format name or a genome file.
             "policy": "reinforce",
             "genome": "",

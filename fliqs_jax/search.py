@@ -321,8 +321,8 @@ def make_profile_clip_multiples(search: Search) -> Callable[[SearchState, Batch]
     def profile(state: SearchState, batch: Batch) -> SearchState:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         training = models.mode(search.model, train=True)
-        inputs = layers.layer_inputs(search.model, variables, batch["input"], **training, mutable=["batch_stats"])
-        multiples = format_state_lib.profiled_clip_multiples(search.paths, search.bank, state.params, inputs)
+        operands = layers.layer_operands(search.model, variables, batch["input"], **training, mutable=["batch_stats"])
+        multiples = format_state_lib.profiled_clip_multiples(search.paths, search.bank, state.params, operands)
         return state._replace(clip_multiples=multiples)
 
     return profile

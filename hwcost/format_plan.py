@@ -5,8 +5,10 @@ expression is found decides about the layer. `WHAT` is
 
 * formats joined by commas: the layer may have only these; a single one pins it (`stem: bf16`);
 * `ignore`: the layer stays in float, and is neither searched nor counted;
+* `per_tensor`, `per_channel` or `per_block_32`: which of the layer's weights share a scale (per output channel, unless
+  said); formats may stand before it;
 * `tie`: layers whose paths differ only in what the expression found share one decision (`(query|key|value)$: tie`);
-  formats may stand before it (`(query|key|value)$: int4,int8 tie`).
+  formats and a granularity may stand before it (`(query|key|value)$: int4,int8 per_tensor tie`).
 
 Layers that no rule matches may have every format.
 """
@@ -20,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aqt_like import granularity
 from aqt_like.formats import Format
 from hwcost.space import Decision, SearchSpace
 from hwcost.workload import Workload
@@ -31,11 +34,12 @@ class RuleError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A rule, read: `formats` is empty where all are allowed."""
+    """A rule, read: `formats` is empty where all are allowed, `granularity` where it is the usual one."""
 
     text: str
     expression: re.Pattern[str]
     formats: tuple[str, ...] = ()
+    granularity: str = ""
     ignored: bool = False
     tied: bool = False
 
@@ -50,6 +54,7 @@ class FormatPlan:
       space: its D decisions; options are names of formats.
       decision_of: the decision of each layer, int32[L].
       format_of_option: int32[D, Kmax], the index into `formats` of each option; 0 where there is none.
+      granularity_of: names (`granularity.of_kernels`), by path, of layers whose weights are not clipped per channel.
     """
 
     workload: Workload
@@ -57,6 +62,7 @@ class FormatPlan:
     space: SearchSpace
     decision_of: np.ndarray
     format_of_option: np.ndarray
+    granularity_of: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def choice(self, genome: jax.Array) -> jax.Array:
         """The index into `formats` of each layer, int32[L], under a genome, int32[D], which may be traced."""
@@ -134,6 +140,7 @@ def format_plan(workload: Workload, formats: Sequence[Format], rules: Sequence[s
         space=space,
         decision_of=np.asarray([space.index(name) for name in decision_names], np.int32),
         format_of_option=table,
+        granularity_of={path: rule.granularity for path, rule in decided.items() if rule.granularity},
     )
 
 
@@ -145,7 +152,7 @@ def format_decision(path: str) -> str:
 def _parse(text: str, names: Sequence[str]) -> Rule:
     expression, separator, what = text.rpartition(":")
     if not separator or not expression.strip() or not what.strip():
-        raise RuleError(f"rule {text!r}: expected EXPRESSION: FORMATS, ignore or tie, as in 'stem: bf16'")
+        raise RuleError(f"rule {text!r}: expected EXPRESSION: WHAT, as in 'stem: bf16' or 'mlp: tie'")
     try:
         compiled = re.compile(expression.strip())
     except re.error as error:
@@ -156,10 +163,16 @@ def _parse(text: str, names: Sequence[str]) -> Rule:
         words.pop()
     if words == ["ignore"] and not tied:
         return Rule(text, compiled, ignored=True)
+    name = words.pop() if words and words[-1].startswith("per_") else ""
+    if name:
+        try:
+            granularity.of_kernels(name)
+        except ValueError as error:
+            raise RuleError(f"rule {text!r}: {error}") from error
     allowed = tuple(name.strip() for name in "".join(words).split(",") if name.strip())
     if unknown := [name for name in allowed if name not in names]:
         raise RuleError(f"rule {text!r}: {', '.join(unknown)} not among the formats: {', '.join(names)}")
-    return Rule(text, compiled, allowed, tied=tied)
+    return Rule(text, compiled, allowed, granularity=name, tied=tied)
 
 
 def _unused(rule: Rule, paths: Sequence[str]) -> str:

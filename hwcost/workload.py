@@ -11,7 +11,7 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 
-from aqt_like.layers import is_layer_call
+from aqt_like.layers import Product, is_layer_call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,8 @@ def trace(
       input_shape: shape of one example.
       dtype: of its values.
       ignored: regular expressions; layers in whose path one is found are left out.
-      products: whether products of two activations, as in attention, follow the layers.
+      products: whether products of two activations, as in attention, follow the layers. Those in a `Product` module
+        have its path, others that of the module around them and a number.
       **kwargs: passed to the model.
 
     Raises:
@@ -80,10 +81,13 @@ def trace(
         in `ignored` that no path contains.
     """
     layers: dict[str, LayerSpec] = {}
+    named_products: set[str] = set()
 
     def record(call: Any, args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         y = call(*args, **call_kwargs)
-        if is_layer_call(context):
+        if is_layer_call(context) and isinstance(context.module, Product):
+            named_products.add("/".join(context.module.path))
+        elif is_layer_call(context):
             spec = _spec(context.module, args[0].shape, y.shape)
             layers.setdefault(spec.path, spec)
         return y
@@ -108,7 +112,8 @@ def trace(
     counted = [spec for path, spec in layers.items() if not any(re.search(pattern, path) for pattern in ignored)]
     if products:
         others = [(path, equation) for path, equation in contractions if path not in layers]
-        counted += [_product(number, path, equation) for number, (path, equation) in enumerate(others)]
+        for number, (path, equation) in enumerate(others, start=1):
+            counted.append(_product(path if path in named_products else f"{path}:product{number}", equation))
     return tuple(counted)
 
 
@@ -162,13 +167,13 @@ def _macs(equation: Any) -> int:
     return results * right.size // channels // math.prod(equation.params["lhs_dilation"])
 
 
-def _product(number: int, path: str, equation: Any) -> LayerSpec:
+def _product(path: str, equation: Any) -> LayerSpec:
     """A dot product of two activations as a layer."""
     left, right = (variable.aval for variable in equation.invars)
     results = equation.outvars[0].aval.size
     contracted = _macs(equation) // results
     return LayerSpec(
-        path=f"{path}:product{number + 1}",
+        path=path,
         kind="product",
         in_channels=contracted,
         out_channels=1,

@@ -11,9 +11,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from aqt_like import calibration, gradients, granularity
 from aqt_like import format_state as format_state_lib
 from aqt_like import formats as formats_lib
-from aqt_like import gradients
+from aqt_like.granularity import Clipping
 from aqt_like.layers import Quantizer
 from fliqs_jax import distillation, losses, models, pretrained, quality, registry, reward, schedule
 from fliqs_jax import policy as policy_lib
@@ -101,8 +102,18 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
     _check_pretrained(config, model, source)
     example = source.example
     layers = workload.trace(
-        model, example.shape, dtype=example.dtype, ignored=network.uncounted, **models.mode(model, train=False)
+        model,
+        example.shape,
+        dtype=example.dtype,
+        ignored=network.uncounted,
+        products=config.products,
+        **models.mode(model, train=False),
     )
+    if unnamed := [layer.path for layer in layers if ":" in layer.path]:
+        raise ConfigError(
+            f"products=True: {', '.join(unnamed)} cannot be quantised from outside: write them with "
+            "aqt_like.layers.Product, or leave products in float"
+        )
     plan = format_plan(layers, formats, config.rules)
     cost_table = analytic.bit_operations_table(plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
@@ -129,7 +140,7 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
         # Before inputs are quantised, they are profiled for a step at least.
         input_quantization_step=max(round(config.input_quantization_fraction * total_steps), 1),
         profile_steps=max(round(config.profile_fraction * total_steps), 1),
-        quantizer=_quantizer(config),
+        quantizer=_quantizer(config, plan),
     )
     multiples = format_state_lib.precomputed_clip_multiples(
         formats, len(plan.workload), config.clip.distribution, use_unsigned=config.unsigned_inputs
@@ -150,10 +161,15 @@ def _named(registry: dict[str, Any], key: str, name: str) -> Any:
     return registry[name]
 
 
-def _quantizer(config: ConfigDict) -> Quantizer:
+def _quantizer(config: ConfigDict, plan: FormatPlan) -> Quantizer:
     if config.ewgs_strength < 0:
         raise ConfigError(f"ewgs_strength={config.ewgs_strength}: expected 0 (off) or a positive number")
-    return Quantizer(gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through)
+    clips = {
+        path: Clipping(calibration.root_mean_square, granularity.of_kernels(name))
+        for path, name in plan.granularity_of.items()
+    }
+    estimator = gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through
+    return Quantizer(estimator, weight_clip_of=clips)
 
 
 def _check_pretrained(config: ConfigDict, model: nn.Module, source: data.Source) -> None:

@@ -1,6 +1,6 @@
 """The layers of a model, yours or one of ours: what a rule can name, and where the cost is.
 
-    python -m launch.inspect --model=my_package.my_module:make_model --input=1,32,32,3
+    python -m launch.inspect --model=my_package.my_module:make_model --input=1,32,32,3 [--dtype=int32]
         [--formats=int_s --rule="stem: bf16" --rule="(query|key|value)$: tie"]
 
 `make_model` takes no arguments that have no default, and returns a linen module. With rules, each layer's decision and
@@ -42,7 +42,8 @@ def table(layers: Workload, plan: FormatPlan | None) -> Table:
     if plan:
         decisions = plan.space.decisions
         for layer, index in zip(plan.workload, plan.decision_of, strict=True):
-            options[layer.path] = (decisions[index].name, ", ".join(decisions[index].options))
+            granularity = plan.granularity_of.get(layer.path, "")
+            options[layer.path] = (decisions[index].name, " ".join([", ".join(decisions[index].options), granularity]))
     rows = Table("path", "kind", "input", "output", box=None)
     rows.columns[0].no_wrap = True
     for column in ("MACs", "share", "weights"):
@@ -73,6 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="package.module:function, or one of our names")
     parser.add_argument("--input", required=True, help="shape of a batch, as in 1,32,32,3")
+    parser.add_argument("--dtype", choices=("float32", "int32"), default="float32", help="of the input")
     parser.add_argument("--formats", default="int_s", help="a format space, or formats joined by commas")
     parser.add_argument("--rule", action="append", default=[], help="'EXPRESSION: WHAT', may be given several times")
     parser.add_argument("--classes", type=int, default=10)
@@ -80,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         shape = input_shape(arguments.input)
         model = models.create(arguments.model, classes=arguments.classes)
-        layers = workload.trace(model, shape[1:], **models.mode(model, train=False))
+        layers = workload.trace(model, shape[1:], dtype=arguments.dtype, **models.mode(model, train=False))
         members = formats.format_space(arguments.formats)
         plan = format_plan(layers, members, arguments.rule) if arguments.rule else None
     except ValueError as error:

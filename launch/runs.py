@@ -342,6 +342,7 @@ def _price(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
                 "path": layer.path,
                 "format": chosen[layer.path],
                 "bits": formats_lib.parse(chosen[layer.path]).bits,
+                "granularity": experiment.plan.granularity_of.get(layer.path, "per_channel"),
                 "macs": layer.macs,
                 "weights": layer.weights,
                 "cost": cost,

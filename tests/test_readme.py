@@ -4,7 +4,7 @@ import json
 import pathlib
 import re
 
-from benchmarks import assignments, cifar10, quantizers, search_step
+from benchmarks import assignments, cifar10, quantizers, search_memory, search_step
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -33,6 +33,7 @@ def test_its_tables_are_those_stored():
     rows = json.loads(cifar10.RESULTS.read_text())["networks"]
     assert cifar10.markdown(rows) in README
     assert search_step.markdown(json.loads(search_step.RESULTS.read_text())) in README
+    assert search_memory.markdown(json.loads(search_memory.RESULTS.read_text())) in README
     assert assignments.markdown(json.loads(assignments.RESULTS.read_text())) in README
     measured = json.loads(quantizers.RESULTS.read_text())
     assert quantizers.peers_table(measured) in README

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from aqt_like.layers import Product
+
 NORM_EPSILON = 1e-6
 
 
@@ -20,8 +22,8 @@ class Attention(nn.Module):
         batch, tokens, channels = x.shape
         qkv = nn.Dense(3 * channels, name="qkv")(x).reshape(batch, tokens, 3, self.heads, channels // self.heads)
         query, key, value = jnp.moveaxis(qkv, 2, 0)
-        scores = jnp.einsum("bqhc,bkhc->bhqk", query, key) * (channels // self.heads) ** -0.5
-        mixed = jnp.einsum("bhqk,bkhc->bqhc", nn.softmax(scores), value)
+        scores = Product(name="scores")("bqhc,bkhc->bhqk", query, key) * (channels // self.heads) ** -0.5
+        mixed = Product(name="mixture")("bhqk,bkhc->bqhc", nn.softmax(scores), value)
         return nn.Dense(channels, name="projection")(mixed.reshape(x.shape))
 
 

@@ -126,14 +126,14 @@ def test_profiled_multiples_are_best_on_the_tensors_themselves(model_and_variabl
     model, variables, x = model_and_variables
     members = formats.format_space("int_s")
     bank = format_state.format_bank(members, use_unsigned=True)
-    inputs = layers.layer_inputs(model, variables, x)
-    assert set(inputs) == set(PATHS)
-    found = format_state.profiled_clip_multiples(PATHS, bank, variables["params"], inputs)
+    operands = layers.layer_operands(model, variables, x)
+    assert set(operands) == set(PATHS)
+    found = format_state.profiled_clip_multiples(PATHS, bank, variables["params"], operands)
     assert found.weights.shape == found.inputs.shape == found.unsigned_inputs.shape == (2, 3)
     row = bank.signed.row(0)
-    error = calibration.clipped_error(inputs["conv"], row, found.inputs[0, 0])
-    assert error <= calibration.clipped_error(inputs["conv"], row, 0.7 * found.inputs[0, 0])
-    assert error <= calibration.clipped_error(inputs["conv"], row, 1.4 * found.inputs[0, 0])
+    error = calibration.clipped_error(operands["conv"][0], row, found.inputs[0, 0])
+    assert error <= calibration.clipped_error(operands["conv"][0], row, 0.7 * found.inputs[0, 0])
+    assert error <= calibration.clipped_error(operands["conv"][0], row, 1.4 * found.inputs[0, 0])
 
 
 def test_another_quantizer_is_passed_in(model_and_variables):
@@ -168,3 +168,85 @@ def test_another_quantizer_is_passed_in(model_and_variables):
     assert jax.grad(loss)(clip, gradients.straight_through) == 0
     assert jax.grad(loss)(clip, gradients.pact) != 0
     assert jax.grad(loss)(clip, gradients.lsq) != 0
+
+
+class Products(nn.Module):
+    """Attention by hand, and Flax's, whose products are named by its own hooks."""
+
+    @nn.compact
+    def __call__(self, x):
+        scores = layers.Product(name="scores")("bqc,bkc->bqk", x, 2 * x)
+        x = layers.Product(name="mixture")("bqk,bkc->bqc", nn.softmax(scores), x)
+        return nn.MultiHeadDotProductAttention(
+            num_heads=2,
+            qk_attn_weights_einsum_cls=lambda: layers.Product(name="scores"),
+            attn_weights_value_einsum_cls=lambda: layers.Product(name="mixture"),
+            name="attention",
+        )(x)
+
+
+def test_both_factors_of_a_product_are_quantised():
+    x = jax.random.normal(jax.random.key(1), (4, 5, 8))
+    model, paths = Products(), ("scores", "mixture", "attention/scores", "attention/mixture")
+    variables = model.init(jax.random.key(0), x)
+    assert set(paths) <= set(layers.layer_operands(model, variables, x))
+    variables["calibration"] = layers.empty_calibration(paths)
+    exact, profiled = layers.apply_quantized(model, variables, x, mutable=["calibration"])
+    np.testing.assert_array_equal(exact, model.apply(variables, x))
+    profile = layers.stacked_calibration(paths, profiled["calibration"])
+    assert list(profile.never_negative) == [False, True, False, True]  # what a softmax gives is never negative
+
+    bank = format_state.format_bank(formats.format_space("int_s"), use_unsigned=True)
+    multiples = format_state.profiled_clip_multiples(
+        paths, bank, variables["params"], layers.layer_operands(model, variables, x)
+    )
+    rows = format_state.format_state(paths, bank, multiples, jnp.zeros(4, jnp.int32), profile, jnp.asarray(True))
+    only_scores = {**variables, "formats": {"scores": rows["scores"]}}
+    found = layers.layer_operands(model, variables, x)  # of the float network
+    _, key = found["scores"]
+
+    def quantized(values, row, clip):
+        return gradients.straight_through(values, row, clip)
+
+    left = quantized(x, rows["scores"].inputs, rows["scores"].input_clip)
+    right = quantized(key, rows["scores"].weights, rows["scores"].weights.clip_multiple * jnp.sqrt(jnp.mean(key**2)))
+    assert len(np.unique(left)) <= 15 and len(np.unique(right)) <= 15
+    expected = nn.softmax(jnp.einsum("bqc,bkc->bqk", left, right))
+    inside = {}
+
+    def keep(call, args, kwargs, context):
+        if context.module.path == ("mixture",):
+            inside["probabilities"] = args[1]
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(keep):
+        layers.apply_quantized(model, only_scores, x)
+    np.testing.assert_allclose(inside["probabilities"], expected, rtol=1e-5)
+
+
+def test_single_layers_may_have_a_granularity_of_their_own(model_and_variables):
+    model, variables, x = model_and_variables
+    rows = formats_for(profiled(model, variables, x), [0, 0])
+    scaled = jax.tree.map(lambda p: p, variables)
+    scaled["params"]["head"]["kernel"] = variables["params"]["head"]["kernel"] * jnp.asarray([1.0, 100.0, 1.0])
+    per_tensor = granularity.Clipping(calibration.root_mean_square, granularity.of_kernels("per_tensor"))
+    plain = layers.apply_quantized(model, scaled | {"formats": rows}, x)
+    coarse = layers.apply_quantized(
+        model, scaled | {"formats": rows}, x, quantizer=layers.Quantizer(weight_clip_of={"head": per_tensor})
+    )
+    elsewhere = layers.apply_quantized(
+        model, scaled | {"formats": rows}, x, quantizer=layers.Quantizer(weight_clip_of={"neck": per_tensor})
+    )
+    np.testing.assert_array_equal(plain, elsewhere)
+    bias = scaled["params"]["head"]["bias"]
+    assert (np.asarray(coarse)[:, [0, 2]] == bias[jnp.asarray([0, 2])]).all()  # small columns round to zero beside 100
+    assert (np.asarray(plain)[:, [0, 2]] != bias[jnp.asarray([0, 2])]).any()
+
+
+@pytest.mark.parametrize(("name", "thresholds"), [("per_tensor", 1), ("per_channel", 6), ("per_block_4", 2 * 6 * 9)])
+def test_granularities_of_kernels_by_name(name, thresholds):
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 8, 6))
+    found = granularity.of_kernels(name)(kernel, calibration.absolute_max)
+    assert len(np.unique(found)) == thresholds
+    with pytest.raises(ValueError, match="unknown granularity 'per_row': expected per_tensor, per_channel"):
+        granularity.of_kernels("per_row")

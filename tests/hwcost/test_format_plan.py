@@ -50,6 +50,18 @@ def test_pinned_restricted_ignored_and_tied():
     assert highest == (macs * [256, 64, 64, 64, 64, 256]).sum()
 
 
+def test_granularity_of_weights():
+    plan = format_plan(
+        LAYERS, FORMATS, ["stem: per_tensor", "head: int8 per_block_16", "query$: int4,int8 per_tensor tie"]
+    )
+    queries = {"block1/query": "per_tensor", "block2/query": "per_tensor"}
+    assert plan.granularity_of == {"stem": "per_tensor", "head": "per_block_16", **queries}
+    options = {decision.name: decision.options for decision in plan.space.decisions}
+    assert options["stem.format"] == ("int4", "int8", "bf16")
+    assert options["head.format"] == ("int8",)
+    assert options["block1/*.format"] == ("int4", "int8")
+
+
 def test_the_first_rule_that_matches_decides():
     plan = format_plan(LAYERS, FORMATS, ["block1: int8", "block: int4"])
     assert plan.layer_formats(plan.uniform_genome("bf16"))["block1/query"] == "int8"
@@ -70,8 +82,9 @@ def test_uniform_genomes_respect_pins_but_not_restrictions():
         (["stemm: int8"], "rule 'stemm: int8' matches no layer; near it are stem"),
         (["block: int8", "query: int4"], "rule 'query: int4' decides nothing: earlier rules match all"),
         (["stem: int5"], "int5 not among the formats: int4, int8, bf16"),
-        (["stem"], "rule 'stem': expected EXPRESSION: FORMATS"),
-        (["stem:"], "expected EXPRESSION: FORMATS"),
+        (["stem"], "rule 'stem': expected EXPRESSION: WHAT"),
+        (["stem:"], "expected EXPRESSION: WHAT"),
+        (["stem: per_row"], "rule 'stem: per_row': unknown granularity 'per_row': expected per_tensor"),
         (["(stem: int8"], r"rule '\(stem: int8': no regular expression"),
         (["stem: ignore tie"], "ignore not among the formats"),
         ([".: ignore"], "the rules ignore every layer"),

@@ -3,6 +3,7 @@ import jax
 import pytest
 
 from aqt_like import formats
+from aqt_like.layers import Product
 from fliqs_jax.models.resnet import ResNet
 from hwcost import analytic, workload
 from hwcost import table as table_lib
@@ -113,6 +114,32 @@ def test_products_of_activations_are_found_with_their_place():
         2 * 5 * 5 * 4,
     ]
     assert all(layer.path.startswith("attention") for layer in products)
+
+
+def test_products_in_a_module_have_its_path():
+    class Attention(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            scores = Product(name="scores")("bqc,bkc->bqk", x, nn.Dense(4, name="key")(x))
+            return Product(name="mixture")("bqk,bkc->bqc", nn.softmax(scores), x)
+
+    layers = workload.trace(Attention(), (5, 4), products=True)
+    assert [(layer.path, layer.kind, layer.macs, layer.weights) for layer in layers] == [
+        ("key", "dense", 80, 16),
+        ("scores", "product", 100, 0),
+        ("mixture", "product", 100, 0),
+    ]
+    assert [layer.path for layer in workload.trace(Attention(), (5, 4))] == ["key"]
+
+
+def test_inputs_may_be_whole_numbers():
+    class Embedded(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="head")(nn.Embed(7, 4)(x))
+
+    (layer,) = workload.trace(Embedded(), (5,), dtype="int32")
+    assert (layer.path, layer.macs) == ("head", 5 * 4 * 3)
 
 
 def test_bit_operations_follow_equation_1():

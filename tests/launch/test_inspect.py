@@ -24,6 +24,11 @@ def test_a_model_of_the_users_own(capsys):
     assert "decision" not in text
 
 
+def test_a_model_of_whole_numbers(capsys):
+    text = run(capsys, "--model=examples.text_transformer:Transformer", "--input=1,64", "--dtype=int32")
+    assert "attention2/query" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

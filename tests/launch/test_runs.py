@@ -343,3 +343,29 @@ def test_clicks_are_searched_by_auc(run_experiment, criteo_file):
     assert summary["search_step_compilations"] == 1
     assert "validation AUC" in said
     assert "Test AUC" in report.write([directory], directory / "report.html").read_text()
+
+
+def test_products_of_activations_are_searched_where_asked(tiny_config, run_experiment):
+    tiny_config.model = {"name": "deit_ti16", "channels": 24, "blocks": 1, "patch": 4}
+    tiny_config.products, tiny_config.target = True, 4.0
+    tiny_config.rules = ("mlp1: int8 per_tensor", "mlp2: per_block_16")
+    (directory,), _ = run_experiment(tiny_config)
+    layers = {layer["path"]: layer for layer in summary_of(directory)["layers"]}
+    assert {"block1/attention/scores", "block1/attention/mixture"} <= set(layers)
+    assert layers["block1/mlp1"]["format"] == "int8"
+    found = {path.split("/")[-1]: layer["granularity"] for path, layer in layers.items()}
+    assert (found["mlp1"], found["mlp2"], found["qkv"]) == ("per_tensor", "per_block_16", "per_channel")
+
+
+def test_products_that_cannot_be_quantised_are_told(tiny_config):
+    tiny_config.model = {"name": "examples.text_transformer:Transformer"}
+    tiny_config.data.name = "examples.text_transformer:documentation"
+    tiny_config.products = True
+    with pytest.raises(experiment.ConfigError, match=r"products=True: attention1:product1, .* cannot be quantised"):
+        experiment.prepare(tiny_config)
+
+
+def test_ignored_layers_stay_in_float_and_out_of_the_search(tiny_config, run_experiment):
+    tiny_config.rules = ("shortcut: ignore",)
+    (directory,), _ = run_experiment(tiny_config)
+    assert not [layer["path"] for layer in summary_of(directory)["layers"] if "shortcut" in layer["path"]]

@@ -1,0 +1,91 @@
+"""The paper's Table 6: the memory of a search over `int_s` on ResNet-18, one format at a time against branches.
+
+    python -m benchmarks.search_memory
+
+The estimate, from the workload, for batches of 32 and half precision, beside the paper's; and what XLA plans for the
+compiled training steps in float32, of which none is run. Writes results/search_memory.json beside this file.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from aqt_like import formats
+from benchmarks import training_step
+from benchmarks.training_step import Setting
+from fliqs_jax import models
+from hwcost import search_memory, workload
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "search_memory.json"
+SETTING = Setting(models.create("resnet18", classes=1000), (224, 224, 3), 32)
+SPACE = "int_s"
+# Gradient, weight and activation (MB), and parameters of the search.
+PAPER = {"FLIQS": (46.8, 23.4, 73.6, 51), "branched": (92.6, 70.2, 220.8, 51)}
+
+
+def estimates() -> dict[str, dict[str, Any]]:
+    """From the workload."""
+    layers = workload.trace(SETTING.model, SETTING.image, train=False)
+    count = len(formats.format_space(SPACE))
+    searches = {"FLIQS": search_memory.one_shot, "branched": search_memory.branched}
+    return {
+        name: estimate(layers, batch_size=SETTING.batch_size, formats=count)._asdict()
+        for name, estimate in searches.items()
+    }
+
+
+def paper_reading() -> dict[str, int]:
+    """What gives the paper's activations and parameters: the main path's convolutions, a byte for each output."""
+    layers = workload.trace(SETTING.model, SETTING.image, train=False)
+    main_path = [layer for layer in layers if "shortcut" not in layer.path and layer.kind == "conv"]
+    return {
+        "activation": SETTING.batch_size * sum(layer.output_values for layer in main_path),
+        "search_parameters": len(formats.format_space(SPACE)) * len(main_path),
+    }
+
+
+def planned() -> dict[str, dict[str, int]]:
+    """Bytes that XLA plans for each compiled step: its arguments (weights, their momentum, the batch) and the rest."""
+    steps = {
+        "fp32": training_step.fp32(SETTING),
+        "FLIQS": training_step.ours(SPACE, setting=SETTING),
+        "branched": training_step.branched(SPACE, mix_outputs=True, setting=SETTING),
+    }
+    analyses = {name: step.compiled.memory_analysis() for name, step in steps.items()}
+    return {
+        name: {"arguments": analysis.argument_size_in_bytes, "temporary": analysis.temp_size_in_bytes}
+        for name, analysis in analyses.items()
+    }
+
+
+def markdown(measured: dict[str, Any]) -> str:
+    """The table of the README."""
+    lines = [
+        "| search | gradient (MB) | weight (MB) | activation (MB) | parameters | planned in float32 (MB) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, memory in measured["estimates"].items():
+        ours = [f"{memory[key] / 1e6:.1f}" for key in ("gradient", "weight", "activation")]
+        ours.append(str(memory["search_parameters"]))
+        cells = [f"{mine} (paper: {theirs})" for mine, theirs in zip(ours, PAPER[name], strict=True)]
+        total = sum(measured["planned"][name].values()) / 1e6
+        lines.append(f"| {name} | {' | '.join(cells)} | {total:,.0f} |")
+    total = sum(measured["planned"]["fp32"].values()) / 1e6
+    lines.append(f"| none: float32 | | | | | {total:,.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Estimates, compiles, prints and stores."""
+    measured = {
+        "command": "python -m benchmarks.search_memory",
+        "estimates": estimates(),
+        "paper_reading": paper_reading(),
+        "planned": planned(),
+    }
+    RESULTS.write_text(json.dumps(measured, indent=1) + "\n")
+    print(markdown(measured))
+
+
+if __name__ == "__main__":
+    main()
