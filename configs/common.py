@@ -28,8 +28,8 @@ def get_config() -> ConfigDict:
                 "workers": 0,  # processes that do so; 0: threads of this one
             },
             "model": {"name": "cifar_resnet", "depth": 8, "width": 16},
-            # Weights to start from: a safetensors file in torchvision's or timm's naming. (Their ResNets need
-            # model.project_first=False.) A classifier of other classes starts anew.
+            # Weights to start from: a safetensors file in torchvision's or timm's naming (whose ResNets need
+            # model.project_first=False), or in Flax's own. A classifier of other classes starts anew.
             "init_from": "",
             "epochs": 10.0,
             "batch_size": 128,
@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
             # A finished run whose network is the teacher: its soft targets are mixed into the training loss.
             "distillation": {"teacher": "", "weight": 0.5, "temperature": 2.0},
             "optimizer": {
-                "name": "sgd",  # sgd, adamw, rmsprop
+                "name": "sgd",  # sgd, adamw, rmsprop, or frozen for post-training quantisation
                 "learning_rate": 0.1,
                 "momentum": 0.9,  # the first of adamw's two
                 "weight_decay": 5e-4,

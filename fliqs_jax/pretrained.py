@@ -1,4 +1,4 @@
-"""Pretrained weights in PyTorch's naming, from a safetensors file: the one place that knows those names.
+"""Pretrained weights from a safetensors file, in Flax's own naming or in PyTorch's: the one place that knows that.
 
 ResNet, MobileNetV2, EfficientNet and Inception-v3 as torchvision names them, DeiT as timm does. Our module paths are
 turned into theirs by rewriting rules; PyTorch keeps convolution kernels as OIHW and dense ones as OI.
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import safetensors
 from flax import traverse_util
+from safetensors.numpy import save_file
 
 Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 
@@ -144,8 +145,8 @@ def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dic
     """The variables of the network `model` with the weights of a file.
 
     Args:
-      path: a safetensors file in torchvision's or timm's naming.
-      model: name of the network in `models.MODELS`.
+      path: a safetensors file in torchvision's or timm's naming, or as `save` writes it.
+      model: name of the network in `models.MODELS`; any, where the file is one of `save`'s.
       variables: `"params"` and `"batch_stats"` of the network, for their shapes.
 
     Returns:
@@ -160,6 +161,7 @@ def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dic
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, safetensors.SafetensorError) as error:
         raise PretrainedError(f"cannot read weights from {path}: {error}") from error
+    flax_names = any(name.startswith("params/") for name in stored)
     found, kept = {}, []
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
     for key, ours in flat.items():
@@ -167,10 +169,10 @@ def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dic
         if collection not in ("params", "batch_stats"):
             found[key] = ours
             continue
-        name = torch_name(model, tuple(place))
+        name = "/".join(key) if flax_names else torch_name(model, tuple(place))
         if name not in stored:
             raise PretrainedError(f"{path} has no {name!r}, which {'/'.join(place)} of {model} needs")
-        values = _in_our_order(stored[name], place[-1])
+        values = stored[name] if flax_names else _in_our_order(stored[name], place[-1])
         if values.shape == ours.shape:
             found[key] = jax.numpy.asarray(values, ours.dtype)
         elif place[0] == _CLASSIFIER:
@@ -179,6 +181,12 @@ def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dic
         else:
             raise PretrainedError(f"{name!r} in {path} has shape {values.shape}, {'/'.join(place)} needs {ours.shape}")
     return variables | traverse_util.unflatten_dict(found), sorted(kept)
+
+
+def save(path: pathlib.Path, variables: dict[str, Any]) -> None:
+    """Writes `"params"` and `"batch_stats"` under their paths, as in `params/stem/conv/kernel`."""
+    flat: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
+    save_file({name: np.ascontiguousarray(values) for name, values in flat.items()}, path)
 
 
 def _in_our_order(values: np.ndarray, leaf: str) -> np.ndarray:

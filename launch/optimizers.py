@@ -49,10 +49,17 @@ def _rmsprop(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransfor
     )
 
 
+def _frozen(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    """No training: what is left is calibration, and a search for formats of the weights as they are."""
+    del config, rate
+    return optax.set_to_zero()
+
+
 OPTIMIZERS: dict[str, Callable[[ConfigDict, optax.Schedule], optax.GradientTransformation]] = {
     "sgd": _sgd,
     "adamw": _adamw,
     "rmsprop": _rmsprop,
+    "frozen": _frozen,
 }
 
 

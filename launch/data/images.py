@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from launch.data.arrays import InMemory, MakeBatch, Split, in_memory
-from launch.data.augmentation import AUGMENTATIONS, Augmentation, Mixing, resized
+from launch.data.augmentation import AUGMENTATIONS, Augmentation, Mixing, centre_crop, resized
 from launch.data.contract import Batch, DataError, Dataset
 from launch.data.stream import Stream
 
@@ -118,6 +118,8 @@ class TfdsImages:
                 f"{builder.data_dir} (data_dir={config.data_dir!r}); --config.data.download=True lets tfds prepare it"
             )
         *size, channels = features["image"].shape
+        # Images of one shape are looked at whole; of others, the middle.
+        self._fit = centre_crop if None in size else resized
         if self._size is None and None in size:
             raise DataError(f"images of {config.name!r} differ in size: set --config.data.image_size")
         self._builder = builder
@@ -137,6 +139,7 @@ class TfdsImages:
                 pool,
                 test,
                 size=self.example.shape[:2],
+                fit=self._fit,
                 augmentation=_augmentation(self._config),
                 make_batch=make_batch,
                 valid_examples=valid_examples,
@@ -149,10 +152,10 @@ class TfdsImages:
         )
 
     def decoded(self, records: Sequence[Any]) -> Split:
-        """All records as arrays, resized."""
+        """All records as arrays of one size."""
         images = np.empty((len(records), *self.example.shape), np.uint8)
         labels = np.empty(len(records), np.int32)
         for i, record in enumerate(records):
-            images[i] = resized(record["image"], self.example.shape[:2])
+            images[i] = self._fit(record["image"], self.example.shape[:2])
             labels[i] = record["label"]
         return Split(images, labels)

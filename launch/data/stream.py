@@ -1,7 +1,7 @@
 """Sets of images that do not fit into memory: decoded as they are needed, by grain."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 from launch.data.arrays import MakeBatch
-from launch.data.augmentation import Augmentation, centre_crop, resized
+from launch.data.augmentation import Augmentation, Size
 from launch.data.contract import Batch, check_batch_size, padded, set_aside
 
 THREADS = 16
@@ -42,19 +42,21 @@ class Stream:
         pool: Sequence[Any],
         test: Sequence[Any],
         *,
-        size: tuple[int, int],
+        size: Size,
+        fit: Callable[[np.ndarray, Size], np.ndarray],
         augmentation: Augmentation,
         make_batch: MakeBatch,
         valid_examples: int,
         seed: int,
         workers: int,
     ) -> None:
-        """Where training images are cropped at random, the others are cropped in the middle; else all are resized.
+        """Reads nothing yet.
 
         Args:
           pool: records to train with, some of which are set aside for validation.
           test: records that final figures are taken on.
           size: of the images in batches.
+          fit: brings an image to that size, where its augmentation does not.
           augmentation: of training images.
           make_batch: from batches of augmented images: mixes and normalises.
           valid_examples: how many are set aside.
@@ -66,17 +68,16 @@ class Stream:
         """
         train, valid = set_aside(len(pool), valid_examples, seed)
         self._records: dict[str, Any] = {"train": _Subset(pool, train), "valid": _Subset(pool, valid), "test": test}
-        self._size, self._augmentation, self._make_batch = size, augmentation, make_batch
+        self._size, self._fit, self._augmentation, self._make_batch = size, fit, augmentation, make_batch
         self._seed, self._workers = seed, workers
 
     def _cropped(self, record: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
         crop = self._augmentation.crop
-        image = crop(record["image"], self._size, rng) if crop else resized(record["image"], self._size)
+        image = crop(record["image"], self._size, rng) if crop else self._fit(record["image"], self._size)
         return _example(self._augmentation.distort(image[None], rng)[0], record)
 
     def _whole(self, record: Any) -> dict[str, np.ndarray]:
-        fit = centre_crop if self._augmentation.crop else resized
-        return _example(fit(record["image"], self._size), record)
+        return _example(self._fit(record["image"], self._size), record)
 
     def train_batches(self, split: str, *, batch_size: int, first_step: int, augmented: bool) -> Iterator[Batch]:
         """See `Dataset.train_batches`."""

@@ -92,3 +92,15 @@ def test_what_does_not_fit_is_told(tmp_path):
         pretrained.load(path, "resnet18", variables_of(build("resnet18"), 32))
     with pytest.raises(pretrained.PretrainedError, match="no PyTorch names are known for 'recommender'"):
         pretrained.torch_name("recommender", ("classifier", "kernel"))
+
+
+def test_flaxs_own_names_serve_any_network(tmp_path):
+    model = models.create("recommender", classes=1, width=0.1, rank=4, buckets=5)
+    there, here = (model.init(jax.random.key(seed), jnp.zeros((1, 39)), train=False) for seed in (1, 2))
+    pretrained.save(tmp_path / "w.safetensors", there)
+    found, kept = pretrained.load(tmp_path / "w.safetensors", "my.module:network", here)
+    jax.tree.map(np.testing.assert_array_equal, found, there)
+    assert kept == []
+    pretrained.save(tmp_path / "w.safetensors", {"params": {"classifier": there["params"]["classifier"]}})
+    with pytest.raises(pretrained.PretrainedError, match=r"has no 'params/category1/embedding', which"):
+        pretrained.load(tmp_path / "w.safetensors", "recommender", here)

@@ -55,7 +55,11 @@ def test_rmsprop_is_that_of_the_paper_that_uses_it():
     np.testing.assert_allclose(trained(config, gradient=2.0)[:, 1], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_frozen_weights_stay():
+    assert (trained(settings(name="frozen")) == 1).all()
+
+
+@pytest.mark.parametrize("name", [name for name in optimizers.OPTIMIZERS if name != "frozen"])
 def test_weight_decay_is_for_kernels(name):
     course = trained(settings(name=name, weight_decay=0.1, learning_rate=0.01), gradient=0.0)
     assert course[-1, 0] < 1
@@ -65,7 +69,7 @@ def test_weight_decay_is_for_kernels(name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "lion"}, "optimizer.name='lion': expected one of sgd, adamw, rmsprop"),
+        ({"name": "lion"}, "optimizer.name='lion': expected one of sgd, adamw, rmsprop, frozen"),
         ({"schedule": "stairs"}, "optimizer.schedule='stairs': expected one of cosine, exponential"),
         ({"decay_to": 0.0}, "optimizer.decay_to=0.0: expected above 0, up to 1"),
     ],

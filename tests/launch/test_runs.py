@@ -369,3 +369,18 @@ def test_ignored_layers_stay_in_float_and_out_of_the_search(tiny_config, run_exp
     tiny_config.rules = ("shortcut: ignore",)
     (directory,), _ = run_experiment(tiny_config)
     assert not [layer["path"] for layer in summary_of(directory)["layers"] if "shortcut" in layer["path"]]
+
+
+def test_post_training_quantisation_trains_nothing(tiny_config, run_experiment, tmp_path):
+    tiny_config.epochs, tiny_config.policy, tiny_config.genome = 20, "fixed", "bf16"
+    (trained,), _ = run_experiment(tiny_config, tmp_path / "trained")
+    _, state = runs.read_run(trained, Console(file=io.StringIO()))
+    pretrained.save(tmp_path / "w.safetensors", {"params": state.params, "batch_stats": state.batch_stats})
+    tiny_config.init_from, tiny_config.optimizer.name = str(tmp_path / "w.safetensors"), "frozen"
+    tiny_config.genome, tiny_config.epochs, tiny_config.clip.source = "int8", 0.5, "profiled"
+    (quantized,), said = run_experiment(tiny_config, tmp_path / "quantized")
+    assert "weights from" in said
+    _, after = runs.read_run(quantized, Console(file=io.StringIO()))
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    assert summary_of(trained)["accuracy"] > 0.5
+    assert summary_of(quantized)["accuracy"] == pytest.approx(summary_of(trained)["accuracy"], abs=0.05)

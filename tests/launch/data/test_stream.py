@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from launch import data
-from launch.data.augmentation import AUGMENTATIONS, Mixing
+from launch.data.augmentation import AUGMENTATIONS, Mixing, centre_crop
 from launch.data.images import IMAGENET_DEVIATION, IMAGENET_MEAN, ImageBatches
 from launch.data.stream import Stream
 
@@ -24,6 +24,7 @@ def stream(*, workers=0, augment="resized_crop_flip", make_batch=NORMALIZED):
         records(100),
         records(7),
         size=(8, 8),
+        fit=centre_crop,
         augmentation=AUGMENTATIONS[augment],
         make_batch=make_batch,
         valid_examples=40,
