@@ -29,6 +29,12 @@ def test_its_links_lead_somewhere():
         assert (ROOT / link).exists(), link
 
 
+def test_the_table_of_other_networks_is_stored():
+    for name in ("cifar10_mobilenetv2", "cifar10_deit"):
+        for row in json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text()):
+            assert f"| {row['network']} | {row['accuracy']} | {row['Mbit ops']} |" in README
+
+
 def test_its_tables_are_those_stored():
     rows = json.loads(cifar10.RESULTS.read_text())["networks"]
     assert cifar10.markdown(rows) in README
