@@ -66,6 +66,11 @@ class Format:
         return values[values <= self.largest]
 
     @property
+    def is_integer(self) -> bool:
+        """Whether all steps between its values are alike."""
+        return self.name.removeprefix("u").startswith("int")
+
+    @property
     def unsigned_twin(self) -> "Format":
         """The unsigned integer of the same number of bits; a float format, having no such twin, is its own."""
         return parse("u" + self.name) if self.name.startswith("int") else self

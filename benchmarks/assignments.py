@@ -37,7 +37,7 @@ def random_genomes(prepared: experiment.Experiment, seed: int) -> list[np.ndarra
         # How likely each format is, is drawn too: formats drawn evenly would nearly always cost too much.
         weights = rng.dirichlet(np.ones(counts.max()))
         genome = rng.choice(counts.max(), size=len(counts), p=weights)
-        cost = table_lib.price_layers(search.cost_table, genome).sum() / search.target
+        cost = table_lib.price_exactly(search.budgets[0].table, genome) / search.budgets[0].target
         if 0.95 <= cost <= 1:
             found.append(genome)
     return found

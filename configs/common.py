@@ -58,9 +58,14 @@ def get_config() -> ConfigDict:
             "policy": "reinforce",
             "genome": "",
             "baselines": (),  # formats whose uniform networks are trained as well, by the same compiled step
-            # The cost target, in units of the cost with every layer in target_unit (a format), or "absolute".
+            # What is paid: one of hwcost/costs.py, or your own as package.module:name (hwcost/cost_model.py).
+            "cost": "bit_operations",
+            # Its target, in units of the cost with every layer in target_unit (a format), or "absolute".
             "target": 1.15,
             "target_unit": "int4",
+            # More costs and targets, as in ("weight_bytes: 1.2 int4", "bitfusion_energy: 0.5 absolute"). The reward
+            # sees the cost that is highest over its target.
+            "budgets": (),
             "reward": "absolute",  # absolute, one_sided, soft_exponential, hard_exponential
             "gamma": 1.0,
             "policy_learning_rate": 4.6e-3,

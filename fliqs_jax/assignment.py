@@ -25,8 +25,10 @@ def options(plan: FormatPlan, cost_table: CostTable, layer_losses: np.ndarray) -
     """Losses of layers, float64[L, K], and their costs, summed up over the layers that share a decision.
 
     Raises:
-      ValueError: a cost that depends on two decisions at once, which have no cost of their own.
+      ValueError: a cost that depends on two decisions at once, which have no cost of their own, or that is no sum.
     """
+    if cost_table.peak:
+        raise ValueError("the dearest layer alone makes the cost: only FLIQS searches such costs")
     if (np.count_nonzero(cost_table.stride, axis=1) > 1).any():
         raise ValueError("a layer's cost depends on several decisions: only FLIQS searches such costs")
     width = plan.format_of_option.shape[1]

@@ -36,7 +36,7 @@ def best_of_random(
     flat = policy_lib.uniform(state.policy)
     drawn = jax.jit(jax.vmap(lambda k: policy_lib.sample(flat, k)))(jax.random.split(key, draws))
     genomes = jnp.unique(drawn, axis=0)
-    relative = jax.jit(jax.vmap(lambda g: table_lib.price(search.cost_table, g)))(genomes) / search.target
+    relative = jax.jit(jax.vmap(lambda g: table_lib.price_relative(search.budgets, g)))(genomes)
     nearest = jnp.argsort(jnp.abs(relative - 1))[:evaluated]
     rewards = [float(search.reward(jnp.asarray(quality(genomes[i])), relative[i], search.gamma)) for i in nearest]
     return genomes[nearest[int(np.argmax(rewards))]]

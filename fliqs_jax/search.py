@@ -24,7 +24,7 @@ from fliqs_jax.quality import Quality
 from fliqs_jax.reward import Reward
 from fliqs_jax.schedule import EntropySchedule
 from hwcost import table as table_lib
-from hwcost.table import CostTable
+from hwcost.table import Budget
 
 Metrics = dict[str, jax.Array]
 
@@ -38,8 +38,7 @@ class Search:
       paths: paths of the L layers whose formats are searched.
       choice: `(genome) -> int32[L]`, the index into `bank` of each layer's format.
       bank: the formats that each layer chooses from.
-      cost_table: prices a genome.
-      target: cost target C_T, in the unit of `cost_table`.
+      budgets: the costs C of a genome and their targets C_T, the main one first. The reward sees the largest C / C_T.
       optimizer: updates the weights.
       policy_optimizer: updates the policy's logits.
       loss: `(logits, train_batch) -> scalar`, to be minimised in training.
@@ -62,8 +61,7 @@ class Search:
     paths: tuple[str, ...]
     choice: Callable[[jax.Array], jax.Array]
     bank: format_state_lib.FormatBank
-    cost_table: CostTable
-    target: float
+    budgets: tuple[Budget, ...]
     optimizer: optax.GradientTransformation
     policy_optimizer: optax.GradientTransformation
     loss: Loss
@@ -201,15 +199,15 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             mutable=["batch_stats"],
         )
         quality = search.quality.of_batch(valid_logits, valid_batch)
-        cost = table_lib.price(search.cost_table, genome)
-        reward = search.reward(quality, cost / search.target, search.gamma)
+        relative_cost = table_lib.price_relative(search.budgets, genome)
+        reward = search.reward(quality, relative_cost, search.gamma)
 
         # Reinforce what did better than usual, before this step counts as usual.
         state = state._replace(
             reward_mean=jnp.where(state.step == 0, reward, state.reward_mean),
             quality_mean=jnp.where(state.step == 0, quality, state.quality_mean),
         )
-        genomes, advantages = _reinforcement(search, state, sampled_from, genome, cost, reward)
+        genomes, advantages = _reinforcement(search, state, sampled_from, genome, relative_cost, reward)
         progress = (state.step - search.warmup_steps) / max(search.total_steps - search.warmup_steps, 1)
         entropy_weight = search.entropy_schedule(jnp.clip(progress, 0.0, 1.0), search.entropy_end)
 
@@ -229,8 +227,8 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             "loss": loss,
             "train_quality": search.quality.of_batch(logits, train_batch),
             "valid_quality": quality,
-            "cost": cost,
-            "relative_cost": cost / search.target,
+            "cost": table_lib.price(search.budgets[0].table, genome),
+            "relative_cost": relative_cost,
             "reward": reward,
             "advantage": advantages[0],
             "entropy": policy_lib.entropy(sampled_from),
@@ -254,7 +252,7 @@ def _reinforcement(
     state: SearchState,
     sampled_from: policy_lib.Policy,
     genome: jax.Array,
-    cost: jax.Array,
+    relative_cost: jax.Array,
     reward: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Which genomes to make more probable, int32[N, D], and by how much each, float32[N]; the trained one is the first.
@@ -267,17 +265,17 @@ def _reinforcement(
     if not search.cost_samples:
         return genome[None], (reward - state.reward_mean)[None]
 
-    def at_usual_quality(cost: jax.Array) -> jax.Array:
-        return search.reward(state.quality_mean, cost / search.target, search.gamma)
+    def at_usual_quality(relative_cost: jax.Array) -> jax.Array:
+        return search.reward(state.quality_mean, relative_cost, search.gamma)
 
     keys = jax.random.split(jax.random.fold_in(state.key, search.total_steps + state.step), search.cost_samples)
     drawn = jax.vmap(lambda key: policy_lib.sample(sampled_from, key))(keys)
-    rewards = at_usual_quality(jax.vmap(lambda genome: table_lib.price(search.cost_table, genome))(drawn))
+    rewards = at_usual_quality(jax.vmap(lambda genome: table_lib.price_relative(search.budgets, genome))(drawn))
     # Each genome's baseline is the mean of the others, hence N − 1.
     advantages = (rewards - jnp.mean(rewards)) / (search.cost_samples - 1)
     return (
         jnp.concatenate([genome[None], drawn]),
-        jnp.concatenate([(reward - at_usual_quality(cost))[None], advantages]),
+        jnp.concatenate([(reward - at_usual_quality(relative_cost))[None], advantages]),
     )
 
 

@@ -1,4 +1,4 @@
-"""The one cost mechanism: a sum over layers of values that depend on a few decisions each.
+"""The one cost mechanism: a sum, or the peak, over layers of values that depend on a few decisions each.
 
 A cost model *builds* a table once, on the host, in NumPy float64; *pricing* a genome is one gather and one sum, under
 jit and vmap alike.
@@ -29,16 +29,25 @@ class CostTable(NamedTuple):
       offset: int32[L].
       decision: int32[L, K], positions in the genome; unused places have stride 0.
       stride: int32[L, K].
+      peak: whether the total is the largest of the terms instead of their sum.
     """
 
     flat: np.ndarray
     offset: np.ndarray
     decision: np.ndarray
     stride: np.ndarray
+    peak: bool = False
 
 
-def build(space: SearchSpace, terms: Sequence[Term]) -> CostTable:
-    """Flattens `terms` for genomes of `space`.
+class Budget(NamedTuple):
+    """A cost that a genome should have: `target`, in the unit of `table`."""
+
+    table: CostTable
+    target: float
+
+
+def build(space: SearchSpace, terms: Sequence[Term], *, peak: bool = False) -> CostTable:
+    """Flattens `terms` for genomes of `space`; see `CostTable` for `peak`.
 
     Raises:
       ValueError: values whose shape does not match their decisions' numbers of options, or that are not finite.
@@ -60,17 +69,29 @@ def build(space: SearchSpace, terms: Sequence[Term]) -> CostTable:
         offset.append(size)
         flat.append(values.ravel())
         size += values.size
-    return CostTable(np.concatenate(flat), np.asarray(offset, np.int32), decision, stride)
+    return CostTable(np.concatenate(flat), np.asarray(offset, np.int32), decision, stride, peak)
 
 
 def price(table: CostTable, genome: jax.Array) -> jax.Array:
     """Total cost of a genome, `int32[D]` → float32 scalar. Jit it, vmap it over populations."""
-    return jnp.sum(_gather(jnp.asarray(table.flat, jnp.float32), table, genome))
+    terms = _gather(jnp.asarray(table.flat, jnp.float32), table, genome)
+    return jnp.max(terms) if table.peak else jnp.sum(terms)
+
+
+def price_relative(budgets: Sequence[Budget], genome: jax.Array) -> jax.Array:
+    """Cost over target of the budget that a genome exceeds most, or comes nearest to: float32 scalar."""
+    return jnp.max(jnp.stack([price(budget.table, genome) / budget.target for budget in budgets]))
 
 
 def price_layers(table: CostTable, genome: np.ndarray) -> np.ndarray:
-    """Cost of each term under a genome, on the host: float64[L]. Its sum is the exact total."""
+    """Cost of each term under a genome, on the host: float64[L]."""
     return _gather(table.flat, table, np.asarray(genome))
+
+
+def price_exactly(table: CostTable, genome: np.ndarray) -> float:
+    """Total cost of a genome, on the host in float64."""
+    terms = price_layers(table, genome)
+    return float(terms.max() if table.peak else terms.sum())
 
 
 def _gather(flat, table: CostTable, genome):  # noqa: ANN001, ANN202 (NumPy or JAX arrays alike)
@@ -84,16 +105,16 @@ def reachable_interval(table: CostTable, space: SearchSpace) -> tuple[float, flo
     its own extremes are used: no genome lies outside the interval, though its ends may not be attained.
     """
     lowest = highest = 0.0
+    add = np.maximum if table.peak else np.add
     per_decision = [np.zeros(len(d.options)) for d in space.decisions]
     ends = [*table.offset[1:], len(table.flat)]
     for start, end, decision, stride in zip(table.offset, ends, table.decision, table.stride, strict=True):
         values = table.flat[start:end]
         used = np.flatnonzero(stride)
         if len(used) == 1:
-            per_decision[decision[used[0]]] += values
+            per_decision[decision[used[0]]] = add(per_decision[decision[used[0]]], values)
         else:
-            lowest, highest = lowest + values.min(), highest + values.max()
-    return (
-        float(lowest + sum(v.min() for v in per_decision)),
-        float(highest + sum(v.max() for v in per_decision)),
-    )
+            lowest, highest = add(lowest, values.min()), add(highest, values.max())
+    for values in per_decision:
+        lowest, highest = add(lowest, values.min()), add(highest, values.max())
+    return float(lowest), float(highest)

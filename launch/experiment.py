@@ -19,8 +19,10 @@ from aqt_like.layers import Quantizer
 from fliqs_jax import distillation, losses, models, pretrained, quality, registry, reward, schedule
 from fliqs_jax import policy as policy_lib
 from fliqs_jax import search as search_lib
-from hwcost import analytic, workload
 from hwcost import table as table_lib
+from hwcost import workload
+from hwcost.cost_model import CostModel
+from hwcost.costs import COSTS
 from hwcost.format_plan import FormatPlan, format_plan
 from launch import data, optimizers
 
@@ -48,11 +50,16 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A config, checked, and what follows from it without computing anything."""
+    """A config, checked, and what follows from it without computing anything.
+
+    Attributes:
+      costs: by name, in the order of `search.budgets`.
+    """
 
     config: ConfigDict
     source: data.Source
     plan: FormatPlan
+    costs: dict[str, CostModel]
     search: search_lib.Search
     clip_multiples: format_state_lib.ClipMultiples
     trials: tuple[Trial, ...]
@@ -115,7 +122,7 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
             "aqt_like.layers.Product, or leave products in float"
         )
     plan = format_plan(layers, formats, config.rules)
-    cost_table = analytic.bit_operations_table(plan)
+    costs, budgets = _budgets(config, plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
     total_steps = max(round(config.epochs * steps_per_epoch), 1)
     search = search_lib.Search(
@@ -123,8 +130,7 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
         paths=tuple(layer.path for layer in plan.workload),
         choice=plan.choice,
         bank=format_state_lib.format_bank(formats, use_unsigned=config.unsigned_inputs),
-        cost_table=cost_table,
-        target=_target(config, plan, cost_table),
+        budgets=budgets,
         optimizer=optimizers.weight_optimizer(config.optimizer, total_steps),
         policy_optimizer=optax.adam(config.policy_learning_rate, b1=config.policy_momentum),
         loss=_loss(config, source.classes),
@@ -149,6 +155,7 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
         config=config,
         source=source,
         plan=plan,
+        costs=costs,
         search=search,
         clip_multiples=multiples,
         trials=_trials(config, plan),
@@ -194,19 +201,43 @@ def _loss(config: ConfigDict, classes: int) -> losses.Loss:
         raise ConfigError(f"distillation: {error}") from error
 
 
-def _target(config: ConfigDict, plan: FormatPlan, cost_table: table_lib.CostTable) -> float:
-    """The cost target in bit operations; `target_unit` is a format (all layers in it) or `absolute`."""
+def _budgets(config: ConfigDict, plan: FormatPlan) -> tuple[dict[str, CostModel], tuple[table_lib.Budget, ...]]:
+    """The costs that the config names, the main one first, with what each should come to."""
+    costs, budgets = {}, []
+    for text in (f"{config.cost}: {config.target} {config.target_unit}", *config.budgets):
+        name, _, goal = text.rpartition(": ")
+        target, _, unit = goal.strip().partition(" ")
+        try:
+            amount = float(target)
+        except ValueError:
+            amount = 0.0
+        if not name or amount <= 0:
+            raise ConfigError(f"budget {text!r}: expected NAME: TARGET UNIT, as in 'weight_bytes: 1.2 int4'")
+        costs[name] = registry.lookup("cost", name, COSTS)
+        budgets.append(_budget(config, plan, name, costs[name], amount, unit.strip() or "absolute"))
+    if len(costs) < len(budgets):
+        raise ConfigError(f"budgets={config.budgets}: one of these is on the same cost as another, or as {config.cost}")
+    return costs, tuple(budgets)
+
+
+def _budget(
+    config: ConfigDict, plan: FormatPlan, name: str, model: CostModel, target: float, target_unit: str
+) -> table_lib.Budget:
+    """A target in the unit of the cost; `target_unit` is a format (all layers in it) or `absolute`."""
     unit = 1.0
-    if config.target_unit != "absolute":
-        unit = analytic.uniform_bit_operations(plan.workload, formats_lib.parse(config.target_unit))
-    lowest, highest = table_lib.reachable_interval(cost_table, plan.space)
-    # A learned or random search needs a target that genomes can meet; a fixed genome only reports against it.
-    if config.policy != "fixed" and not lowest <= config.target * unit <= highest:
+    if target_unit != "absolute":
+        unit = model.uniform(plan.workload, formats_lib.parse(target_unit))
+    table = model.table(plan)
+    lowest, highest = table_lib.reachable_interval(table, plan.space)
+    # A learned or random search needs a target that genomes can meet; a fixed genome only reports against it. The
+    # dearest genome may well stay below a second budget, but not below the first.
+    reachable = lowest <= target * unit and (name != config.cost or target * unit <= highest)
+    if config.policy != "fixed" and not reachable:
         raise ConfigError(
-            f"target={config.target:g} (in units of {config.target_unit}) is out of reach: genomes over "
-            f"{config.formats} cost from {lowest / unit:.4g} to {highest / unit:.4g}"
+            f"target={target:g} of {name} (in units of {target_unit}) is out of reach: genomes over {config.formats} "
+            f"cost from {lowest / unit:.4g} to {highest / unit:.4g}"
         )
-    return config.target * unit
+    return table_lib.Budget(table, target * unit)
 
 
 def _trials(config: ConfigDict, plan: FormatPlan) -> tuple[Trial, ...]:

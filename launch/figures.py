@@ -68,6 +68,11 @@ def _svg(figure: Figure, description: str) -> str:
     return scalable + text[opening.end() :]
 
 
+def readable_cost(unit: str) -> tuple[float, str]:
+    """A factor on costs of a unit, and the unit after it, as people read it."""
+    return {"bit operations": (1e-6, "Mbit ops"), "bytes": (1e-3, "KB")}.get(unit, (1.0, unit))
+
+
 def quality_of(run: Run) -> float:
     """The quality on test, of the kind that the run's summary names."""
     return run[run["quality"]]
@@ -81,7 +86,8 @@ def pareto(runs: Sequence[Run]) -> str:
         uniform = sorted((r for r in runs if is_uniform(r)), key=lambda r: (r["cost"], -quality_of(r)))
         best = np.maximum.accumulate([quality_of(r) for r in uniform]) if uniform else []
         front = [r for r, top in zip(uniform, best, strict=True) if quality_of(r) >= top]
-        axes.plot([r["cost"] / 1e6 for r in front], [100 * quality_of(r) for r in front], color="#b6bbc3", zorder=1)
+        factor, unit = readable_cost(runs[0]["cost_unit"])
+        axes.plot([r["cost"] * factor for r in front], [100 * quality_of(r) for r in front], color="#b6bbc3", zorder=1)
         searched = [r for r in runs if not is_uniform(r)]
         qualities = [100 * quality_of(r) for r in runs]
         gap = 0.055 * max(max(qualities) - min(qualities), 0.5)
@@ -91,7 +97,7 @@ def pareto(runs: Sequence[Run]) -> str:
         ):
             heights = spread([100 * quality_of(r) for r in members], gap)
             for run, height in zip(members, heights, strict=True):
-                x, y = run["cost"] / 1e6, 100 * quality_of(run)
+                x, y = run["cost"] * factor, 100 * quality_of(run)
                 axes.scatter(x, y, s=size, color=colour, marker=marker, zorder=3)
                 axes.annotate(
                     run["name"].removeprefix("uniform "),
@@ -103,13 +109,13 @@ def pareto(runs: Sequence[Run]) -> str:
                     fontsize=8,
                 )
         for target in sorted({r["target"] for r in searched}):
-            axes.axvline(target / 1e6, color=_ACCENT, linestyle=":", linewidth=1, zorder=0)
+            axes.axvline(target * factor, color=_ACCENT, linestyle=":", linewidth=1, zorder=0)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:.2g}")
-        costs = [r["cost"] / 1e6 for r in runs]
+        costs = [r["cost"] * factor for r in runs]
         axes.set_xlim(min(costs) / 2.2, max(costs) * 1.5)  # room for labels to the left
         axes.margins(y=0.1)
-        axes.set_xlabel("cost (million bit operations, log scale; dotted: target)")
+        axes.set_xlabel(f"cost ({unit}, log scale; dotted: target)")
         axes.set_ylabel(f"test {runs[0]['quality']} (%)")
         return _svg(figure, f"Test {runs[0]['quality']} against cost of the searched and the uniform networks")
 

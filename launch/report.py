@@ -111,17 +111,17 @@ def uniform_gap(runs: Sequence[RecordedRun]) -> Gap | None:
 
 
 def _columns(runs: Sequence[RecordedRun]) -> tuple[str, ...]:
-    return (
-        "network", runs[0].summary["quality"], "Mbit ops", "cost / target", "bits per MAC", "bits of each layer",
-    )  # fmt: skip
+    _, unit = figures.readable_cost(runs[0].summary["cost_unit"])
+    return ("network", runs[0].summary["quality"], unit, "cost / target", "bits per MAC", "bits of each layer")
 
 
 def _row(run: RecordedRun) -> tuple[str, ...]:
     s = run.summary
+    factor, _ = figures.readable_cost(s["cost_unit"])
     return (
         s["name"],
         f"{100 * quality_of(s):.2f} %",
-        f"{s['cost'] / 1e6:,.1f}",
+        f"{s['cost'] * factor:,.{1 if s['cost'] * factor >= 0.5 else 4}f}",
         f"{s['relative_cost']:.3f}",
         f"{run.mean_bits:.2f}",
         run.bits_over_depth,
@@ -146,10 +146,11 @@ def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Pa
     main = runs[0]
     summary = main.summary
     lines = progress.read_metrics(main.directory / METRICS)
+    factor, unit = figures.readable_cost(summary["cost_unit"])
     name, data_name = summary["quality"], summary["config"]["data"]["name"]
     lead = (
         f"Test {name} {100 * quality_of(summary):.2f} % at {summary['relative_cost']:.3f} × the cost target of "
-        f"{summary['target'] / 1e6:,.3g} million bit operations."
+        f"{summary['target'] * factor:,.4g} {unit}."
     )
     tiles = [
         (f"{100 * quality_of(summary):.2f} %", f"test {name}", "main"),

@@ -327,15 +327,26 @@ def _run(
 
 def _price(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
     """What a genome means and costs, exactly."""
-    target = experiment.search.target
-    costs = table_lib.price_layers(experiment.search.cost_table, genome)
     chosen = experiment.plan.layer_formats(genome)
+    budgets = [
+        {
+            "name": name,
+            "unit": model.unit,
+            "cost": table_lib.price_exactly(budget.table, genome),
+            "target": budget.target,
+        }
+        for (name, model), budget in zip(experiment.costs.items(), experiment.search.budgets, strict=True)
+    ]
+    main = budgets[0]
+    terms = table_lib.price_layers(experiment.search.budgets[0].table, genome)
     return {
-        "cost": float(costs.sum()),
-        "target": target,
+        "cost": main["cost"],
+        "target": main["target"],
         "genome": genome.tolist(),
-        "relative_cost": float(costs.sum()) / target,
-        "cost_unit": "bit operations",
+        "relative_cost": main["cost"] / main["target"],
+        "cost_name": main["name"],
+        "cost_unit": main["unit"],
+        "budgets": budgets,
         "decisions": [{"name": d.name, "options": list(d.options)} for d in experiment.plan.space.decisions],
         "layers": [
             {
@@ -347,7 +358,7 @@ def _price(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
                 "weights": layer.weights,
                 "cost": cost,
             }
-            for layer, cost in zip(experiment.plan.workload, costs.tolist(), strict=True)
+            for layer, cost in zip(experiment.plan.workload, terms.tolist(), strict=True)
         ],
     }
 

@@ -35,23 +35,23 @@ METHODS = {"greedy": assignment.greedy, "knapsack": assignment.knapsack}
 def assign(prepared: Experiment, state: Any, dataset: data.Dataset, measured: Sensitivity) -> dict[str, dict[str, Any]]:
     """For each method its genome, cost, and quality on test without any training."""
     search, config = prepared.search, prepared.config
-    choices = assignment.options(prepared.plan, search.cost_table, measured.noise_to_signal)
+    choices = assignment.options(prepared.plan, search.budgets[0].table, measured.noise_to_signal)
     evaluate = jax.jit(search_lib.make_evaluate(search))
     recalibrate = jax.jit(search_lib.make_recalibrate(search))
     found = {}
     for name, method in METHODS.items():
-        genome = method(choices, search.target)
+        genome = method(choices, search.budgets[0].target)
         stream = dataset.train_batches("train", batch_size=config.batch_size, first_step=0, augmented=False)
         recalibrated = state
         for batch in itertools.islice(stream, config.recalibration_batches):
             recalibrated = recalibrate(recalibrated, genome, batch)
         batches = dataset.eval_batches("test", batch_size=config.valid_batch_size)
         quality = search_lib.quality_over(search, evaluate, recalibrated, jnp.asarray(genome), batches)
-        cost = float(table_lib.price_layers(search.cost_table, genome).sum())
+        cost = table_lib.price_exactly(search.budgets[0].table, genome)
         found[name] = {
             "genome": genome.tolist(),
             "cost": cost,
-            "relative_cost": cost / search.target,
+            "relative_cost": cost / search.budgets[0].target,
             f"test_{search.quality.name}_without_training": quality,
             "layers": prepared.plan.layer_formats(genome),
         }
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         f"validation_{name}": measured.quality,
         "signal_to_noise_db": dict(zip(paths, decibels.round(3).tolist(), strict=True)),
         f"{name}_drop": dict(zip(paths, measured.quality_drop.tolist(), strict=True)),
-        "target": prepared.search.target,
+        "target": prepared.search.budgets[0].target,
         "assignments": assignments,
     }
     (directory / "sensitivity.json").write_text(json.dumps(document, indent=1) + "\n")

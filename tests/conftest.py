@@ -29,3 +29,12 @@ def criteo_file() -> pathlib.Path:
     if not file.is_file():
         pytest.skip(f"needs a click log of Criteo's in {file} (or in FLIQS_CRITEO_FILE)")
     return file
+
+
+@pytest.fixture(scope="session")
+def bitfusion_file() -> pathlib.Path:
+    """APQ's table of BitFusion's latencies and energies: where FLIQS_BITFUSION_FILE says, or beside the repository."""
+    file = pathlib.Path(os.environ.get("FLIQS_BITFUSION_FILE", DATA / "bitfusion" / "apq_lut_b1_part.json"))
+    if not file.is_file():
+        pytest.skip(f"needs APQ's table of BitFusion in {file} (or in FLIQS_BITFUSION_FILE)")
+    return file

@@ -57,7 +57,7 @@ def test_layers_that_share_a_decision_add_up():
     )
     plan = format_plan(layers, FORMATS, ["query|key: int4,bf16 tie"])
     losses = np.asarray([[3.0, 2.0, 1.0], [30.0, 20.0, 10.0], [0.3, 0.2, 0.1]])
-    choices = assignment.options(plan, analytic.bit_operations_table(plan), losses)
+    choices = assignment.options(plan, analytic.BIT_OPERATIONS.table(plan), losses)
     np.testing.assert_allclose(choices.loss, [[33, 11, np.inf], [0.3, 0.2, 0.1]])
     np.testing.assert_allclose(choices.cost, [[30 * 16, 30 * 256, np.inf], [5 * 16, 5 * 64, 5 * 256]])
     np.testing.assert_array_equal(assignment.knapsack(choices, 30 * 16 + 5 * 64), [0, 1])

@@ -34,14 +34,14 @@ class Tiny(nn.Module):
 LAYERS = workload.trace(Tiny(), (6, 6, 1), train=False)
 PLAN = format_plan(LAYERS, FORMATS)
 SPACE = PLAN.space
-TABLE = analytic.bit_operations_table(PLAN)
+TABLE = analytic.BIT_OPERATIONS.table(PLAN)
+TARGET = 1.5 * analytic.BIT_OPERATIONS.uniform(LAYERS, FORMATS[0])
 SEARCH = search_lib.Search(
     model=Tiny(),
     paths=("conv", "head"),
     choice=PLAN.choice,
     bank=format_state.format_bank(FORMATS, use_unsigned=True),
-    cost_table=TABLE,
-    target=1.5 * analytic.uniform_bit_operations(LAYERS, FORMATS[0]),
+    budgets=(table_lib.Budget(TABLE, TARGET),),
     optimizer=optax.sgd(0.05, momentum=0.9),
     policy_optimizer=optax.adam(0.02, b1=0.95),
     loss=losses.cross_entropy(0.1),
@@ -157,7 +157,7 @@ def test_controller_update_follows_the_equations(searched):
     mean, m, v, count = None, 0.0, 0.0, 0
     for i, (before, after, metrics) in enumerate(history):
         cost = table_lib.price_layers(TABLE, metrics["genome"]).sum()
-        expected_reward = metrics["valid_quality"] - 0.3 * abs(cost / SEARCH.target - 1)
+        expected_reward = metrics["valid_quality"] - 0.3 * abs(cost / TARGET - 1)
         assert metrics["reward"] == pytest.approx(expected_reward, abs=1e-5)
         mean = expected_reward if mean is None else mean
         advantage = expected_reward - mean
@@ -189,20 +189,32 @@ def test_a_step_without_advantage_lowers_the_entropy():
 
 
 def test_the_controller_finds_the_best_genome_when_only_cost_matters():
+    target = analytic.bit_operations(LAYERS[0], FORMATS[1]) + analytic.bit_operations(LAYERS[1], FORMATS[0])
     search = dataclasses.replace(
         SEARCH,
         total_steps=300,
         warmup_steps=20,
         quality=Quality("none", lambda logits, batch: jnp.zeros(()), lambda statistics: statistics),
         policy_optimizer=optax.adam(0.05, b1=0.95),
-        target=analytic.bit_operations(LAYERS[0], FORMATS[1]) + analytic.bit_operations(LAYERS[1], FORMATS[0]),
+        budgets=(table_lib.Budget(TABLE, target),),
     )
     step = search_lib.make_search_step(search)
     fixed = (batch(0, 4), batch(1, 4))
     state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: step(s, *fixed), s, None, length=300))(start(search=search))
     genome = np.asarray(policy_lib.mode(state.policy))
     assert genome[0] == 1  # the layer that makes up nearly all of the cost
-    assert table_lib.price_layers(TABLE, genome).sum() == pytest.approx(search.target, rel=0.05)
+    assert table_lib.price_layers(TABLE, genome).sum() == pytest.approx(target, rel=0.05)
+
+
+def test_the_tightest_of_several_budgets_is_what_the_reward_sees():
+    weights = analytic.WEIGHT_BYTES.table(PLAN)
+    search = dataclasses.replace(SEARCH, budgets=(*SEARCH.budgets, table_lib.Budget(weights, 5.0)))
+    _, history = run(start("fixed", [2, 2], search=search), search=search)
+    metrics = history[0][2]
+    bits, kernel_entries = table_lib.price_exactly(TABLE, np.asarray([2, 2])), sum(layer.weights for layer in LAYERS)
+    assert metrics["cost"] == pytest.approx(bits)
+    assert metrics["relative_cost"] == pytest.approx(max(bits / TARGET, 2 * kernel_entries / 5.0))
+    assert 2 * kernel_entries / 5.0 > bits / TARGET  # bf16 weights are the tighter budget here
 
 
 @pytest.mark.parametrize("name", reward.REWARDS)
@@ -216,7 +228,7 @@ def test_cost_samples_leave_the_expected_gradient_and_shrink_its_noise(name):
 
     def reward_of(genome):
         quality = quality_of[0, genome[0]] + quality_of[1, genome[1]]
-        return reward.REWARDS[name](quality, table_lib.price(TABLE, genome) / SEARCH.target, 0.3)
+        return reward.REWARDS[name](quality, table_lib.price(TABLE, genome) / TARGET, 0.3)
 
     def expected_reward(logits):
         changed = policy._replace(logits=logits)
@@ -228,8 +240,10 @@ def test_cost_samples_leave_the_expected_gradient_and_shrink_its_noise(name):
         def one(key):
             own_state = state._replace(key=key)
             genome = policy_lib.sample(policy, jax.random.fold_in(key, 123))
-            cost = table_lib.price(TABLE, genome)
-            chosen, advantages = search_lib._reinforcement(search, own_state, policy, genome, cost, reward_of(genome))
+            relative_cost = table_lib.price(TABLE, genome) / TARGET
+            chosen, advantages = search_lib._reinforcement(
+                search, own_state, policy, genome, relative_cost, reward_of(genome)
+            )
             return jax.grad(
                 lambda logits: jnp.sum(
                     advantages * jax.vmap(lambda g: policy_lib.log_prob(policy._replace(logits=logits), g))(chosen)
@@ -290,7 +304,7 @@ def test_random_search_takes_the_best_of_the_nearest():
         return float(genome[1] == 1)
 
     found = random_search.best_of_random(SEARCH, start("uniform"), quality, jax.random.key(0), draws=500, evaluated=4)
-    misses = {g: abs(table_lib.price_layers(TABLE, np.asarray(g)).sum() / SEARCH.target - 1) for g in np.ndindex(3, 3)}
+    misses = {g: abs(table_lib.price_layers(TABLE, np.asarray(g)).sum() / TARGET - 1) for g in np.ndindex(3, 3)}
     assert set(calls) == set(sorted(misses, key=misses.get)[:4])
     assert tuple(int(g) for g in found) == max(calls, key=lambda g: (g[1] == 1) - 0.3 * misses[g])
 

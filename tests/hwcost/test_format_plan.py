@@ -40,7 +40,7 @@ def test_pinned_restricted_ignored_and_tied():
     chosen = plan.layer_formats(genome)
     assert [chosen[layer.path] for layer in plan.workload] == ["bf16", "int8", "int8", "int4", "int4", "bf16"]
 
-    table = analytic.bit_operations_table(plan)
+    table = analytic.BIT_OPERATIONS.table(plan)
     expected = [100 * 256, 200 * 64, 300 * 64, 500 * 16, 600 * 16, 700 * 256]
     np.testing.assert_array_equal(table_lib.price_layers(table, genome), expected)
     assert table_lib.price(table, jnp.asarray(genome)) == sum(expected)

@@ -146,11 +146,11 @@ def test_bit_operations_follow_equation_1():
     layers = workload.trace(ResNet(classes=10, depth=8, width=16), (32, 32, 3), train=False)
     space_formats = formats.format_space("int_s")
     plan = format_plan(layers, space_formats)
-    table = analytic.bit_operations_table(plan)
+    table = analytic.BIT_OPERATIONS.table(plan)
     genome = [i % 3 for i in range(len(layers))]
     expected = sum((4, 8, 16)[g] ** 2 * layer.macs for g, layer in zip(genome, layers, strict=True))
     assert table_lib.price_layers(table, genome).sum() == expected
     macs = sum(layer.macs for layer in layers)
     assert table_lib.reachable_interval(table, plan.space) == (16 * macs, 256 * macs)
-    assert analytic.uniform_bit_operations(layers, formats.parse("e4m3")) == 64 * macs
+    assert analytic.BIT_OPERATIONS.uniform(layers, formats.parse("e4m3")) == 64 * macs
     assert plan.layer_formats(genome)["stage1_block1/conv1"] == "int8"

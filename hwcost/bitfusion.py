@@ -1,0 +1,321 @@
+"""BitFusion (Sharma et al., 2018), the accelerator of APQ's tables: latency to the cycle, energy to a few per mille.
+
+A layer is cut into tiles that fit the on-chip buffers, and its loops over tiles are ordered so that little crosses the
+off-chip bus; the best tiling and order are found by trying all. The rules and the energy's coefficients were recovered
+from the lookup table that APQ published, which the tests compare with: weights and activations of 4, 6 and 8 bits. Two
+bits follow the same rules, sixteen are computed in passes of eight, as the fusion units would; neither is validated.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from aqt_like.formats import Format
+from hwcost.cost_model import CostModel
+from hwcost.workload import LayerSpec
+
+BITS = (2, 4, 6, 8, 16)
+_KILOBYTE = 8 * 1024
+_ACCUMULATOR_BITS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """A BitFusion array; change it to co-design. Energy's coefficients belong to the one that APQ used.
+
+    Attributes:
+      rows, columns: of the array of fusion units; inputs go along rows, outputs along columns.
+      bus_bits: crossing to and from off-chip memory per cycle.
+      weight_buffer, activation_buffer, output_buffer: bits, half of each double buffer.
+      clock: Hz.
+    """
+
+    rows: int = 16
+    columns: int = 32
+    bus_bits: int = 192
+    weight_buffer: int = 32 * _KILOBYTE
+    activation_buffer: int = 16 * _KILOBYTE
+    output_buffer: int = 8 * _KILOBYTE
+    clock: float = 500e6
+
+
+class Energy(NamedTuple):
+    """Nanojoules, fitted to APQ's table: per cycle, busy cycle, bit off chip, and bit through each buffer."""
+
+    cycle: float = 0.4245
+    busy_cycle: float = 0.4855
+    off_chip_bit: float = 0.015
+    weight_read: float = 2.1366e-5
+    weight_filled: float = 2.8916e-5
+    activation_read: float = 5.9474e-5
+    activation_filled: float = 1.13704e-4
+    output_drained: float = 3.3155e-5
+    output_accumulated: float = 7.3084e-5
+
+
+APQ_ACCELERATOR, APQ_ENERGY = Accelerator(), Energy()
+
+
+class Geometry(NamedTuple):
+    """A layer at batch size 1: a convolution, or a dense layer as one of 1×1.
+
+    Attributes:
+      in_channels, out_channels: of all groups together.
+      output: rows and columns of the result.
+      kernel: rows and columns.
+      stride: the same along both.
+      groups: of the convolution; as many as input channels make it depthwise.
+    """
+
+    in_channels: int
+    out_channels: int
+    output: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: int
+    groups: int
+
+
+class Cost(NamedTuple):
+    """Cycles, int64[N], and energy in nanojoules, float64[N], of N settings."""
+
+    cycles: np.ndarray
+    energy: np.ndarray
+
+
+# The four loops over tiles, and which of them the three kinds of data depend on.
+_ROW, _COLUMN, _INPUT, _OUTPUT = range(4)
+_ORDERS = np.asarray(list(itertools.permutations(range(4))))  # [24, 4], innermost first
+_ACTIVATIONS, _WEIGHTS, _RESULTS = ({_ROW, _COLUMN, _INPUT}, {_INPUT, _OUTPUT}, {_ROW, _COLUMN, _OUTPUT})
+
+
+def storage_bits(bits: int) -> int:
+    """What a value of so many bits takes in a buffer, and computes as: 2, 4, 8 or 16.
+
+    Raises:
+      ValueError: bits that the array cannot compute with.
+    """
+    if not 1 < bits <= BITS[-1]:
+        raise ValueError(f"{bits} bits: BitFusion computes integers of 2 to {BITS[-1]} bits")
+    return 1 << (bits - 1).bit_length()
+
+
+def cost(
+    geometry: Geometry,
+    weight_bits: Sequence[int],
+    activation_bits: Sequence[int],
+    accelerator: Accelerator = APQ_ACCELERATOR,
+    energy: Energy = APQ_ENERGY,
+) -> Cost:
+    """Latency and energy of one layer under N pairs of bits.
+
+    Args:
+      geometry: the layer.
+      weight_bits, activation_bits: N each.
+      accelerator: the array.
+      energy: its coefficients.
+
+    Raises:
+      ValueError: bits that the array cannot compute with, or a layer of which not even the smallest tile fits.
+    """
+    # Settings that compute alike share their tiles; they differ in the bits that they move.
+    cycles = np.empty(len(weight_bits), np.int64)
+    joules = np.empty(len(weight_bits), np.float64)
+    stored = [(storage_bits(w), storage_bits(a)) for w, a in zip(weight_bits, activation_bits, strict=True)]
+    for widths in set(stored):
+        members = [i for i, pair in enumerate(stored) if pair == widths]
+        cycles[members], joules[members] = _cost_of_widths(
+            geometry,
+            *widths,
+            np.asarray([weight_bits[i] for i in members], np.float64)[:, None, None],
+            np.asarray([activation_bits[i] for i in members], np.float64)[:, None, None],
+            accelerator,
+            energy,
+        )
+    return Cost(cycles, joules)
+
+
+def _cost_of_widths(
+    geometry: Geometry,
+    weight_width: int,
+    activation_width: int,
+    weight_bits: np.ndarray,
+    activation_bits: np.ndarray,
+    accelerator: Accelerator,
+    energy: Energy,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cycles and energy, [N], for bits, float64[N, 1, 1], that are stored at the same widths.
+
+    Arrays have axes for settings, tiles and loop orders. Values are whole numbers below 2^53, exact in float64.
+    """
+    # Inputs that one column takes in at a time: narrower values let a fusion unit multiply more of them.
+    lanes = accelerator.rows * 8 * 8 / (weight_width * activation_width)
+    repeats, ins, outs = _products(geometry, lanes / 2)
+    (kernel_rows, kernel_columns), stride = geometry.kernel, geometry.stride
+    taps = kernel_rows * kernel_columns
+
+    side, inner, outer = np.meshgrid(
+        _tile_sizes(1, max(geometry.output)),
+        _tile_sizes(1, ins),
+        _tile_sizes(accelerator.columns, outs),
+        indexing="ij",
+    )
+    rows, columns = np.minimum(side, geometry.output[0]), np.minimum(side, geometry.output[1])
+    inner, outer = np.minimum(inner, ins), np.minimum(outer, outs)
+    inputs = ((rows - 1) * stride + kernel_rows) * ((columns - 1) * stride + kernel_columns)
+    # What one tile takes in the buffers, in bits, padded to the array.
+    capacity = (
+        inputs * _padded(inner, lanes) * activation_width,
+        _padded(taps * inner, lanes) * _padded(outer, accelerator.columns) * weight_width,
+        rows * columns * _padded(outer, accelerator.columns) * _ACCUMULATOR_BITS,
+    )
+    limits = (accelerator.activation_buffer, accelerator.weight_buffer, accelerator.output_buffer)
+    fits = np.all([c <= limit for c, limit in zip(capacity, limits, strict=True)], axis=0)
+    if not fits.any():
+        raise ValueError(f"{geometry}: not even the smallest tile fits the buffers")
+
+    def kept(values: np.ndarray) -> np.ndarray:
+        return values[fits].astype(np.float64)[None, :, None]
+
+    rows, columns, inner, outer, inputs = (kept(v) for v in (rows, columns, inner, outer, inputs))
+    counts = np.concatenate(
+        [
+            np.ceil(geometry.output[0] / rows),
+            np.ceil(geometry.output[1] / columns),
+            np.ceil(ins / inner),
+            np.ceil(outs / outer),
+        ],
+        axis=0,
+    )[:, :, 0]  # [4, tiles]
+    tiles = counts.prod(axis=0)[None, :, None]
+    traffic = (
+        inputs * inner * activation_bits,
+        taps * inner * outer * weight_bits,
+        rows * columns * outer * _ACCUMULATOR_BITS,
+    )
+    moved, resident = zip(
+        *(
+            _walk(one_tile, kept(padded), limit, counts, depends)
+            for one_tile, padded, limit, depends in zip(
+                traffic, capacity, limits, (_ACTIVATIONS, _WEIGHTS, _RESULTS), strict=True
+            )
+        ),
+        strict=True,
+    )
+    activations, weights, results = moved
+    bus = accelerator.bus_bits
+    blocks = np.ceil(outer / accelerator.columns)
+    pixels = rows * columns
+    busy = tiles * blocks * pixels * taps * np.ceil(inner / lanes)
+    fill = np.ceil(sum(resident) / bus) + np.ceil(resident[2] / bus)
+    transfer = np.ceil((activations + weights + results) / bus) + np.ceil(results / bus)
+    cycles = np.maximum(busy + fill, transfer)
+    steps = tiles * taps * inner * pixels  # multiplications of one column
+    nanojoules = (
+        energy.cycle * cycles
+        + energy.busy_cycle * busy
+        + energy.off_chip_bit * (activations + weights + 2 * results)
+        + energy.weight_read * steps * outer * weight_bits
+        + energy.weight_filled * weights
+        + energy.activation_read * steps * blocks * activation_bits
+        + energy.activation_filled * activations
+        + energy.output_drained * results
+        + energy.output_accumulated * (results + tiles * pixels * outer * _ACCUMULATOR_BITS)
+    )
+    settings = max(len(weight_bits), len(activation_bits))
+    cycles, nanojoules = (v.reshape(settings, -1) for v in np.broadcast_arrays(cycles, nanojoules))
+    best = np.lexsort((nanojoules, cycles), axis=-1)[:, :1]
+    chosen = (np.take_along_axis(v, best, axis=1)[:, 0] for v in (cycles, nanojoules))
+    least, joules = chosen
+    return (repeats * least).astype(np.int64), repeats * joules
+
+
+def _products(geometry: Geometry, depthwise_channels: float) -> tuple[int, int, int]:
+    """How many times which input and output channels are multiplied, dense.
+
+    Depthwise channels are taken several at a time, as many as keep half of the rows busy, as if they were dense.
+    """
+    if geometry.groups == 1:
+        return 1, geometry.in_channels, geometry.out_channels
+    if geometry.groups == geometry.in_channels:
+        channels = max(int(depthwise_channels), 1)
+        return math.ceil(geometry.out_channels / channels), channels, channels
+    groups = geometry.groups
+    return groups, geometry.in_channels // groups, geometry.out_channels // groups
+
+
+def _tile_sizes(unit: int, size: int) -> np.ndarray:
+    """The unit, doubled until it covers `size`."""
+    return unit * 2 ** np.arange(math.ceil(math.log2(math.ceil(size / unit))) + 1)
+
+
+def _padded(size: np.ndarray, multiple: float) -> np.ndarray:
+    return np.ceil(size / multiple) * multiple
+
+
+def _walk(
+    one_tile: np.ndarray, capacity: np.ndarray, limit: int, counts: np.ndarray, depends: set[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What crosses the bus in all, and what stays in the buffer, for each setting, tile and order of the loops.
+
+    From the innermost loop out, data that do not depend on a loop stay for it, and data that do are kept for all of
+    its turns as long as they fit. What did not fit once is fetched again in every turn of every loop further out.
+    """
+    settings, tiles = max(len(one_tile), 1), counts.shape[1]
+    shape = (settings, tiles, len(_ORDERS))
+    traffic, held = (np.broadcast_to(one_tile, shape).copy() for _ in range(2))
+    capacity = np.broadcast_to(capacity, (1, *shape[1:])).copy()
+    stays = np.ones((1, *shape[1:]), bool)
+    dependent = np.isin(np.arange(4), list(depends))
+    for loop in _ORDERS.T:
+        turns, grows = counts[loop].T[None], dependent[loop][None, None]
+        traffic = np.where(grows | ~stays, traffic * turns, traffic)
+        capacity = np.where(grows & stays, capacity * turns, capacity)
+        stays = stays & (capacity <= limit)
+        held = np.where(stays, traffic, held)
+    return traffic, held
+
+
+def geometry_of(layer: LayerSpec, accelerator: Accelerator = APQ_ACCELERATOR) -> Geometry:
+    """How the array sees a layer. A convolution over fewer channels than it has rows (images) is unrolled beforehand.
+
+    Raises:
+      ValueError: a layer that the array cannot compute: a product of activations, a transposed convolution, or one over
+        three axes.
+    """
+    if layer.kind == "product" or len(layer.output_size) > 2 or layer.output_size > layer.input_size:
+        raise ValueError(f"{layer.path}: BitFusion has no {layer.kind} from {layer.input_size} to {layer.output_size}")
+    rows, columns = (*layer.output_size, 1, 1)[:2]
+    output = (rows, columns)
+    if not layer.kernel:
+        return Geometry(layer.in_channels, layer.out_channels, output, (1, 1), 1, 1)
+    if len(set(layer.stride)) > 1:
+        raise ValueError(f"{layer.path}: BitFusion has no stride of {layer.stride}, different along the axes")
+    height, width = (*layer.kernel, 1)[:2]
+    if layer.groups == 1 and layer.in_channels < accelerator.rows:
+        return Geometry(layer.in_channels * height * width, layer.out_channels, output, (1, 1), 1, 1)
+    return Geometry(layer.in_channels, layer.out_channels, output, (height, width), layer.stride[0], layer.groups)
+
+
+def _bits(layer: LayerSpec, formats: Sequence[Format]) -> list[int]:
+    """Bits of each format; bfloat16 counts as the 16-bit integer that would stand for it on this array."""
+    for fmt in formats:
+        if not (fmt.is_integer or fmt.name == "bf16") or fmt.bits > BITS[-1]:
+            raise ValueError(f"{layer.path}: BitFusion computes integers of 2 to {BITS[-1]} bits, {fmt.name} is none")
+    return [fmt.bits for fmt in formats]
+
+
+def cost_models(accelerator: Accelerator = APQ_ACCELERATOR, energy: Energy = APQ_ENERGY) -> dict[str, CostModel]:
+    """`latency` in milliseconds and `energy` in millijoules on an accelerator."""
+
+    def of_layer(layer: LayerSpec, formats: Sequence[Format]) -> Cost:
+        bits = _bits(layer, formats)
+        return cost(geometry_of(layer, accelerator), bits, bits, accelerator, energy)
+
+    return {
+        "latency": CostModel(lambda layer, formats: of_layer(layer, formats).cycles / accelerator.clock * 1e3, "ms"),
+        "energy": CostModel(lambda layer, formats: of_layer(layer, formats).energy * 1e-6, "mJ"),
+    }

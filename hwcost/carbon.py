@@ -1,0 +1,43 @@
+"""Energy, carbon dioxide and cloud cost of a computation, as APQ's Table 2 counts them (Strubell et al., 2019)."""
+
+from typing import NamedTuple
+
+POUNDS_PER_KILOGRAM = 2.20462
+
+
+class Rates(NamedTuple):
+    """What an hour costs.
+
+    Attributes:
+      watts: that the computer draws. APQ's 56.72 lbs of CO2e for 200 hours on a GPU follow from 188 of them.
+      power_usage: of the data centre, over that of its computers (Strubell et al., 2019: 1.58, the mean of 2018).
+      kilograms_per_kilowatt_hour: of CO2e (Strubell et al., 2019: 0.954 lbs, the mean of the U.S. in 2018).
+      dollars_per_hour: the lowest and the highest (APQ's Table 2: $148 to $496 for 200 hours).
+    """
+
+    watts: float = 188.2
+    power_usage: float = 1.58
+    kilograms_per_kilowatt_hour: float = 0.954 / POUNDS_PER_KILOGRAM
+    dollars_per_hour: tuple[float, float] = (0.74, 2.48)
+
+
+class Footprint(NamedTuple):
+    """Kilowatt-hours, kilograms of CO2e, and dollars from … to."""
+
+    kilowatt_hours: float
+    co2e_kilograms: float
+    dollars: tuple[float, float]
+
+
+def footprint(seconds: float, rates: Rates) -> Footprint:
+    """That of a computation of so many seconds.
+
+    Raises:
+      ValueError: negative seconds or rates.
+    """
+    if seconds < 0 or min(*rates[:3], *rates.dollars_per_hour) < 0:
+        raise ValueError(f"{seconds} seconds at {rates}: expected no negative numbers")
+    hours = seconds / 3600
+    energy = hours * rates.watts / 1000 * rates.power_usage
+    low, high = rates.dollars_per_hour
+    return Footprint(energy, energy * rates.kilograms_per_kilowatt_hour, (hours * low, hours * high))

@@ -1,0 +1,53 @@
+"""Costs by name: what each prices a layer at, and how a network's total follows.
+
+A cost model is a function of a layer and formats, here or anywhere: `config.cost = "package.module:name"` names one of
+the user's. Everything else (tables, pricing, targets, reports) is the same for all.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from aqt_like.formats import Format
+from hwcost import table as table_lib
+from hwcost.format_plan import FormatPlan
+from hwcost.workload import LayerSpec, Workload
+
+OfLayer = Callable[[LayerSpec, Sequence[Format]], np.ndarray]
+
+
+class CostModel(NamedTuple):
+    """What a device or a memory charges.
+
+    Attributes:
+      of_layer: `(layer, formats) → float64[K]`, the layer's cost with weights and input in each format. Raises
+        ValueError, naming the layer, where it cannot tell.
+      unit: of the cost.
+      total: of a network over its layers: `"sum"`, `"mean"` or `"peak"`, which is the dearest layer.
+    """
+
+    of_layer: OfLayer
+    unit: str
+    total: Literal["sum", "mean", "peak"] = "sum"
+
+    def table(self, plan: FormatPlan) -> table_lib.CostTable:
+        """Prices for the genomes of a plan."""
+        formats = {f.name: f for f in plan.formats}
+        share = len(plan.workload) if self.total == "mean" else 1
+        terms = []
+        for layer, index in zip(plan.workload, plan.decision_of, strict=True):
+            decision = plan.space.decisions[index]
+            costs = self.of_layer(layer, [formats[option] for option in decision.options])
+            terms.append(table_lib.Term((decision.name,), np.asarray(costs, np.float64) / share))
+        return table_lib.build(plan.space, terms, peak=self.total == "peak")
+
+    def uniform(self, workload: Workload, fmt: Format) -> float:
+        """The cost of a network with every layer in `fmt`."""
+        costs = [float(self.of_layer(layer, [fmt])[0]) for layer in workload]
+        return {"sum": sum(costs), "mean": sum(costs) / len(costs), "peak": max(costs)}[self.total]
+
+
+def per_format(of_layer: Callable[[LayerSpec, Format], float]) -> OfLayer:
+    """The `of_layer` of a function that prices one format at a time."""
+    return lambda layer, formats: np.asarray([of_layer(layer, fmt) for fmt in formats], np.float64)

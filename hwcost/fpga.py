@@ -1,0 +1,33 @@
+"""Look-up tables that a network's multipliers take on an FPGA (FLIQS, Table 2 and A.10).
+
+The paper synthesised the first residual block of ResNet-18, two 3×3 convolutions and a 1×1 one, for an UltraScale+.
+The mean over its layers of what the block takes with all of them in one format gives its mixed blocks within 0.2 %, so
+that is what a layer is priced at here; for other networks the mean over layers stands for the area of such a block.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from aqt_like.formats import Format
+from hwcost.cost_model import CostModel
+from hwcost.workload import LayerSpec
+
+# Thousands of LUTs by bits: FLIQS, Table 2.
+PUBLISHED = {4: 42.8, 5: 44.8, 6: 48.3, 7: 54.9, 8: 67.6}
+
+
+def thousand_luts(bits: int) -> float:
+    """As published for 4 to 8 bits; for 2 and 3 a smooth curve through these."""
+    return PUBLISHED.get(bits, 40.724 + 26.848 * math.exp(0.634 * (bits - 8)))
+
+
+def _of_layer(layer: LayerSpec, formats: Sequence[Format]) -> np.ndarray:
+    for fmt in formats:
+        if not fmt.is_integer or not 2 <= fmt.bits <= 8:
+            raise ValueError(f"{layer.path}: the published areas are for integers up to 8 bits, {fmt.name} is none")
+    return np.asarray([thousand_luts(fmt.bits) for fmt in formats])
+
+
+AREA = CostModel(_of_layer, "thousand LUTs", total="mean")

@@ -1,0 +1,255 @@
+"""Tables measured or published elsewhere, as data: what each layer setting costs on a device.
+
+Three forms are read:
+
+* **ours**: a JSON document with `device`, `metric`, `unit` and `entries`, each with a layer's `key`, `weight_bits`,
+  `activation_bits`, `value` and, where measured, `repetitions` and `spread`; or the same as CSV, one line an entry;
+* **APQ's** JSON: `"(in, out, size, kernel, stride, padding, groups)-W8A8": {"latency": ms, "energy": mJ}`;
+* **HAQ's** NumPy array `[layers, 8, 8]`, a layer's cost at 1 … 8 bits of weights and activations, in the order in which
+  layers run. It is never unpickled.
+
+A layer's key says what it computes, so that layers of one shape share a line, in whichever network they are:
+`conv in=64 out=128 size=28x28->14x14 kernel=3x3 stride=2x2 groups=1`.
+"""
+
+import csv
+import dataclasses
+import difflib
+import io
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from aqt_like.formats import Format
+from hwcost.cost_model import CostModel
+from hwcost.workload import LayerSpec
+
+Bits = tuple[int, int]
+
+
+class LutError(ValueError):
+    """A table that cannot be read, or that lacks a setting; the message names the file and what is near."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A cost, and how it was measured: how often, and the difference of its quartiles; 0 and NaN where it was not."""
+
+    value: float
+    repetitions: int = 0
+    spread: float = float("nan")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lut:
+    """Costs by layer key and bits.
+
+    Attributes:
+      device: what it was measured on.
+      metric: what was measured, as in `latency`.
+      unit: of the values.
+      entries: by key, and by bits of weights and activations.
+      batch: batch size.
+      date: of the measurement, or empty.
+    """
+
+    device: str
+    metric: str
+    unit: str
+    entries: dict[tuple[str, Bits], Entry]
+    batch: int = 1
+    date: str = ""
+
+    def value(self, key: str, bits: Bits) -> float:
+        """The cost of a setting.
+
+        Raises:
+          LutError: there is no such setting; the message names the nearest ones.
+        """
+        if (key, bits) in self.entries:
+            return self.entries[key, bits].value
+        here = sorted(f"W{w}A{a}" for k, (w, a) in self.entries if k == key)
+        if here:
+            raise LutError(f"{self.device}: {key!r} has no W{bits[0]}A{bits[1]}, but {', '.join(here)}")
+        keys = list(dict.fromkeys(k for k, _ in self.entries))
+        near = difflib.get_close_matches(key, keys, n=3, cutoff=0.0)
+        raise LutError(f"{self.device}: no setting {key!r}; nearest are {', '.join(map(repr, near))}")
+
+    def cost_model(self) -> CostModel:
+        """Prices layers by this table. A width that it lacks runs as the next wider one; floats as 16 bits at least."""
+
+        def of_layer(layer: LayerSpec, formats: Sequence[Format]) -> np.ndarray:
+            key = key_of(layer)
+            widths = sorted(bits[0] for k, bits in self.entries if k == key and bits[0] == bits[1])
+
+            def value(fmt: Format) -> float:
+                needed = fmt.bits if fmt.is_integer else max(fmt.bits, 16)
+                width = next((width for width in widths if width >= needed), needed)
+                try:
+                    return self.value(key, (width, width))
+                except LutError as error:
+                    raise LutError(f"{layer.path}: {error}") from error
+
+            return np.asarray([value(fmt) for fmt in formats], np.float64)
+
+        return CostModel(of_layer, self.unit)
+
+
+def key_of(layer: LayerSpec) -> str:
+    """What a layer computes, as text."""
+
+    def sizes(values: Sequence[int]) -> str:
+        return "x".join(map(str, values)) or "1"
+
+    size = f"{sizes(layer.input_size)}->{sizes(layer.output_size)}"
+    text = f"{layer.kind} in={layer.in_channels} out={layer.out_channels} size={size}"
+    if layer.kernel:
+        text += f" kernel={sizes(layer.kernel)} stride={sizes(layer.stride)} groups={layer.groups}"
+    return text
+
+
+def read(path: pathlib.Path) -> Lut:
+    """A table in our own form, JSON or CSV.
+
+    Raises:
+      LutError: an unreadable file, a field that is missing or not what it should be, a setting that is there twice.
+    """
+    try:
+        text = path.read_text()
+        if path.suffix == ".csv":
+            rows = list(csv.DictReader(io.StringIO(text)))
+            head = rows[0] if rows else {}
+        else:
+            head = json.loads(text)
+            rows = head["entries"]
+        entries: dict[tuple[str, Bits], Entry] = {}
+        for row in rows:
+            setting = (str(row["key"]), (int(row["weight_bits"]), int(row["activation_bits"])))
+            if setting in entries:
+                raise LutError(f"{path}: {setting[0]!r} at W{setting[1][0]}A{setting[1][1]} is there twice")
+            entry = Entry(float(row["value"]), int(row.get("repetitions") or 0), float(row.get("spread") or "nan"))
+            if not np.isfinite(entry.value) or entry.value < 0:
+                raise LutError(f"{path}: {setting[0]!r} costs {entry.value}: expected a number from 0")
+            entries[setting] = entry
+        if not entries:
+            raise LutError(f"{path} has no entries")
+        if path.suffix == ".csv" and len(devices := {(row["device"], row["metric"], row["unit"]) for row in rows}) > 1:
+            raise LutError(f"{path} mixes {len(devices)} devices, metrics or units: one table is for one of each")
+        return Lut(
+            str(head["device"]),
+            str(head["metric"]),
+            str(head["unit"]),
+            entries,
+            batch=int(head.get("batch") or 1),
+            date=str(head.get("date") or ""),
+        )
+    except KeyError as error:
+        raise LutError(
+            f"{path}: no field {error}: expected device, metric, unit, and per entry key, …, value"
+        ) from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, LutError):
+            raise
+        raise LutError(f"cannot read the table {path}: {error}") from error
+
+
+def write(path: pathlib.Path, lut: Lut) -> None:
+    """Writes our own form, JSON or CSV by the file's name, whole or not at all."""
+    head = {"device": lut.device, "metric": lut.metric, "unit": lut.unit, "batch": lut.batch, "date": lut.date}
+    rows = [
+        {
+            "key": key,
+            "weight_bits": weights,
+            "activation_bits": activations,
+            "value": entry.value,
+            "repetitions": entry.repetitions,
+            "spread": None if np.isnan(entry.spread) else entry.spread,
+        }
+        for (key, (weights, activations)), entry in lut.entries.items()
+    ]
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    if path.suffix == ".csv":
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*head, *rows[0]])
+            writer.writeheader()
+            writer.writerows(head | row for row in rows)
+    else:
+        temporary.write_text(json.dumps(head | {"entries": rows}, indent=1) + "\n")
+    temporary.rename(path)
+
+
+APQ_KEY = re.compile(r"\((\d+), (\d+), (\d+), (\d+), (\d+), (\d+), (\d+)\)-W(\d+)A(\d+)")
+
+
+def parse_apq_key(key: str) -> tuple[LayerSpec, Bits]:
+    """A layer and bits from APQ's key; its `head` and `tail` are the first and the last convolution of MobileNetV2.
+
+    Raises:
+      LutError: no such key.
+    """
+    named = {"head": "(3, 32, 224, 3, 2, 1, 1)-W8A8", "tail": "(320, 1280, 7, 1, 1, 0, 1)-W8A8"}
+    found = APQ_KEY.fullmatch(named.get(key, key))
+    if not found:
+        raise LutError(f"key {key!r}: expected (in, out, size, kernel, stride, padding, groups)-W8A8, head or tail")
+    ins, outs, size, kernel, stride, padding, groups, weight_bits, activation_bits = map(int, found.groups())
+    side = (size + 2 * padding - kernel) // stride + 1
+    weights = kernel * kernel * ins // groups * outs
+    layer = LayerSpec(
+        path=key,
+        kind="conv",
+        in_channels=ins,
+        out_channels=outs,
+        input_size=(size, size),
+        output_size=(side, side),
+        kernel=(kernel, kernel),
+        stride=(stride, stride),
+        groups=groups,
+        macs=side * side * weights,
+        weights=weights,
+    )
+    return layer, (weight_bits, activation_bits)
+
+
+def read_apq(path: pathlib.Path, metric: str) -> Lut:
+    """`latency` (ms) or `energy` (mJ) of a table in APQ's form.
+
+    Raises:
+      LutError: an unreadable file, a key that cannot be understood, or a metric that an entry lacks.
+    """
+    units = {"latency": "ms", "energy": "mJ"}
+    if metric not in units:
+        raise LutError(f"metric {metric!r}: APQ's tables have {' and '.join(units)}")
+    try:
+        document = json.loads(path.read_text())
+        entries = {}
+        for key, values in document.items():
+            layer, bits = parse_apq_key(key)
+            entries[key_of(layer), bits] = Entry(float(values[metric]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LutError(f"cannot read {path} as a table of APQ's: {error}") from error
+    return Lut("BitFusion (APQ)", metric, units[metric], entries)
+
+
+def read_haq(path: pathlib.Path, layers: Sequence[LayerSpec], *, unit: str = "cycles", batch: int = 16) -> Lut:
+    """A table in HAQ's form for these layers, in the order in which they run.
+
+    Raises:
+      LutError: no NumPy array, one that would have to be unpickled, or another number of layers.
+    """
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise LutError(f"cannot read {path} as a NumPy array: {error}") from error
+    if values.ndim != 3 or len(values) != len(layers):
+        raise LutError(f"{path} has shape {values.shape}: expected [{len(layers)}, bits, bits], one row for each layer")
+    entries: dict[tuple[str, Bits], Entry] = {}
+    for layer, costs in zip(layers, values, strict=True):
+        for (w, a), value in np.ndenumerate(costs):
+            setting = (key_of(layer), (w + 1, a + 1))
+            if setting in entries and entries[setting].value != float(value):
+                raise LutError(f"{path}: layers of one shape ({setting[0]}) cost differently: they cannot share a line")
+            entries[setting] = Entry(float(value))
+    return Lut("HAQ's accelerator", "latency", unit, entries, batch=batch)
