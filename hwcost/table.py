@@ -4,6 +4,7 @@ A cost model *builds* a table once, on the host, in NumPy float64; *pricing* a g
 jit and vmap alike.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -74,8 +75,13 @@ def build(space: SearchSpace, terms: Sequence[Term], *, peak: bool = False) -> C
 
 def price(table: CostTable, genome: jax.Array) -> jax.Array:
     """Total cost of a genome, `int32[D]` → float32 scalar. Jit it, vmap it over populations."""
-    terms = _gather(jnp.asarray(table.flat, jnp.float32), table, genome)
-    return jnp.max(terms) if table.peak else jnp.sum(terms)
+    flat = jnp.asarray(table.flat, jnp.float32)
+    # Term by term, not in one gather: under vmap each is then a gather along the population, several times as fast.
+    terms = [
+        flat[offset + sum(int(s) * genome[d] for d, s in zip(decision, stride, strict=True) if s)]
+        for offset, decision, stride in zip(table.offset, table.decision, table.stride, strict=True)
+    ]
+    return functools.reduce(jnp.maximum if table.peak else jnp.add, terms)
 
 
 def price_relative(budgets: Sequence[Budget], genome: jax.Array) -> jax.Array:
@@ -85,17 +91,13 @@ def price_relative(budgets: Sequence[Budget], genome: jax.Array) -> jax.Array:
 
 def price_layers(table: CostTable, genome: np.ndarray) -> np.ndarray:
     """Cost of each term under a genome, on the host: float64[L]."""
-    return _gather(table.flat, table, np.asarray(genome))
+    return table.flat[table.offset + (table.stride * np.asarray(genome)[table.decision]).sum(axis=1)]
 
 
 def price_exactly(table: CostTable, genome: np.ndarray) -> float:
     """Total cost of a genome, on the host in float64."""
     terms = price_layers(table, genome)
     return float(terms.max() if table.peak else terms.sum())
-
-
-def _gather(flat, table: CostTable, genome):  # noqa: ANN001, ANN202 (NumPy or JAX arrays alike)
-    return flat[table.offset + (table.stride * genome[table.decision]).sum(axis=1)]
 
 
 def reachable_interval(table: CostTable, space: SearchSpace) -> tuple[float, float]:

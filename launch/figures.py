@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -120,6 +121,32 @@ def pareto(runs: Sequence[Run]) -> str:
         return _svg(figure, f"Test {runs[0]['quality']} against cost of the searched and the uniform networks")
 
 
+def cost_shares(run: Run) -> str:
+    """Each layer's share of the run's cost, and of bit operations where that is another cost."""
+    with matplotlib.rc_context(_STYLE):
+        layers = run["layers"]
+        shares = {run["cost_name"]: [layer["cost"] for layer in layers]}
+        if run["cost_unit"] != "bit operations":
+            shares["bit operations"] = [layer["bits"] ** 2 * layer["macs"] for layer in layers]
+        figure = Figure(figsize=(WIDTH, 3.6))
+        axes = figure.subplots()
+        places, width = np.arange(len(layers)), 0.84 / len(shares)
+        for i, (name, costs) in enumerate(shares.items()):
+            colours = [bit_colour(layer["bits"]) for layer in layers] if i == 0 else "#b6bbc3"
+            heights = 100 * np.asarray(costs) / sum(costs)
+            axes.bar(places + (i - (len(shares) - 1) / 2) * width, heights, width, color=colours, label=name)
+        axes.set_ylabel("share (%; grey: bit operations)" if len(shares) > 1 else "share (%)")
+        axes.grid(axis="x", visible=False)
+        _name_layers(axes, layers)
+        return _svg(figure, "Share of each layer in the cost of the network")
+
+
+def _name_layers(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
+    """Paths of layers below an axis, shortened."""
+    labels = [layer["path"].replace("_block", ".").replace("stage", "s") for layer in layers]
+    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
+
+
 def spread(heights: Sequence[float], gap: float) -> list[float]:
     """Heights for labels of points at `heights`: near them, in the same order, at least `gap` apart."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
@@ -157,8 +184,7 @@ def formats_over_depth(runs: Sequence[Run]) -> str:
                 f"{run['name']}: {100 * quality_of(run):.2f} % at {run['relative_cost']:.3f} × target", loc="left"
             )
             axes.set_ylabel("bits")
-        labels = [layer["path"].replace("_block", ".").replace("stage", "s") for layer in runs[0]["layers"]]
-        rows[-1].set_xticks(range(count), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
+        _name_layers(rows[-1], runs[0]["layers"])
         figure.subplots_adjust(hspace=0.55)
         return _svg(figure, "Number format of each layer over depth")
 

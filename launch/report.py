@@ -115,13 +115,15 @@ def _columns(runs: Sequence[RecordedRun]) -> tuple[str, ...]:
     return ("network", runs[0].summary["quality"], unit, "cost / target", "bits per MAC", "bits of each layer")
 
 
-def _row(run: RecordedRun) -> tuple[str, ...]:
+def _row(run: RecordedRun, runs: Sequence[RecordedRun]) -> tuple[str, ...]:
     s = run.summary
-    factor, _ = figures.readable_cost(s["cost_unit"])
+    factor, unit = figures.readable_cost(s["cost_unit"])
+    paid = s["cost"] * factor
+    own_unit = "" if s["cost_name"] == runs[0].summary["cost_name"] else f" {unit}"
     return (
         s["name"],
         f"{100 * quality_of(s):.2f} %",
-        f"{s['cost'] * factor:,.{1 if s['cost'] * factor >= 0.5 else 4}f}",
+        f"{paid:,.{1 if paid >= 0.5 else 4}f}{own_unit}",
         f"{s['relative_cost']:.3f}",
         f"{run.mean_bits:.2f}",
         run.bits_over_depth,
@@ -136,7 +138,7 @@ def print_table(runs: Sequence[RecordedRun], console: Console) -> None:
         last = i == len(columns) - 1
         table.add_column(column, justify="left" if i == 0 or last else "right", overflow="fold", no_wrap=not last)
     for run in runs:
-        table.add_row(*_row(run), style="bold" if run.searched else None)
+        table.add_row(*_row(run, runs), style="bold" if run.searched else None)
     console.print(table)
 
 
@@ -151,6 +153,9 @@ def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Pa
     lead = (
         f"Test {name} {100 * quality_of(summary):.2f} % at {summary['relative_cost']:.3f} × the cost target of "
         f"{summary['target'] * factor:,.4g} {unit}."
+    ) + "".join(
+        f" Of {budget['name']}, {budget['cost']:,.4g} {budget['unit']} where {budget['target']:,.4g} were allowed."
+        for budget in summary["budgets"][1:]
     )
     tiles = [
         (f"{100 * quality_of(summary):.2f} %", f"test {name}", "main"),
@@ -189,22 +194,37 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
         _card(
             f"{_capital(main['quality'])} against cost",
             "Stars are searched, dots have one format in all layers.",
-            figures.pareto([run.summary for run in runs]),
+            figures.pareto([run.summary for run in runs if run.summary["cost_name"] == main["cost_name"]]),
         ),
         _card(
             "Format of each layer",
             "From input to output; the warmer, the fewer bits.",
             figures.formats_over_depth(alike),
         ),
+        _card(
+            "Where the cost is",
+            f"Each layer's share of {main['cost_name'].replace('_', ' ')}, and of bit operations.",
+            figures.cost_shares(main),
+        ),
         _card("Results", "", _table(runs), wide=True),
         *(_training_cards(main, lines) if lines else ()),
         _card(
             "Settings",
-            "",
+            _footprint(main),
             f"<details><summary>config and versions</summary><pre>{html.escape(settings)}</pre></details>",
             wide=True,
         ),
     ]
+
+
+def _footprint(summary: dict[str, Any]) -> str:
+    """What training took, in a sentence."""
+    footprint, rates = summary["footprint"], summary["config"]["footprint"]
+    low, high = footprint["dollars"]
+    return (
+        f"Training drew {1000 * footprint['kilowatt_hours']:,.3g} Wh at {rates['watts']:g} W, which stand for "
+        f"{1000 * footprint['co2e_kilograms']:,.3g} g of CO2e and ${low:,.2g} to ${high:,.2g} of cloud computing."
+    )
 
 
 def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]:
@@ -263,7 +283,9 @@ def _table(runs: Sequence[RecordedRun]) -> str:
     def cells(tag: str, texts: Sequence[str]) -> str:
         return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
 
-    rows = "".join(f"<tr{' class=searched' if run.searched else ''}>{cells('td', _row(run))}</tr>" for run in runs)
+    rows = "".join(
+        f"<tr{' class=searched' if run.searched else ''}>{cells('td', _row(run, runs))}</tr>" for run in runs
+    )
     head = f"<thead><tr>{cells('th', _columns(runs))}</tr></thead>"
     return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
 
@@ -280,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs = read_runs(arguments.directories)
         print_table(runs, Console())
         if arguments.json:
-            table = [dict(zip(_columns(runs), _row(run), strict=True)) for run in runs]
+            table = [dict(zip(_columns(runs), _row(run, runs), strict=True)) for run in runs]
             arguments.json.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -23,6 +23,7 @@ from fliqs_jax import pretrained, random_search
 from fliqs_jax import search as search_lib
 from fliqs_jax.distillation import TEACHER_LOGITS
 from fliqs_jax.losses import Batch
+from hwcost import carbon
 from hwcost import table as table_lib
 from launch import data, loop, progress, runtime
 from launch.experiment import ConfigError, Experiment, Trial, prepare
@@ -38,6 +39,7 @@ _FREE_KEYS = (
     "data.download",
     "data.file",
     "data.workers",
+    *(f"footprint.{key}" for key in carbon.Rates._fields),
     "baselines",
     "log_every",
     "checkpoint_every",
@@ -313,6 +315,7 @@ def _run(
             f"validation_{name}": quality(genome, "valid"),
             "policy_entropy": float(policy_lib.entropy(state.policy)),
             "seconds": round(recorder.seconds, 1),
+            "footprint": carbon.footprint(recorder.seconds, carbon.Rates(**config.footprint))._asdict(),
             "steps_per_second": round(search.total_steps / recorder.seconds, 2),
             "compile_seconds": round(compiled.seconds, 1),
             "search_step_compilations": compiled.step_compilations(),

@@ -169,7 +169,7 @@ def test_a_better_accelerator_is_faster():
     wider_bus = bitfusion.cost(layer, [8, 8, 4], [8, 4, 4], bitfusion.Accelerator(bus_bits=384))
     assert (wider_bus.cycles < published).all()
     twice_the_array = bitfusion.cost(layer, [8], [8], bitfusion.Accelerator(columns=64))
-    assert published[0] / 2 <= twice_the_array.cycles[0] < 0.6 * published[0]
+    assert published[0] / 2 <= twice_the_array.cycles[0] < 0.8 * published[0]
 
 
 def spec(**changes):

@@ -23,11 +23,15 @@ def summary(name, bits, accuracy, *, policy="fixed", formats="int_s"):
     return {
         "accuracy": accuracy, "quality": "accuracy", "cost": cost, "target": 36800.0,
         "genome": [0] * len(bits), "relative_cost": cost / 36800,
-        "cost_unit": "bit operations", "layers": layers,
+        "cost_name": "bit_operations", "cost_unit": "bit operations",
+        "budgets": [{"name": "bit_operations", "unit": "bit operations", "cost": cost, "target": 36800.0}],
+        "layers": layers,
         "decisions": decisions, "name": name, "policy": policy, "seconds": 12.5,
+        "footprint": {"kilowatt_hours": 0.02, "co2e_kilograms": 0.009, "dollars": [0.1, 0.3]},
         "steps_per_second": 80.0, "seed": 0, "device": "1 × cpu", "versions": {"jax": "0"},
         "config": {
             "data": {"name": "<digits>"}, "formats": formats, "warmup_fraction": 0.25, "gamma": 0.3,
+            "footprint": {"watts": 100.0},
             "reward": "absolute",
         },
     }  # fmt: skip
@@ -89,8 +93,9 @@ def test_page_is_self_contained_escaped_and_complete(run_directories):
     assert "&lt;digits&gt;" in page and "<digits>" not in page
     assert "FLIQS &lt;int_l&gt;" in page
     assert "recovers 50 % of it" in page
-    assert page.count("<svg") == page.count("</svg>") == 8
-    assert len(re.findall(r"aria-label=", page)) == 8
+    assert "Training drew 20 Wh at 100 W, which stand for 9 g of CO2e and $0.1 to $0.3" in page
+    assert page.count("<svg") == page.count("</svg>") == 9
+    assert len(re.findall(r"aria-label=", page)) == 9
     assert "<script" not in page and "<link" not in page
     for heading in (
         "Accuracy against cost",
@@ -105,7 +110,7 @@ def test_page_is_self_contained_escaped_and_complete(run_directories):
 
 def test_a_page_of_a_single_run_without_metrics(run_directories):
     path = report.write([run_directories / "a" / "uniform-int4"], run_directories / "one.html")
-    assert path.read_text().count("<svg") == 2
+    assert path.read_text().count("<svg") == 3
 
 
 def test_command_line(run_directories, capsys):

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from aqt_like import formats
 from configs import fliqs_cifar10_resnet8, fliqs_criteo
 from fliqs_jax import models, pretrained
+from hwcost import lut
 from launch import experiment, loop, progress, report, runs, runtime
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -384,3 +385,41 @@ def test_post_training_quantisation_trains_nothing(tiny_config, run_experiment, 
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
     assert summary_of(trained)["accuracy"] > 0.5
     assert summary_of(quantized)["accuracy"] == pytest.approx(summary_of(trained)["accuracy"], abs=0.05)
+
+
+def test_a_search_may_be_given_any_costs(tiny_config, run_experiment, tmp_path):
+    layers = experiment.prepare(tiny_config).plan.workload
+    entries = {
+        (lut.key_of(layer), (bits, bits)): lut.Entry(bits * layer.macs) for layer in layers for bits in (4, 8, 16)
+    }
+    lut.write(tmp_path / "board.csv", lut.Lut("board", "latency", "us", entries))
+    tiny_config.cost, tiny_config.target = str(tmp_path / "board.csv"), 1.3
+    tiny_config.budgets = ("bitfusion_energy: 1.2 int4", "peak_activation_bytes: 100000")
+    tiny_config.baselines = ("int8",)
+    directories, _ = run_experiment(tiny_config)
+    summary = summary_of(directories[1])
+    assert (summary["cost_name"], summary["cost_unit"]) == (str(tmp_path / "board.csv"), "us")
+    assert summary["cost"] == sum(8 * layer.macs for layer in layers)
+    assert summary["relative_cost"] == pytest.approx(2 / 1.3)
+    assert [budget["name"] for budget in summary["budgets"][1:]] == ["bitfusion_energy", "peak_activation_bytes"]
+    assert summary["budgets"][2]["cost"] == max(layer.input_values + layer.output_values for layer in layers)
+    page = report.write(directories, directories[0] / "report.html").read_text()
+    assert "cost (us, log scale" in page and "bitfusion_energy" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cost": "joules"}, "unknown cost 'joules': expected one of bit_operations, weight_bytes"),
+        ({"cost": "nowhere.csv"}, "cannot read the table nowhere.csv"),
+        ({"cost": "fpga_area"}, "stem: the published areas are for integers up to 8 bits, bf16 is none"),
+        ({"budgets": ("weight_bytes 1.2",)}, "budget 'weight_bytes 1.2': expected NAME: TARGET UNIT"),
+        ({"budgets": ("weight_bytes: -1 int4",)}, "budget 'weight_bytes: -1 int4': expected NAME: TARGET UNIT"),
+        ({"budgets": ("bit_operations: 2 int4",)}, "one of these is on the same cost as another"),
+        ({"budgets": ("weight_bytes: 0.5 int4",)}, "target=0.5 of weight_bytes .* is out of reach: .* from 1 to 4"),
+    ],
+)
+def test_costs_that_cannot_be_are_refused(tiny_config, changes, message):
+    tiny_config.update(changes)
+    with pytest.raises(ValueError, match=message):
+        experiment.prepare(tiny_config)

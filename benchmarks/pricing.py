@@ -1,0 +1,98 @@
+"""How many genomes a second are priced: ResNet-18's 22 decisions, populations of 2^20, float32.
+
+    python -m benchmarks.pricing
+
+Ours under vmap, against one gather of all terms at once (what the formula says, written down) and NumPy. Medians of 15
+interleaved turns; a core's share is taken from the processor time used. Writes results/pricing.json beside this file.
+"""
+
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aqt_like import formats
+from benchmarks import timing
+from fliqs_jax import models
+from hwcost import table as table_lib
+from hwcost import workload
+from hwcost.costs import COSTS
+from hwcost.format_plan import format_plan
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "pricing.json"
+POPULATION = 1 << 20
+
+
+def pricers(space: str) -> dict[str, Callable[[], None]]:
+    """By name, functions that price the same population."""
+    layers = workload.trace(models.create("resnet18", classes=1000), (224, 224, 3), train=False)
+    plan = format_plan(layers, formats.format_space(space))
+    table = COSTS["bit_operations"].table(plan)
+    rng = np.random.default_rng(0)
+    host = rng.integers(0, plan.space.option_counts, (POPULATION, len(plan.space))).astype(np.int32)
+    genomes, flat, host_flat = jnp.asarray(host), jnp.asarray(table.flat, jnp.float32), table.flat.astype(np.float32)
+
+    def at_once(genome: jax.Array) -> jax.Array:
+        return jnp.sum(flat[table.offset + (table.stride * genome[table.decision]).sum(axis=1)])
+
+    def jitted(price: Callable[[jax.Array], jax.Array]) -> Callable[[], None]:
+        compiled = jax.jit(jax.vmap(price))
+        return lambda: jax.block_until_ready(compiled(genomes))
+
+    return {
+        "ours": jitted(lambda genome: table_lib.price(table, genome)),
+        "one gather of all terms": jitted(at_once),
+        "NumPy": lambda: host_flat[table.offset + host[:, table.decision[:, 0]]].sum(axis=1),
+    }
+
+
+def measure(space: str) -> dict[str, dict[str, float]]:
+    """Millions of genomes per second, and per second of a core."""
+    functions = pricers(space)
+    cores: dict[str, list[float]] = {name: [] for name in functions}
+
+    def counted(name: str) -> Callable[[], None]:
+        def run() -> None:
+            start = time.process_time()
+            functions[name]()
+            cores[name].append(time.process_time() - start)
+
+        return run
+
+    seconds = timing.interleaved_medians({name: counted(name) for name in functions})
+    return {
+        name: {
+            "million_per_second": POPULATION / seconds[name] / 1e6,
+            "million_per_second_core": POPULATION / statistics.median(cores[name][1:]) / 1e6,
+            "time_over_ours": seconds[name] / seconds["ours"],
+        }
+        for name in functions
+    }
+
+
+def markdown(measured: dict[str, dict[str, dict[str, float]]]) -> str:
+    """The table of the README."""
+    lines = ["| formats | pricing | million genomes / s | per core | time / ours |", "|---|---|---|---|---|"]
+    for space, rows in measured.items():
+        for name, row in rows.items():
+            lines.append(
+                f"| {space} | {name} | {row['million_per_second']:.1f} | {row['million_per_second_core']:.1f} | "
+                f"{row['time_over_ours']:.1f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measures, prints and stores."""
+    measured = {space: measure(space) for space in ("int_s", "fp_l")}
+    RESULTS.write_text(json.dumps({"command": "python -m benchmarks.pricing", "spaces": measured}, indent=1) + "\n")
+    print(markdown(measured))
+
+
+if __name__ == "__main__":
+    main()

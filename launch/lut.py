@@ -1,0 +1,93 @@
+"""Tables of what layers cost on a device.
+
+    python -m launch.lut build --device=bitfusion --keys=KEYS.json --out=TABLE.json
+    python -m launch.lut convert --apq=TABLE.json --metric=latency --out=LATENCY.csv
+    python -m launch.lut convert --haq=TABLE.npy --model=mobilenetv2 --out=LATENCY.json
+
+`build` fills keys of APQ's form, `(in, out, size, kernel, stride, padding, groups)-W8A8`, from a JSON list or the keys
+of an object, with latency in ms and energy in mJ. `convert` reads a published table and writes it in our own form
+(hwcost/lut.py), JSON or CSV, which `--config.cost=LATENCY.csv` searches by.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from hwcost import bitfusion, lut
+from launch import cost
+
+
+def build_bitfusion(keys: Sequence[str]) -> dict[str, dict[str, float]]:
+    """APQ's table for any keys.
+
+    Raises:
+      ValueError: a key that cannot be understood or computed.
+    """
+    settings: dict[bitfusion.Geometry, list[tuple[str, lut.Bits]]] = defaultdict(list)
+    for key in keys:
+        layer, bits = lut.parse_apq_key(key)
+        settings[bitfusion.geometry_of(layer)].append((key, bits))
+    table = {}
+    for geometry, members in settings.items():
+        weight_bits, activation_bits = zip(*(bits for _, bits in members), strict=True)
+        found = bitfusion.cost(geometry, weight_bits, activation_bits)
+        for (key, _), cycles, energy in zip(members, found.cycles.tolist(), found.energy.tolist(), strict=True):
+            table[key] = {"latency": cycles / bitfusion.APQ_ACCELERATOR.clock * 1e3, "energy": energy * 1e-6}
+    return {key: table[key] for key in keys}
+
+
+def _build(arguments: argparse.Namespace) -> None:
+    try:
+        keys = list(json.loads(arguments.keys.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise lut.LutError(f"cannot read keys from {arguments.keys}: {error}") from error
+    start = time.perf_counter()
+    table = build_bitfusion(keys)
+    seconds = time.perf_counter() - start
+    arguments.out.write_text(json.dumps(table, indent=1) + "\n")
+    print(f"{len(table)} settings of {arguments.device} in {seconds:.2f} s: {arguments.out}")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    if arguments.apq:
+        table = lut.read_apq(arguments.apq, arguments.metric)
+    else:
+        if not arguments.model:
+            raise lut.LutError("--haq needs --model: its table names layers by their place in the network alone")
+        table = lut.read_haq(arguments.haq, cost.network_workload(arguments.model, width=1.0))
+    lut.write(arguments.out, table)
+    print(f"{len(table.entries)} settings of {table.device}, {table.metric} in {table.unit}: {arguments.out}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Builds or converts a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="build|convert")
+    build = commands.add_parser("build", help="fill keys with what an accelerator's model says")
+    build.add_argument("--device", choices=("bitfusion",), required=True)
+    build.add_argument(
+        "--keys", type=pathlib.Path, required=True, help="a JSON list of keys, or an object that has them"
+    )
+    build.add_argument("--out", type=pathlib.Path, required=True)
+    build.set_defaults(run=_build)
+    convert = commands.add_parser("convert", help="write a published table in our own form")
+    source = convert.add_mutually_exclusive_group(required=True)
+    source.add_argument("--apq", type=pathlib.Path, help="a JSON table as APQ's")
+    source.add_argument("--haq", type=pathlib.Path, help="a NumPy table as HAQ's")
+    convert.add_argument("--metric", choices=("latency", "energy"), default="latency", help="of APQ's table")
+    convert.add_argument("--model", help="whose layers HAQ's table has")
+    convert.add_argument("--out", type=pathlib.Path, required=True, help="a .json or .csv file")
+    convert.set_defaults(run=_convert)
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from aqt_like import formats
+from fliqs_jax import models
+from hwcost import lut, workload
+from hwcost import table as table_lib
+from hwcost.format_plan import format_plan
+
+LAYERS = workload.trace(models.create("cifar_resnet", classes=10), (32, 32, 3), train=False)
+
+
+def example():
+    entries = {}
+    for layer in LAYERS:
+        for bits in (4, 8, 16):
+            entries[lut.key_of(layer), (bits, bits)] = lut.Entry(bits * layer.macs / 1e6, 15, 0.25)
+    entries[lut.key_of(LAYERS[0]), (8, 4)] = lut.Entry(1.0)
+    return lut.Lut("a board", "latency", "ms", entries, batch=1, date="2026-11-22")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv"])
+def test_what_is_written_is_read(tmp_path, suffix):
+    table = example()
+    lut.write(tmp_path / f"t{suffix}", table)
+    found = lut.read(tmp_path / f"t{suffix}")
+    assert dataclasses.replace(found, entries={}) == dataclasses.replace(table, entries={})
+    assert list(found.entries) == list(table.entries)
+    for key, entry in table.entries.items():
+        ours = found.entries[key]
+        assert (ours.value, ours.repetitions) == (entry.value, entry.repetitions)
+        assert ours.spread == entry.spread or (math.isnan(ours.spread) and math.isnan(entry.spread))
+    assert [path.name for path in tmp_path.iterdir()] == [f"t{suffix}"]
+
+
+def test_layers_of_one_shape_share_a_line():
+    keys = [lut.key_of(layer) for layer in LAYERS]
+    assert keys[0] == "conv in=3 out=16 size=32x32->32x32 kernel=3x3 stride=1x1 groups=1"
+    assert keys[-1] == "dense in=64 out=10 size=1->1"
+    assert 3 < len(set(keys)) < len(keys)
+
+
+def test_a_table_is_a_cost():
+    model = example().cost_model()
+    plan = format_plan(LAYERS, formats.format_space("int4,int5,int8,e4m3,bf16"))
+    table = model.table(plan)
+    macs = sum(layer.macs for layer in LAYERS) / 1e6
+    for name, bits in {"int4": 4, "int5": 8, "int8": 8, "e4m3": 16, "bf16": 16}.items():
+        # No credit for a width that the table lacks, nor for small floats on integer units.
+        assert table_lib.price_exactly(table, plan.uniform_genome(name)) == pytest.approx(bits * macs)
+    assert model.unit == "ms"
+
+
+def test_what_is_missing_is_named_with_what_is_near():
+    table = example()
+    key = lut.key_of(LAYERS[0])
+    with pytest.raises(lut.LutError, match=r"a board: 'conv in=3 .*' has no W6A6, but W16A16, W4A4, W8A4, W8A8"):
+        table.value(key, (6, 6))
+    with pytest.raises(lut.LutError, match=r"no setting 'conv in=5 .*'; nearest are 'conv in=3 out=16 "):
+        table.value(key.replace("in=3", "in=5"), (8, 8))
+    other = dataclasses.replace(LAYERS[1], path="block/new", out_channels=17)
+    with pytest.raises(lut.LutError, match=r"block/new: a board: no setting 'conv in=16 out=17"):
+        table.cost_model().of_layer(other, [formats.parse("int8")])
+
+
+def entry(**changes):
+    row = {"key": "k", "weight_bits": 8, "activation_bits": 8, "value": 1.0} | changes
+    return {name: value for name, value in row.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("nonsense", "cannot read the table .*t.json"),
+        ({"device": "d", "metric": "m", "unit": "ms"}, "no field 'entries': expected device, metric, unit"),
+        ({"device": "d", "metric": "m", "unit": "ms", "entries": []}, "t.json has no entries"),
+        ({"device": "d", "metric": "m", "unit": "ms", "entries": [entry(value=None)]}, "no field 'value'"),
+        (
+            {"device": "d", "metric": "m", "unit": "ms", "entries": [entry(value=-1)]},
+            "'k' costs -1.0",
+        ),
+        ({"device": "d", "metric": "m", "unit": "ms", "entries": [entry(), entry()]}, "'k' at W8A8 is there twice"),
+        ({"device": "d", "metric": "m", "unit": "ms", "entries": [entry(value="fast")]}, "could not convert .*'fast'"),
+    ],
+)
+def test_tables_that_cannot_be_are_refused(tmp_path, document, message):
+    path = tmp_path / "t.json"
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    with pytest.raises(lut.LutError, match=message):
+        lut.read(path)
+
+
+def test_devices_are_not_mixed(tmp_path):
+    path = tmp_path / "t.csv"
+    lines = ["device,metric,unit,key,weight_bits,activation_bits,value", "a,m,ms,k,8,8,1", "b,m,ms,k,4,4,1"]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(lut.LutError, match="mixes 2 devices, metrics or units"):
+        lut.read(path)
+    with pytest.raises(lut.LutError, match=r"cannot read the table .*nowhere.csv"):
+        lut.read(tmp_path / "nowhere.csv")
+
+
+def test_apqs_form(tmp_path):
+    path = tmp_path / "apq.json"
+    path.write_text(json.dumps({"(64, 32, 8, 3, 2, 1, 1)-W4A6": {"latency": 0.5, "energy": 2}, "tail": {"latency": 3}}))
+    found = lut.read_apq(path, "latency")
+    assert found.entries["conv in=64 out=32 size=8x8->4x4 kernel=3x3 stride=2x2 groups=1", (4, 6)].value == 0.5
+    assert found.entries["conv in=320 out=1280 size=7x7->7x7 kernel=1x1 stride=1x1 groups=1", (8, 8)].value == 3
+    with pytest.raises(lut.LutError, match="as a table of APQ's: 'energy'"):
+        lut.read_apq(path, "energy")
+    with pytest.raises(lut.LutError, match="metric 'power': APQ's tables have latency and energy"):
+        lut.read_apq(path, "power")
+    path.write_text('{"(64, 32)-W4A6": {"latency": 1}}')
+    with pytest.raises(lut.LutError, match=r"key '\(64, 32\)-W4A6': expected \(in, out, size"):
+        lut.read_apq(path, "latency")
+
+
+def test_haqs_form(tmp_path):
+    path = tmp_path / "haq.npy"
+    rows = {lut.key_of(layer): i + 1 for i, layer in enumerate(LAYERS)}
+    values = np.asarray([rows[lut.key_of(layer)] for layer in LAYERS])[:, None, None] * np.outer(
+        range(1, 9), range(1, 9)
+    )
+    np.save(path, values)
+    found = lut.read_haq(path, LAYERS)
+    assert found.value(lut.key_of(LAYERS[3]), (2, 5)) == rows[lut.key_of(LAYERS[3])] * 10
+    with pytest.raises(lut.LutError, match=r"has shape \(22, 8, 8\): expected \[21, bits, bits\]"):
+        lut.read_haq(path, LAYERS[:-1])
+    np.save(path, values + np.arange(len(LAYERS))[:, None, None])
+    with pytest.raises(lut.LutError, match=r"layers of one shape .* cost differently"):
+        lut.read_haq(path, LAYERS)
+    np.save(path, np.asarray([{"code": 1}], object), allow_pickle=True)
+    with pytest.raises(lut.LutError, match=r"cannot read .* as a NumPy array"):
+        lut.read_haq(path, LAYERS)

@@ -1,0 +1,39 @@
+import json
+
+import pytest
+
+from hwcost import lut as lut_lib
+from launch import lut
+
+
+def test_any_keys_are_filled_in_apqs_form(tmp_path, capsys):
+    keys = ["(64, 64, 28, 3, 1, 1, 64)-W4A8", "head", "(32, 16, 112, 1, 1, 0, 1)-W8A8", "tail"]
+    (tmp_path / "keys.json").write_text(json.dumps(keys))
+    lut.main(["build", "--device=bitfusion", f"--keys={tmp_path}/keys.json", f"--out={tmp_path}/table.json"])
+    assert "4 settings of bitfusion" in capsys.readouterr().out
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert list(table) == keys
+    assert table["head"]["latency"] == pytest.approx(0.295904, abs=1e-12)
+    assert table["tail"] == {"latency": pytest.approx(0.081608), "energy": pytest.approx(0.1518, rel=0.01)}
+    lut.main(["convert", f"--apq={tmp_path}/table.json", "--metric=energy", f"--out={tmp_path}/energy.csv"])
+    assert len(lut_lib.read(tmp_path / "energy.csv").entries) == 4
+
+
+def test_the_published_table_is_filled_again(bitfusion_file, tmp_path):
+    lut.main(["build", "--device=bitfusion", f"--keys={bitfusion_file}", f"--out={tmp_path}/table.json"])
+    ours, theirs = (json.loads(path.read_text()) for path in (tmp_path / "table.json", bitfusion_file))
+    assert list(ours) == list(theirs)
+    assert max(abs(ours[key]["latency"] - theirs[key]["latency"]) for key in theirs) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "--device=bitfusion", "--keys=nowhere.json", "--out=x.json"], "cannot read keys from nowhere.json"),
+        (["convert", "--haq=nowhere.npy", "--out=x.json"], "--haq needs --model"),
+        (["convert", "--apq=nowhere.json", "--out=x.json"], "cannot read nowhere.json as a table of APQ's"),
+    ],
+)
+def test_errors_are_one_line(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        lut.main(arguments)
