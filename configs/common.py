@@ -88,8 +88,8 @@ def get_config() -> ConfigDict:
             },
             "recalibration_batches": 50,  # for the batch statistics under the final genome
             "random_search": {"draws": 20000, "evaluated": 32},  # with policy=uniform
-            # For the footprint that summaries tell (hwcost/carbon.py): what the machine draws, what its electricity emits
-            # (kg of CO2e per kWh) and what an hour of it costs, from … to.
+            # For the footprint that summaries tell (hwcost/carbon.py): what the machine draws, what its electricity
+            # emits (kg of CO2e per kWh) and what an hour of it costs, from … to.
             "footprint": {"watts": 188.2, "kilograms_per_kilowatt_hour": 0.4327, "dollars_per_hour": (0.74, 2.48)},
             "log_every": 20,
             "checkpoint_every": 200,

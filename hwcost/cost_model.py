@@ -44,7 +44,10 @@ class CostModel(NamedTuple):
 
     def uniform(self, workload: Workload, fmt: Format) -> float:
         """The cost of a network with every layer in `fmt`."""
-        costs = [float(self.of_layer(layer, [fmt])[0]) for layer in workload]
+        return self.over_layers([float(self.of_layer(layer, [fmt])[0]) for layer in workload])
+
+    def over_layers(self, costs: Sequence[float]) -> float:
+        """The total of what the layers cost."""
         return {"sum": sum(costs), "mean": sum(costs) / len(costs), "peak": max(costs)}[self.total]
 
 

@@ -1,6 +1,8 @@
 """The costs that a search may be given by name."""
 
-from hwcost import analytic, bitfusion, fpga, gpu
+import pathlib
+
+from hwcost import analytic, bitfusion, fpga, gpu, lut, registry
 from hwcost.cost_model import CostModel
 
 COSTS: dict[str, CostModel] = {
@@ -12,3 +14,17 @@ COSTS: dict[str, CostModel] = {
     **{f"{name}_roofline": gpu.latency(part) for name, part in gpu.PARTS.items()},
     **{f"{name}_latency": gpu.latency(part) for name, part in gpu.MEASURED.items()},
 }
+
+
+def find_cost(name: str) -> CostModel:
+    """One of `COSTS`, a table's file, or what `package.module:name` imports.
+
+    Raises:
+      ValueError: there is no such thing, or it is no `CostModel`.
+    """
+    if name.endswith((".json", ".csv")):
+        return lut.read(pathlib.Path(name)).cost_model()
+    found = registry.lookup("cost", name, COSTS)
+    if not isinstance(found, CostModel):
+        raise ValueError(f"cost {name!r}: expected a hwcost.cost_model.CostModel, got {type(found).__name__}")
+    return found

@@ -1,15 +1,18 @@
 """What a network costs, before any training: bit operations, weights, memory.
 
     python -m launch.cost --model=mobilenetv2 --width=1.4 --format=int8 [--image=224] [--layers] [--json]
+        [--cost=bitfusion_latency --cost=TABLE.csv]
 
 `--format` is a number format, or a genome file for a format per layer. Counted is what the paper's tables count: every
 convolution and dense layer, without squeeze-and-excitation and products of activations, unless `--everything` is given.
+`--cost` adds what a device takes (docs/devices.md).
 """
 
 import argparse
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +22,7 @@ from aqt_like import formats
 from aqt_like.formats import Format
 from fliqs_jax import models
 from hwcost import analytic, workload
+from hwcost.costs import find_cost
 from hwcost.format_plan import format_decision
 from hwcost.workload import Workload
 
@@ -58,6 +62,20 @@ def layer_formats(layers: Workload, name: str) -> list[Format]:
     if unknown := sorted(expected ^ set(choices)):
         raise ValueError(f"{name} is a genome of another network: only one of the two has {', '.join(unknown)}")
     return [formats.parse(choices[format_decision(layer.path)]) for layer in layers]
+
+
+def device_costs(layers: Workload, chosen: list[Format], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """For each cost its `unit`, its `total`, and a value per layer under `layers`.
+
+    Raises:
+      ValueError: no such cost, or a layer or format that it cannot price.
+    """
+    found = {}
+    for name in names:
+        model = find_cost(name)
+        values = [float(model.of_layer(layer, [fmt])[0]) for layer, fmt in zip(layers, chosen, strict=True)]
+        found[name] = {"unit": model.unit, "total": model.over_layers(values), "layers": values}
+    return found
 
 
 def summarize(layers: Workload, chosen: list[Format]) -> dict[str, Any]:
@@ -105,6 +123,7 @@ def show(figures: dict[str, Any], console: Console, *, with_layers: bool) -> Non
         ("weights", f"{figures['weights']:,}, {figures['weight_bytes'] / 1e6:.4g} MB"),
         ("peak activations", f"{figures['peak_activation_bytes'] / 1e6:.4g} MB (input and output of one layer)"),
         ("layers", f"{len(figures['layers'])}"),
+        *((name, f"{cost['total']:,.6g} {cost['unit']}") for name, cost in figures.get("costs", {}).items()),
     ):
         console.print(f"{label:<22}{text}")
 
@@ -118,6 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image", type=int, help="side of the images in pixels, if not as published")
     parser.add_argument("--classes", type=int, help="of the classifier, if not as published")
     parser.add_argument("--everything", action="store_true", help="count what the paper does not count, too")
+    parser.add_argument("--cost", action="append", default=[], help="of a device; may be given several times")
     parser.add_argument("--layers", action="store_true", help="one row per layer")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
@@ -129,7 +149,8 @@ def main(argv: list[str] | None = None) -> None:
             image=arguments.image,
             everything=arguments.everything,
         )
-        figures = summarize(layers, layer_formats(layers, arguments.format))
+        chosen = layer_formats(layers, arguments.format)
+        figures = summarize(layers, chosen) | {"costs": device_costs(layers, chosen, arguments.cost)}
     except ValueError as error:
         sys.exit(f"error: {error}")
     if arguments.json:

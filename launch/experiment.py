@@ -16,13 +16,13 @@ from aqt_like import format_state as format_state_lib
 from aqt_like import formats as formats_lib
 from aqt_like.granularity import Clipping
 from aqt_like.layers import Quantizer
-from fliqs_jax import distillation, losses, models, pretrained, quality, registry, reward, schedule
+from fliqs_jax import distillation, losses, models, pretrained, quality, reward, schedule
 from fliqs_jax import policy as policy_lib
 from fliqs_jax import search as search_lib
-from hwcost import lut, workload
+from hwcost import registry, workload
 from hwcost import table as table_lib
 from hwcost.cost_model import CostModel
-from hwcost.costs import COSTS
+from hwcost.costs import find_cost
 from hwcost.format_plan import FormatPlan, format_plan
 from launch import data, optimizers
 
@@ -213,17 +213,11 @@ def _budgets(config: ConfigDict, plan: FormatPlan) -> tuple[dict[str, CostModel]
             amount = 0.0
         if not name or amount <= 0:
             raise ConfigError(f"budget {text!r}: expected NAME: TARGET UNIT, as in 'weight_bytes: 1.2 int4'")
-        costs[name] = _cost(name)
+        costs[name] = find_cost(name)
         budgets.append(_budget(config, plan, name, costs[name], amount, unit.strip() or "absolute"))
     if len(costs) < len(budgets):
         raise ConfigError(f"budgets={config.budgets}: one of these is on the same cost as another, or as {config.cost}")
     return costs, tuple(budgets)
-
-
-def _cost(name: str) -> CostModel:
-    if name.endswith((".json", ".csv")):
-        return lut.read(pathlib.Path(name)).cost_model()
-    return registry.lookup("cost", name, COSTS)
 
 
 def _budget(

@@ -227,6 +227,39 @@ def lines(
         return _svg(figure, f"{ylabel} over {xlabel}")
 
 
+def scatter(series: Mapping[str, tuple[np.ndarray, np.ndarray]], *, xlabel: str, ylabel: str) -> str:
+    """Clouds of points, a panel each."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 2.6))
+        panels = figure.subplots(1, len(series), squeeze=False)[0]
+        for axes, (name, (x, y)) in zip(panels, series.items(), strict=True):
+            axes.scatter(x, y, s=3, color=_SECOND, alpha=0.35, linewidths=0)
+            axes.set_title(name, loc="left")
+            axes.set_xlabel(xlabel)
+        panels[0].set_ylabel(ylabel)
+        figure.subplots_adjust(wspace=0.3)
+        return _svg(figure, f"{ylabel} over {xlabel}")
+
+
+def roofline(
+    points: Mapping[str, tuple[np.ndarray, np.ndarray]], *, peaks: Mapping[str, float], bytes_per_second: float
+) -> str:
+    """Layers under a roofline: multiply-accumulates per byte and per second; a cloud and a roof for each name."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 3.4))
+        axes = figure.subplots()
+        span = np.geomspace(min(x.min() for x, _ in points.values()) / 2, 2 * max(x.max() for x, _ in points.values()))
+        for (name, (x, y)), colour, marker in zip(points.items(), _LINE_COLOURS, "os^", strict=False):
+            axes.plot(span, np.minimum(peaks[name], span * bytes_per_second) / 1e9, color=colour, linewidth=1)
+            axes.scatter(x, y / 1e9, s=12, color=colour, marker=marker, label=name, linewidths=0, alpha=0.8)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("multiply-accumulates per byte")
+        axes.set_ylabel("billion multiply-accumulates / s")
+        axes.legend(loc="upper left", fontsize=8)
+        return _svg(figure, "Roofline: layers by arithmetic intensity and speed")
+
+
 def sensitivities(decibels: np.ndarray, layers: Sequence[str], formats: Sequence[str]) -> str:
     """Signal-to-noise ratio of the logits when one layer alone has one format, [L, K], as a table of shades."""
     with matplotlib.rc_context(_STYLE):

@@ -3,7 +3,10 @@ import logging
 
 import pytest
 
+from configs import fliqs_digits
 from examples import digits_mlp, text_transformer
+from hwcost.table import price_exactly
+from launch import experiment
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +33,15 @@ def test_a_transformer_on_text_is_searched(tmp_path):
     assert len(chosen) == 2 * (4 + 2) + 1
     assert chosen["attention1/query"] == chosen["attention1/key"] == chosen["attention1/value"]
     assert "attention1/*.format" in {decision["name"] for decision in summary["decisions"]}
+
+
+def test_a_device_of_ones_own_is_a_cost():
+    config = fliqs_digits.get_config()
+    config.cost, config.target, config.target_unit = "examples.microcontroller:LATENCY", 1.1, "int8"
+    prepared = experiment.prepare(config)
+    table, plan = prepared.search.budgets[0].table, prepared.plan
+    four, eight, sixteen = (price_exactly(table, plan.uniform_genome(name)) for name in ("int4", "int8", "bf16"))
+    assert eight < four  # four bits save no time there
+    assert prepared.search.budgets[0].target == 1.1 * eight
+    assert sixteen != eight
+    assert prepared.costs["examples.microcontroller:LATENCY"].unit == "ms"

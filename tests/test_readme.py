@@ -4,7 +4,8 @@ import json
 import pathlib
 import re
 
-from benchmarks import assignments, cifar10, quantizers, search_memory, search_step
+from benchmarks import assignments, cifar10, devices, pricing, quantizers, search_memory, search_step
+from hwcost.costs import COSTS
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -33,6 +34,22 @@ def test_the_table_of_other_networks_is_stored():
     for name in ("cifar10_mobilenetv2", "cifar10_deit"):
         for row in json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text()):
             assert f"| {row['network']} | {row['accuracy']} | {row['Mbit ops']} |" in README
+
+
+def test_the_table_of_a_device_is_stored():
+    for row in json.loads((ROOT / "benchmarks" / "results" / "cifar10_bitfusion.json").read_text()):
+        cells = (row[key] for key in ("network", "accuracy", "ms", "bits of each layer"))
+        assert f"| {' | '.join(cells)} |" in README
+
+
+def test_the_page_on_devices_has_what_is_stored_and_known():
+    page = (ROOT / "docs" / "devices.md").read_text()
+    assert devices.markdown(json.loads(devices.RESULTS.read_text())["rank_correlation"]) in page
+    assert pricing.markdown(json.loads(pricing.RESULTS.read_text())["spaces"]) in page
+    for name in COSTS:
+        assert f"`{name}`" in page
+    for link in re.findall(r"\]\(([^)]+)\)", page):
+        assert (ROOT / "docs" / link).exists(), link
 
 
 def test_its_tables_are_those_stored():

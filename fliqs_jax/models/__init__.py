@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from fliqs_jax import registry
 from fliqs_jax.models import efficientnet
 from fliqs_jax.models.deit import DeiT
 from fliqs_jax.models.imagenet_resnet import ImageNetResNet
@@ -15,6 +14,7 @@ from fliqs_jax.models.inception import InceptionV3
 from fliqs_jax.models.mobilenet import MobileNetV2
 from fliqs_jax.models.recommender import CATEGORIES, NUMBERS, Recommender
 from fliqs_jax.models.resnet import ResNet
+from hwcost import registry
 
 
 class Network(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from fliqs_jax import registry
+from hwcost import registry
 from launch.data.clicks import ClickLog
 from launch.data.contract import DataError, Source
 from launch.data.images import Digits, TfdsImages

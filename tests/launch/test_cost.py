@@ -87,3 +87,18 @@ def test_reading_a_workload_is_fast():
 def test_every_network_has_a_cost(capsys, name):
     if name != "cifar_resnet":
         assert json.loads(run(capsys, f"--model={name}", "--json"))["gbops"] > 0
+
+
+def test_devices_may_be_asked(capsys, tmp_path):
+    figures = json.loads(
+        run(capsys, "--model=mobilenetv2", "--json", "--cost=bitfusion_latency", "--cost=peak_activation_bytes")
+    )
+    latency = figures["costs"]["bitfusion_latency"]
+    assert (latency["unit"], round(latency["total"], 2)) == ("ms", 9.10)
+    assert sum(latency["layers"]) == pytest.approx(latency["total"])
+    assert figures["costs"]["peak_activation_bytes"]["total"] == figures["peak_activation_bytes"]
+    assert "bitfusion_energy" in run(capsys, "--model=mobilenetv2", "--cost=bitfusion_energy")
+    with pytest.raises(SystemExit, match=r"stem/conv: BitFusion computes integers of 2 to 16 bits, e4m3 is none"):
+        run(capsys, "--model=mobilenetv2", "--format=e4m3", "--cost=bitfusion_energy")
+    with pytest.raises(SystemExit, match=r"cost 'math:pi': expected a hwcost\.cost_model\.CostModel, got float"):
+        run(capsys, "--model=mobilenetv2", "--cost=math:pi")

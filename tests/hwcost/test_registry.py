@@ -1,6 +1,6 @@
 import pytest
 
-from fliqs_jax import registry
+from hwcost import registry
 
 
 def test_ours_come_from_the_table_and_the_users_are_imported():

@@ -1,0 +1,118 @@
+"""How well bit operations tell what a device takes, and where a network's layers lie under BitFusion's roofline.
+
+    python -m benchmarks.devices
+
+Rank correlations (Spearman) of bit operations with other costs over 20,000 random genomes of int4 … int8. A genome's
+formats are drawn with frequencies that are drawn as well, so that all costs occur. Writes results/devices.json beside
+this file and the pictures docs/bitfusion_ranks.svg and docs/bitfusion_roofline.svg.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from scipy.stats import spearmanr
+
+from aqt_like import formats
+from benchmarks import pictures
+from fliqs_jax import models
+from hwcost import bitfusion, workload
+from hwcost import table as table_lib
+from hwcost.costs import COSTS
+from hwcost.format_plan import FormatPlan, format_plan
+from hwcost.workload import LayerSpec, Workload
+from launch import figures
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "devices.json"
+NETWORKS = ("resnet18", "mobilenetv2")
+COMPARED = (
+    "bitfusion_latency",
+    "bitfusion_energy",
+    "rtx2080ti_latency",
+    "weight_bytes",
+    "peak_activation_bytes",
+)
+GENOMES = 20_000
+
+
+def layers_of(name: str) -> Workload:
+    """Of a network as published."""
+    return workload.trace(models.create(name, classes=1000), models.find(name).input_shape, train=False)
+
+
+def random_genomes(plan: FormatPlan) -> np.ndarray:
+    """int32[N, D]."""
+    rng = np.random.default_rng(0)
+    options = len(plan.formats)
+    frequencies = np.cumsum(rng.dirichlet(np.ones(options), GENOMES), axis=1)
+    draws = rng.random((GENOMES, len(plan.space)))
+    return (draws[:, :, None] > frequencies[:, None, :-1]).sum(axis=2).astype(np.int32)
+
+
+def prices(name: str) -> dict[str, np.ndarray]:
+    """Each cost of the same random genomes."""
+    plan = format_plan(layers_of(name), formats.format_space("int4,int5,int6,int7,int8"))
+    genomes = random_genomes(plan)
+    found = {}
+    for cost in ("bit_operations", *COMPARED):
+        table = COSTS[cost].table(plan)
+        price = jax.jit(jax.vmap(lambda genome, table=table: table_lib.price(table, genome)))
+        found[cost] = np.asarray(price(genomes), np.float64)
+    return found
+
+
+def roofline_points(layers: Workload, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Multiply-accumulates per byte that a layer has to move at least, and per second that it reaches on BitFusion."""
+    fmt = formats.parse(f"int{bits}")
+    model = bitfusion.cost_models()["latency"]
+
+    def point(layer: LayerSpec) -> tuple[float, float]:
+        moved = (layer.weights + layer.input_values + layer.output_values) * bits / 8
+        return layer.macs / moved, layer.macs / (1e-3 * model.of_layer(layer, [fmt])[0])
+
+    intensity, speed = np.asarray([point(layer) for layer in layers]).T
+    return intensity, speed
+
+
+def main() -> None:
+    """Compares, draws and stores."""
+    priced = {name: prices(name) for name in NETWORKS}
+    ranks: dict[str, dict[str, Any]] = {
+        name: {cost: float(spearmanr(costs["bit_operations"], costs[cost]).statistic) for cost in COMPARED}
+        for name, costs in priced.items()
+    }
+    document = {"command": "python -m benchmarks.devices", "genomes": GENOMES, "rank_correlation": ranks}
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    series = {
+        f"{name} (rank correlation {ranks[name]['bitfusion_latency']:.2f})": (
+            costs["bit_operations"][:3000] / 1e9,
+            costs["bitfusion_latency"][:3000],
+        )
+        for name, costs in priced.items()
+    }
+    pictures.write("bitfusion_ranks.svg", figures.scatter(series, xlabel="GBOPs", ylabel="latency on BitFusion (ms)"))
+    array = bitfusion.APQ_ACCELERATOR
+    peak = array.rows * array.columns * array.clock
+    layers = layers_of("mobilenetv2")
+    pictures.write(
+        "bitfusion_roofline.svg",
+        figures.roofline(
+            {f"MobileNetV2 at int{bits}": roofline_points(layers, bits) for bits in (4, 8)},
+            peaks={"MobileNetV2 at int4": 4 * peak, "MobileNetV2 at int8": peak},
+            bytes_per_second=array.bus_bits / 8 * array.clock,
+        ),
+    )
+    print(markdown(ranks))
+
+
+def markdown(ranks: dict[str, dict[str, float]]) -> str:
+    """The table of the README."""
+    lines = ["| rank correlation with bit operations | " + " | ".join(ranks) + " |", "|---" * (len(ranks) + 1) + "|"]
+    lines += [f"| `{cost}` | " + " | ".join(f"{ranks[name][cost]:.3f}" for name in ranks) + " |" for cost in COMPARED]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

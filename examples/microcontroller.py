@@ -1,0 +1,37 @@
+"""A device of your own in thirty lines: a microcontroller on which four bits save memory, but no time.
+
+    python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/microcontroller \\
+        --config.cost=examples.microcontroller:LATENCY --config.target=1.1 --config.target_unit=int8
+
+Its rates stand for what you would measure: an instruction multiplies two pairs of 8 bits, and narrower values have to
+be unpacked first; weights come from a flash memory of two bytes a cycle.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from aqt_like.formats import Format
+from hwcost.cost_model import CostModel
+from hwcost.workload import LayerSpec
+
+CLOCK = 100e6
+CYCLES_PER_MAC = {8: 0.5, 16: 1.0}
+UNPACKING_CYCLES = 0.25  # for each weight of fewer than 8 bits
+FLASH_BYTES_PER_CYCLE = 2
+
+
+def milliseconds(layer: LayerSpec, formats: Sequence[Format]) -> np.ndarray:
+    """float64[K]: the slower of arithmetic and flash, in each of the K formats."""
+    times = []
+    for fmt in formats:
+        computes_as = 8 if fmt.is_integer and fmt.bits <= 8 else 16
+        arithmetic = layer.macs * CYCLES_PER_MAC[computes_as]
+        if fmt.bits < 8:
+            arithmetic += layer.weights * UNPACKING_CYCLES
+        flash = layer.weights * fmt.bits / 8 / FLASH_BYTES_PER_CYCLE
+        times.append(1e3 * max(arithmetic, flash) / CLOCK)
+    return np.asarray(times)
+
+
+LATENCY = CostModel(milliseconds, "ms")
