@@ -105,8 +105,9 @@ class Gap:
 
 
 def uniform_gap(runs: Sequence[RecordedRun]) -> Gap | None:
-    """The gap between the uniform networks among `runs`; None where there are no two."""
-    uniform = sorted((run.summary for run in runs if not run.searched), key=lambda s: (s["cost"], -quality_of(s)))
+    """The gap between the uniform networks of the same kind of cost as the first run; None where there are no two."""
+    alike = [run for run in runs if run.summary["cost_name"] == runs[0].summary["cost_name"]]
+    uniform = sorted((run.summary for run in alike if not run.searched), key=lambda s: (s["cost"], -quality_of(s)))
     return Gap(uniform[0], uniform[-1]) if len(uniform) > 1 else None
 
 
@@ -203,7 +204,7 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
         ),
         _card(
             "Where the cost is",
-            f"Each layer's share of {main['cost_name'].replace('_', ' ')}, and of bit operations.",
+            _shares_of(main),
             figures.cost_shares(main),
         ),
         _card("Results", "", _table(runs), wide=True),
@@ -215,6 +216,11 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
             wide=True,
         ),
     ]
+
+
+def _shares_of(summary: dict[str, Any]) -> str:
+    name = summary["cost_name"].replace("_", " ")
+    return f"Each layer's share of {name}" + (", and of bit operations." if name != "bit operations" else ".")
 
 
 def _footprint(summary: dict[str, Any]) -> str:
@@ -300,7 +306,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         path = write(arguments.directories, arguments.out or arguments.directories[0] / "report.html")
         runs = read_runs(arguments.directories)
-        print_table(runs, Console())
+        console = Console()
+        print_table(runs, console if console.is_terminal else Console(width=120))
         if arguments.json:
             table = [dict(zip(_columns(runs), _row(run, runs), strict=True)) for run in runs]
             arguments.json.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")

@@ -50,7 +50,7 @@ def test_mistakes_end_the_command_within_seconds(option, message, tmp_path):
         ({"formats": "int4,int3.5"}, "unknown number format 'int3.5'"),
         ({"formats": "uint4,int8"}, "uint4 cannot hold weights"),
         ({"formats": "int4,int16"}, "no clip multiple for int16"),
-        ({"target": 17.0}, r"target=17 \(in units of int4\) is out of reach: .* from 1 to 16"),
+        ({"target": 17.0}, r"target=17 of bit_operations \(in units of int4\) is out of reach: .* from 1 to 16"),
         ({"target_unit": "absolute", "target": 1.0}, "out of reach"),
         ({"target_unit": "kilobits"}, "unknown number format 'kilobits'"),
         ({"policy": "greedy"}, r"policy='greedy': expected one of reinforce, uniform, fixed"),
