@@ -13,28 +13,27 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def _real(variable: str, place: str, what: str) -> pathlib.Path:
+    """A file or folder of real data: where an environment variable says, or beside the repository; else skips."""
+    path = pathlib.Path(os.environ.get(variable, DATA / place))
+    if not path.exists():
+        pytest.skip(f"needs {what} in {path} (or in {variable})")
+    return path
+
+
 @pytest.fixture(scope="session")
 def tfds_dir() -> pathlib.Path:
-    """CIFAR-10 as tfds prepares it: where FLIQS_TFDS_DIR says, or beside the repository."""
-    directory = pathlib.Path(os.environ.get("FLIQS_TFDS_DIR", DATA / "tfds"))
-    if not (directory / "cifar10").is_dir():
-        pytest.skip(f"needs CIFAR-10 as tfds prepares it in {directory} (or in FLIQS_TFDS_DIR)")
-    return directory
+    """A folder in which tfds has CIFAR-10 prepared."""
+    return _real("FLIQS_TFDS_DIR", "tfds", "CIFAR-10 as tfds prepares it")
 
 
 @pytest.fixture(scope="session")
 def criteo_file() -> pathlib.Path:
-    """A real click log: where FLIQS_CRITEO_FILE says, or beside the repository."""
-    file = pathlib.Path(os.environ.get("FLIQS_CRITEO_FILE", DATA / "criteo" / "train.tiny.csv"))
-    if not file.is_file():
-        pytest.skip(f"needs a click log of Criteo's in {file} (or in FLIQS_CRITEO_FILE)")
-    return file
+    """A real click log."""
+    return _real("FLIQS_CRITEO_FILE", "criteo/train.tiny.csv", "a click log of Criteo's")
 
 
 @pytest.fixture(scope="session")
 def bitfusion_file() -> pathlib.Path:
-    """APQ's table of BitFusion's latencies and energies: where FLIQS_BITFUSION_FILE says, or beside the repository."""
-    file = pathlib.Path(os.environ.get("FLIQS_BITFUSION_FILE", DATA / "bitfusion" / "apq_lut_b1_part.json"))
-    if not file.is_file():
-        pytest.skip(f"needs APQ's table of BitFusion in {file} (or in FLIQS_BITFUSION_FILE)")
-    return file
+    """APQ's table of BitFusion's latencies and energies."""
+    return _real("FLIQS_BITFUSION_FILE", "bitfusion/apq_lut_b1_part.json", "APQ's table of BitFusion")
