@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ from hwcost import table as table_lib
 from hwcost.cost_model import CostModel
 from hwcost.costs import find_cost
 from hwcost.format_plan import FormatPlan, format_plan
+from hwcost.workload import Workload
 from launch import data, optimizers
 
 
@@ -71,57 +73,15 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
     Raises:
       ConfigError, data.DataError, formats.UnknownFormatError: with a message for the person who wrote the config.
     """
-    devices = len(jax.devices())
-    for key in ("batch_size", "valid_batch_size"):
-        if config[key] < 1 or config[key] % devices:
-            raise ConfigError(f"{key}={config[key]}: expected a positive multiple of the {devices} devices")
-    for key in ("warmup_fraction", "input_quantization_fraction", "profile_fraction"):
-        if not 0 <= config[key] <= 1:
-            raise ConfigError(f"{key}={config[key]}: expected a fraction of training, 0…1")
-    if config.profile_fraction < config.input_quantization_fraction:
-        raise ConfigError(
-            f"profile_fraction={config.profile_fraction}: inputs are profiled until they are quantised at least, which "
-            f"is at input_quantization_fraction={config.input_quantization_fraction}"
-        )
-    for key in ("epochs", "gamma", "target", "log_every", "checkpoint_every"):
-        if config[key] <= 0:
-            raise ConfigError(f"{key}={config[key]}: expected a number above 0")
-
-    if config.cost_samples < 0 or config.cost_samples == 1:
-        raise ConfigError(f"cost_samples={config.cost_samples}: expected 0, or 2 and more")
-    if config.clip.source not in ("precomputed", "profiled"):
-        raise ConfigError(f"clip.source={config.clip.source!r}: expected precomputed or profiled")
-
+    _check_settings(config)
     formats = formats_lib.format_space(config.formats)
     source = source or data.find(config.data)
-    for key, available in (
-        ("batch_size", source.train_examples - config.data.valid_examples),
-        ("valid_batch_size", config.data.valid_examples),
-    ):
-        if config[key] > available:
-            raise ConfigError(
-                f"{key}={config[key]}: there are {available} such examples, with data.valid_examples="
-                f"{config.data.valid_examples} of {source.train_examples} set aside for validation"
-            )
+    _check_examples(config, source)
     settings = config.model.to_dict()
     network = models.find(settings["name"])
     model = models.create(settings.pop("name"), classes=source.classes, **settings)
     _check_pretrained(config, model, source)
-    example = source.example
-    layers = workload.trace(
-        model,
-        example.shape,
-        dtype=example.dtype,
-        ignored=network.uncounted,
-        products=config.products,
-        **models.mode(model, train=False),
-    )
-    if unnamed := [layer.path for layer in layers if ":" in layer.path]:
-        raise ConfigError(
-            f"products=True: {', '.join(unnamed)} cannot be quantised from outside: write them with "
-            "aqt_like.layers.Product, or leave products in float"
-        )
-    plan = format_plan(layers, formats, config.rules)
+    plan = format_plan(_layers(config, model, network.uncounted, source.example), formats, config.rules)
     costs, budgets = _budgets(config, plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
     total_steps = max(round(config.epochs * steps_per_epoch), 1)
@@ -134,7 +94,7 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
         optimizer=optimizers.weight_optimizer(config.optimizer, total_steps),
         policy_optimizer=optax.adam(config.policy_learning_rate, b1=config.policy_momentum),
         loss=_loss(config, source.classes),
-        quality=registry.lookup("quality", config.quality, quality.QUALITIES),
+        quality=_quality(config.quality),
         reward=_named(reward.REWARDS, "reward", config.reward),
         gamma=config.gamma,
         entropy_schedule=_named(schedule.ENTROPY_SCHEDULES, "entropy_schedule", config.entropy_schedule),
@@ -162,10 +122,71 @@ def prepare(config: ConfigDict, source: data.Source | None = None) -> Experiment
     )
 
 
-def _named(registry: dict[str, Any], key: str, name: str) -> Any:
-    if name not in registry:
-        raise ConfigError(f"{key}={name!r}: expected one of {', '.join(registry)}")
-    return registry[name]
+def _named(known: dict[str, Any], key: str, name: str) -> Any:
+    if name not in known:
+        raise ConfigError(f"{key}={name!r}: expected one of {', '.join(known)}")
+    return known[name]
+
+
+def _quality(name: str) -> quality.Quality:
+    found = registry.lookup("quality", name, quality.QUALITIES)
+    if not isinstance(found, quality.Quality):
+        raise ConfigError(f"quality={name!r}: expected a fliqs_jax.quality.Quality, got {type(found).__name__}")
+    return found
+
+
+def _check_settings(config: ConfigDict) -> None:
+    """What can be told without data or model."""
+    devices = len(jax.devices())
+    for key in ("batch_size", "valid_batch_size"):
+        if config[key] < 1 or config[key] % devices:
+            raise ConfigError(f"{key}={config[key]}: expected a positive multiple of the {devices} devices")
+    for key in ("warmup_fraction", "input_quantization_fraction", "profile_fraction"):
+        if not 0 <= config[key] <= 1:
+            raise ConfigError(f"{key}={config[key]}: expected a fraction of training, 0…1")
+    if config.profile_fraction < config.input_quantization_fraction:
+        raise ConfigError(
+            f"profile_fraction={config.profile_fraction}: inputs are profiled until they are quantised at least, which "
+            f"is at input_quantization_fraction={config.input_quantization_fraction}"
+        )
+    for key in ("epochs", "gamma", "target", "log_every", "checkpoint_every"):
+        if config[key] <= 0:
+            raise ConfigError(f"{key}={config[key]}: expected a number above 0")
+    if config.cost_samples < 0 or config.cost_samples == 1:
+        raise ConfigError(f"cost_samples={config.cost_samples}: expected 0, or 2 and more")
+    if config.clip.source not in ("precomputed", "profiled"):
+        raise ConfigError(f"clip.source={config.clip.source!r}: expected precomputed or profiled")
+
+
+def _check_examples(config: ConfigDict, source: data.Source) -> None:
+    """That there is a batch at least of training and of validation examples."""
+    for key, available in (
+        ("batch_size", source.train_examples - config.data.valid_examples),
+        ("valid_batch_size", config.data.valid_examples),
+    ):
+        if config[key] > available:
+            raise ConfigError(
+                f"{key}={config[key]}: there are {available} such examples, with data.valid_examples="
+                f"{config.data.valid_examples} of {source.train_examples} set aside for validation"
+            )
+
+
+def _layers(config: ConfigDict, model: nn.Module, uncounted: Sequence[str], example: jax.ShapeDtypeStruct) -> Workload:
+    """The layers that can be searched."""
+    layers = workload.trace(
+        model,
+        example.shape,
+        dtype=example.dtype,
+        ignored=uncounted,
+        products=config.products,
+        **models.mode(model, train=False),
+    )
+    if unnamed := [layer.path for layer in layers if ":" in layer.path]:
+        raise ConfigError(
+            f"products=True: {', '.join(unnamed)} cannot be quantised from outside: write them with "
+            "aqt_like.layers.Product, or leave products in float"
+        )
+    return layers
 
 
 def _quantizer(config: ConfigDict, plan: FormatPlan) -> Quantizer:

@@ -410,6 +410,9 @@ def test_a_search_may_be_given_any_costs(tiny_config, run_experiment, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"quality": "recall"}, "unknown quality 'recall': expected one of accuracy, auc"),
+        ({"quality": "math:pi"}, r"quality='math:pi': expected a fliqs_jax\.quality\.Quality, got float"),
+        ({"loss": "hinge"}, "unknown loss 'hinge': expected one of cross_entropy, binary_cross_entropy"),
         ({"cost": "joules"}, "unknown cost 'joules': expected one of bit_operations, weight_bytes"),
         ({"cost": "nowhere.csv"}, "cannot read the table nowhere.csv"),
         ({"cost": "fpga_area"}, "stem: the published areas are for integers up to 8 bits, bf16 is none"),
@@ -419,7 +422,7 @@ def test_a_search_may_be_given_any_costs(tiny_config, run_experiment, tmp_path):
         ({"budgets": ("weight_bytes: 0.5 int4",)}, "target=0.5 of weight_bytes .* is out of reach: .* from 1 to 4"),
     ],
 )
-def test_costs_that_cannot_be_are_refused(tiny_config, changes, message):
+def test_costs_and_qualities_that_cannot_be_are_refused(tiny_config, changes, message):
     tiny_config.update(changes)
     with pytest.raises(ValueError, match=message):
         experiment.prepare(tiny_config)
