@@ -25,11 +25,13 @@ class CostModel(NamedTuple):
         ValueError, naming the layer, where it cannot tell.
       unit: of the cost.
       total: of a network over its layers: `"sum"`, `"mean"` or `"peak"`, which is the dearest layer.
+      estimates: whether a layer's cost is an estimate from that of other layers; reports say so.
     """
 
     of_layer: OfLayer
     unit: str
     total: Literal["sum", "mean", "peak"] = "sum"
+    estimates: Callable[[LayerSpec], bool] = lambda _: False
 
     def table(self, plan: FormatPlan) -> table_lib.CostTable:
         """Prices for the genomes of a plan."""

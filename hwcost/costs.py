@@ -17,13 +17,14 @@ COSTS: dict[str, CostModel] = {
 
 
 def find_cost(name: str) -> CostModel:
-    """One of `COSTS`, a table's file, or what `package.module:name` imports.
+    """One of `COSTS`, a table's file (or `interpolated:FILE`), or what `package.module:name` imports.
 
     Raises:
       ValueError: there is no such thing, or it is no `CostModel`.
     """
     if name.endswith((".json", ".csv")):
-        return lut.read(pathlib.Path(name)).cost_model()
+        file = name.removeprefix("interpolated:")
+        return lut.read(pathlib.Path(file)).cost_model(interpolated=file != name)
     found = registry.lookup("cost", name, COSTS)
     if not isinstance(found, CostModel):
         raise ValueError(f"cost {name!r}: expected a hwcost.cost_model.CostModel, got {type(found).__name__}")

@@ -17,9 +17,11 @@ import dataclasses
 import difflib
 import io
 import json
+import math
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -74,28 +76,70 @@ class Lut:
         here = sorted(f"W{w}A{a}" for k, (w, a) in self.entries if k == key)
         if here:
             raise LutError(f"{self.device}: {key!r} has no W{bits[0]}A{bits[1]}, but {', '.join(here)}")
-        keys = list(dict.fromkeys(k for k, _ in self.entries))
-        near = difflib.get_close_matches(key, keys, n=3, cutoff=0.0)
+        near = difflib.get_close_matches(key, self._keys(), n=3, cutoff=0.0)
         raise LutError(f"{self.device}: no setting {key!r}; nearest are {', '.join(map(repr, near))}")
 
-    def cost_model(self) -> CostModel:
-        """Prices layers by this table. A width that it lacks runs as the next wider one; floats as 16 bits at least."""
+    def like(self, layer: LayerSpec) -> tuple[str, float]:
+        """The key of the layer here that is most like one that is missing, and by what to multiply its cost.
+
+        Alike are layers of one kind, kernel, stride and, if grouped, as many channels to a group; of these the nearest
+        in channels and size. Costs are taken as proportional to multiply-accumulates.
+
+        Raises:
+          LutError: no layer here is like that one.
+        """
+        wanted = _parse_key(key_of(layer))
+        alike = [(key, parsed) for key in self._keys() if (parsed := _parse_key(key)).family == wanted.family]
+        if not alike:
+            raise LutError(f"{self.device}: nothing to interpolate {key_of(layer)!r} from: no layer of its kind")
+        key, nearest = min(alike, key=lambda pair: np.abs(np.log(pair[1].sizes) - np.log(wanted.sizes)).sum())
+        return key, float(np.prod(wanted.sizes) / np.prod(nearest.sizes))
+
+    def _keys(self) -> list[str]:
+        return list(dict.fromkeys(key for key, _ in self.entries))
+
+    def cost_model(self, *, interpolated: bool = False) -> CostModel:
+        """Prices layers by this table. A width that it lacks runs as the next wider one; floats as 16 bits at least.
+
+        Layers that it lacks are an error, or `interpolated`: estimated from the one that is most like it.
+        """
+        known = set(self._keys())
+
+        def estimates(layer: LayerSpec) -> bool:
+            return interpolated and key_of(layer) not in known
 
         def of_layer(layer: LayerSpec, formats: Sequence[Format]) -> np.ndarray:
-            key = key_of(layer)
+            key, factor = self.like(layer) if estimates(layer) else (key_of(layer), 1.0)
             widths = sorted(bits[0] for k, bits in self.entries if k == key and bits[0] == bits[1])
 
             def value(fmt: Format) -> float:
                 needed = fmt.bits if fmt.is_integer else max(fmt.bits, 16)
                 width = next((width for width in widths if width >= needed), needed)
                 try:
-                    return self.value(key, (width, width))
+                    return factor * self.value(key, (width, width))
                 except LutError as error:
                     raise LutError(f"{layer.path}: {error}") from error
 
             return np.asarray([value(fmt) for fmt in formats], np.float64)
 
-        return CostModel(of_layer, self.unit)
+        return CostModel(of_layer, self.unit, estimates=estimates)
+
+
+class _ParsedKey(NamedTuple):
+    """A key's `family`, within which costs are compared, and its `sizes`, whose product goes with its MACs."""
+
+    family: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+
+def _parse_key(key: str) -> _ParsedKey:
+    kind, *fields = key.split(" ")
+    values = dict(field.split("=", 1) for field in fields)
+    ins, outs, groups = (int(values.get(name, 1)) for name in ("in", "out", "groups"))
+    pixels = math.prod(int(n) for n in values["size"].rpartition("->")[2].split("x"))
+    group = str(ins // groups) if groups > 1 else "all"
+    family = (kind, values.get("kernel", ""), values.get("stride", ""), group)
+    return _ParsedKey(family, (outs, pixels) if groups > 1 else (ins, outs, pixels))
 
 
 def key_of(layer: LayerSpec) -> str:

@@ -220,7 +220,9 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
 
 def _shares_of(summary: dict[str, Any]) -> str:
     name = summary["cost_name"].replace("_", " ")
-    return f"Each layer's share of {name}" + (", and of bit operations." if name != "bit operations" else ".")
+    text = f"Each layer's share of {name}" + (", and of bit operations." if name != "bit operations" else ".")
+    estimates = [layer["path"] for layer in summary["layers"] if layer["cost_is_estimate"]]
+    return text + (f" Interpolated, not measured: {', '.join(estimates)}." if estimates else "")
 
 
 def _footprint(summary: dict[str, Any]) -> str:

@@ -360,6 +360,7 @@ def _price(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
                 "macs": layer.macs,
                 "weights": layer.weights,
                 "cost": cost,
+                "cost_is_estimate": next(iter(experiment.costs.values())).estimates(layer),
             }
             for layer, cost in zip(experiment.plan.workload, terms.tolist(), strict=True)
         ],

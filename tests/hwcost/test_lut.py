@@ -136,3 +136,20 @@ def test_haqs_form(tmp_path):
     np.save(path, np.asarray([{"code": 1}], object), allow_pickle=True)
     with pytest.raises(lut.LutError, match=r"cannot read .* as a NumPy array"):
         lut.read_haq(path, LAYERS)
+
+
+def test_missing_layers_are_estimated_only_where_asked():
+    table = example()
+    known = LAYERS[1]  # 3×3, 16 to 16 channels, 32×32
+    wider = dataclasses.replace(known, path="wider", out_channels=20)
+    with pytest.raises(lut.LutError, match="wider: a board: no setting"):
+        table.cost_model().of_layer(wider, [formats.parse("int8")])
+    model = table.cost_model(interpolated=True)
+    assert table.like(wider) == (lut.key_of(known), 20 / 16)
+    (found,) = model.of_layer(wider, [formats.parse("int8")])
+    assert found == pytest.approx(table.value(lut.key_of(known), (8, 8)) * 20 / 16)
+    assert model.estimates(wider) and not model.estimates(known)
+    assert model.of_layer(known, [formats.parse("int8")])[0] == table.value(lut.key_of(known), (8, 8))
+    depthwise = dataclasses.replace(known, path="depthwise", groups=16)
+    with pytest.raises(lut.LutError, match=r"nothing to interpolate 'conv .* groups=16' from: no layer of its kind"):
+        model.of_layer(depthwise, [formats.parse("int8")])

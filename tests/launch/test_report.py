@@ -15,6 +15,7 @@ def summary(name, bits, accuracy, *, policy="fixed", formats="int_s"):
             "macs": 1000,
             "weights": 9,
             "cost": b * b * 1e3,
+            "cost_is_estimate": False,
         }
         for i, b in enumerate(bits)
     ]

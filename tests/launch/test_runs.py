@@ -392,19 +392,24 @@ def test_a_search_may_be_given_any_costs(tiny_config, run_experiment, tmp_path):
     entries = {
         (lut.key_of(layer), (bits, bits)): lut.Entry(bits * layer.macs) for layer in layers for bits in (4, 8, 16)
     }
+    for bits in (4, 8, 16):
+        del entries[lut.key_of(layers[1]), (bits, bits)]
     lut.write(tmp_path / "board.csv", lut.Lut("board", "latency", "us", entries))
-    tiny_config.cost, tiny_config.target = str(tmp_path / "board.csv"), 1.3
+    tiny_config.cost, tiny_config.target = f"interpolated:{tmp_path}/board.csv", 1.3
     tiny_config.budgets = ("bitfusion_energy: 1.2 int4", "peak_activation_bytes: 100000")
     tiny_config.baselines = ("int8",)
     directories, _ = run_experiment(tiny_config)
     summary = summary_of(directories[1])
-    assert (summary["cost_name"], summary["cost_unit"]) == (str(tmp_path / "board.csv"), "us")
-    assert summary["cost"] == sum(8 * layer.macs for layer in layers)
+    assert (summary["cost_name"], summary["cost_unit"]) == (tiny_config.cost, "us")
+    assert summary["cost"] == pytest.approx(sum(8 * layer.macs for layer in layers))
+    estimated = [layer["path"] for layer in summary["layers"] if layer["cost_is_estimate"]]
+    assert "stage1_block1/conv1" in estimated and "classifier" not in estimated
     assert summary["relative_cost"] == pytest.approx(2 / 1.3)
     assert [budget["name"] for budget in summary["budgets"][1:]] == ["bitfusion_energy", "peak_activation_bytes"]
     assert summary["budgets"][2]["cost"] == max(layer.input_values + layer.output_values for layer in layers)
     page = report.write(directories, directories[0] / "report.html").read_text()
     assert "cost (us, log scale" in page and "bitfusion_energy" in page
+    assert "Interpolated, not measured: stage1_block1/conv1" in page
 
 
 @pytest.mark.parametrize(
