@@ -90,6 +90,11 @@ class LayerCalibration(NamedTuple):
         return (self.batches > 0) & (self.smallest >= 0)
 
 
+def kernel_clip(granularity_name: str) -> granularity.Clip:
+    """The usual threshold of kernels, multiples of the root mean square, at a granularity by name."""
+    return granularity.Clipping(calibration_lib.root_mean_square, granularity.of_kernels(granularity_name))
+
+
 class Quantizer(NamedTuple):
     """How tensors are quantised, in functions.
 
@@ -102,7 +107,7 @@ class Quantizer(NamedTuple):
     """
 
     estimator: gradients.Estimator = gradients.straight_through
-    weight_clip: granularity.Clip = granularity.Clipping(calibration_lib.root_mean_square, granularity.per_channel(-1))
+    weight_clip: granularity.Clip = kernel_clip("per_channel")
     input_clip: granularity.Clip | None = None
     factor_clip: granularity.Clip = granularity.Clipping(calibration_lib.root_mean_square)
     weight_clip_of: Mapping[str, granularity.Clip] = MappingProxyType({})

@@ -14,7 +14,7 @@ import flax.linen as nn
 from rich.console import Console
 
 from configs import fliqs_digits
-from launch import experiment, report, runs, runtime
+from launch import experiment, report, runs
 
 
 class Perceptron(nn.Module):
@@ -42,9 +42,7 @@ def main(workdir: pathlib.Path, epochs: float = 100.0) -> None:
     config.model = {"name": "examples.digits_mlp:make_model"}
     config.rules = ("hidden1: int8",)
     config.epochs, config.target, config.baselines = epochs, 3.0, ("int8",)
-    prepared = experiment.prepare(config)
-    with runtime.stop_on_signals() as stop:
-        directories = runs.run_all(prepared, workdir, Console(), stop)
+    directories = runs.run(experiment.prepare(config), workdir, Console())
     report.print_table(report.read_runs(directories), Console())
 
 

@@ -7,12 +7,8 @@ Its rates stand for what you would measure: an instruction multiplies two pairs 
 be unpacked first; weights come from a flash memory of two bytes a cycle.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from aqt_like.formats import Format
-from hwcost.cost_model import CostModel
+from hwcost.cost_model import CostModel, per_format, width_on_device
 from hwcost.workload import LayerSpec
 
 CLOCK = 100e6
@@ -21,17 +17,16 @@ UNPACKING_CYCLES = 0.25  # for each weight of fewer than 8 bits
 FLASH_BYTES_PER_CYCLE = 2
 
 
-def milliseconds(layer: LayerSpec, formats: Sequence[Format]) -> np.ndarray:
-    """float64[K]: the slower of arithmetic and flash, in each of the K formats."""
-    times = []
-    for fmt in formats:
-        computes_as = 8 if fmt.is_integer and fmt.bits <= 8 else 16
-        arithmetic = layer.macs * CYCLES_PER_MAC[computes_as]
-        if fmt.bits < 8:
-            arithmetic += layer.weights * UNPACKING_CYCLES
-        flash = layer.weights * fmt.bits / 8 / FLASH_BYTES_PER_CYCLE
-        times.append(1e3 * max(arithmetic, flash) / CLOCK)
-    return np.asarray(times)
+def milliseconds(layer: LayerSpec, fmt: Format) -> float:
+    """The slower of arithmetic and flash."""
+    width = width_on_device(CYCLES_PER_MAC, fmt)
+    if width is None:
+        raise ValueError(f"{layer.path}: {fmt.name} is wider than the {max(CYCLES_PER_MAC)} bits of this device")
+    arithmetic = layer.macs * CYCLES_PER_MAC[width]
+    if fmt.bits < 8:
+        arithmetic += layer.weights * UNPACKING_CYCLES
+    flash = layer.weights * fmt.bits / 8 / FLASH_BYTES_PER_CYCLE
+    return 1e3 * max(arithmetic, flash) / CLOCK
 
 
-LATENCY = CostModel(milliseconds, "ms")
+LATENCY = CostModel(per_format(milliseconds), "ms")

@@ -17,7 +17,7 @@ import optax
 from rich.console import Console
 
 from configs import common
-from launch import data, experiment, report, runs, runtime
+from launch import data, experiment, report, runs
 
 LENGTH = 64
 
@@ -66,9 +66,7 @@ def main(workdir: pathlib.Path, epochs: float = 8.0) -> None:
     config.optimizer.name, config.optimizer.learning_rate = "adamw", 3e-3
     config.data.valid_examples, config.target = 1000, 2.0
     config.baselines, config.epochs = ("int4", "bf16"), epochs
-    prepared = experiment.prepare(config)
-    with runtime.stop_on_signals() as stop:
-        directories = runs.run_all(prepared, workdir, Console(), stop)
+    directories = runs.run(experiment.prepare(config), workdir, Console())
     report.print_table(report.read_runs(directories), Console())
 
 

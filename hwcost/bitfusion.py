@@ -85,6 +85,15 @@ class Cost(NamedTuple):
     cycles: np.ndarray
     energy: np.ndarray
 
+    def milliseconds(self, accelerator: Accelerator) -> np.ndarray:
+        """float64[N]."""
+        return self.cycles / accelerator.clock * 1e3
+
+    @property
+    def millijoules(self) -> np.ndarray:
+        """float64[N]."""
+        return self.energy * 1e-6
+
 
 # The four loops over tiles, and which of them the three kinds of data depend on.
 _ROW, _COLUMN, _INPUT, _OUTPUT = range(4)
@@ -316,6 +325,6 @@ def cost_models(accelerator: Accelerator = APQ_ACCELERATOR, energy: Energy = APQ
         return cost(geometry_of(layer, accelerator), bits, bits, accelerator, energy)
 
     return {
-        "latency": CostModel(lambda layer, formats: of_layer(layer, formats).cycles / accelerator.clock * 1e3, "ms"),
-        "energy": CostModel(lambda layer, formats: of_layer(layer, formats).energy * 1e-6, "mJ"),
+        "latency": CostModel(lambda layer, formats: of_layer(layer, formats).milliseconds(accelerator), "ms"),
+        "energy": CostModel(lambda layer, formats: of_layer(layer, formats).millijoules, "mJ"),
     }

@@ -4,7 +4,7 @@ A cost model is a function of a layer and formats, here or anywhere: `config.cos
 the user's. Everything else (tables, pricing, targets, reports) is the same for all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -56,3 +56,16 @@ class CostModel(NamedTuple):
 def per_format(of_layer: Callable[[LayerSpec, Format], float]) -> OfLayer:
     """The `of_layer` of a function that prices one format at a time."""
     return lambda layer, formats: np.asarray([of_layer(layer, fmt) for fmt in formats], np.float64)
+
+
+def needed_width(fmt: Format) -> int:
+    """The bits that an arithmetic unit of common widths needs for `fmt`: floats of few bits run as 16-bit ones."""
+    return fmt.bits if fmt.is_integer else max(fmt.bits, 16)
+
+
+def width_on_device(widths: Iterable[int], fmt: Format) -> int | None:
+    """The narrowest of a device's widths that computes `fmt`, so that formats that it does not have gain nothing.
+
+    None where all are too narrow.
+    """
+    return min((width for width in widths if width >= needed_width(fmt)), default=None)

@@ -6,12 +6,9 @@ that is what a layer is priced at here; for other networks the mean over layers 
 """
 
 import math
-from collections.abc import Sequence
-
-import numpy as np
 
 from aqt_like.formats import Format
-from hwcost.cost_model import CostModel
+from hwcost.cost_model import CostModel, per_format
 from hwcost.workload import LayerSpec
 
 # Thousands of LUTs by bits: FLIQS, Table 2.
@@ -23,11 +20,10 @@ def thousand_luts(bits: int) -> float:
     return PUBLISHED.get(bits, 40.724 + 26.848 * math.exp(0.634 * (bits - 8)))
 
 
-def _of_layer(layer: LayerSpec, formats: Sequence[Format]) -> np.ndarray:
-    for fmt in formats:
-        if not fmt.is_integer or not 2 <= fmt.bits <= 8:
-            raise ValueError(f"{layer.path}: the published areas are for integers up to 8 bits, {fmt.name} is none")
-    return np.asarray([thousand_luts(fmt.bits) for fmt in formats])
+def _area(layer: LayerSpec, fmt: Format) -> float:
+    if not fmt.is_integer or not 2 <= fmt.bits <= 8:
+        raise ValueError(f"{layer.path}: the published areas are for integers up to 8 bits, {fmt.name} is none")
+    return thousand_luts(fmt.bits)
 
 
-AREA = CostModel(_of_layer, "thousand LUTs", total="mean")
+AREA = CostModel(per_format(_area), "thousand LUTs", total="mean")

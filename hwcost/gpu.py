@@ -6,13 +6,10 @@ wider one that it has, and gain nothing. How much faster int4 is than int8 in pr
 Table 3's ResNet-50 gains 1.338 and 1.234 where the rates differ by two.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from aqt_like.formats import Format
-from hwcost.cost_model import CostModel
+from hwcost.cost_model import CostModel, per_format, width_on_device
 from hwcost.workload import LayerSpec
 
 
@@ -50,15 +47,15 @@ MEASURED = {
 
 
 def runs_as(part: Part, fmt: Format) -> int:
-    """The bits of the format in which the part computes `fmt`: floats of few bits run as 16-bit ones.
+    """The bits of the format in which the part computes `fmt` (see `width_on_device`).
 
     Raises:
       ValueError: a format wider than all that it has.
     """
-    needed = fmt.bits if fmt.is_integer else max(fmt.bits, 16)
-    if needed > max(part.rates):
+    width = width_on_device(part.rates, fmt)
+    if width is None:
         raise ValueError(f"{fmt.name} is wider than the {max(part.rates)} bits that this GPU's tensor cores take")
-    return min(bits for bits in part.rates if bits >= needed)
+    return width
 
 
 def roofline_seconds(part: Part, layer: LayerSpec, bits: int) -> tuple[float, float]:
@@ -76,7 +73,4 @@ def latency(part: Part) -> CostModel:
             return 1e3 * max(roofline_seconds(part, layer, 8)) / part.int4_speedup
         return 1e3 * max(roofline_seconds(part, layer, bits))
 
-    def of_layer(layer: LayerSpec, formats: Sequence[Format]) -> np.ndarray:
-        return np.asarray([milliseconds(layer, fmt) for fmt in formats])
-
-    return CostModel(of_layer, "ms")
+    return CostModel(per_format(milliseconds), "ms")

@@ -21,12 +21,12 @@ import math
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from aqt_like.formats import Format
-from hwcost.cost_model import CostModel
+from hwcost.cost_model import CostModel, needed_width, width_on_device
 from hwcost.workload import LayerSpec
 
 Bits = tuple[int, int]
@@ -103,18 +103,19 @@ class Lut:
 
         Layers that it lacks are an error, or `interpolated`: estimated from the one that is most like it.
         """
-        known = set(self._keys())
+        widths: dict[str, list[int]] = {key: [] for key in self._keys()}
+        for key, (weight_bits, activation_bits) in self.entries:
+            if weight_bits == activation_bits:
+                widths[key].append(weight_bits)
 
         def estimates(layer: LayerSpec) -> bool:
-            return interpolated and key_of(layer) not in known
+            return interpolated and key_of(layer) not in widths
 
         def of_layer(layer: LayerSpec, formats: Sequence[Format]) -> np.ndarray:
             key, factor = self.like(layer) if estimates(layer) else (key_of(layer), 1.0)
-            widths = sorted(bits[0] for k, bits in self.entries if k == key and bits[0] == bits[1])
 
             def value(fmt: Format) -> float:
-                needed = fmt.bits if fmt.is_integer else max(fmt.bits, 16)
-                width = next((width for width in widths if width >= needed), needed)
+                width = width_on_device(widths.get(key, ()), fmt) or needed_width(fmt)
                 try:
                     return factor * self.value(key, (width, width))
                 except LutError as error:
@@ -162,42 +163,47 @@ def read(path: pathlib.Path) -> Lut:
       LutError: an unreadable file, a field that is missing or not what it should be, a setting that is there twice.
     """
     try:
-        text = path.read_text()
-        if path.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text)))
-            head = rows[0] if rows else {}
-        else:
-            head = json.loads(text)
-            rows = head["entries"]
-        entries: dict[tuple[str, Bits], Entry] = {}
-        for row in rows:
-            setting = (str(row["key"]), (int(row["weight_bits"]), int(row["activation_bits"])))
-            if setting in entries:
-                raise LutError(f"{path}: {setting[0]!r} at W{setting[1][0]}A{setting[1][1]} is there twice")
-            entry = Entry(float(row["value"]), int(row.get("repetitions") or 0), float(row.get("spread") or "nan"))
-            if not np.isfinite(entry.value) or entry.value < 0:
-                raise LutError(f"{path}: {setting[0]!r} costs {entry.value}: expected a number from 0")
-            entries[setting] = entry
-        if not entries:
-            raise LutError(f"{path} has no entries")
-        if path.suffix == ".csv" and len(devices := {(row["device"], row["metric"], row["unit"]) for row in rows}) > 1:
-            raise LutError(f"{path} mixes {len(devices)} devices, metrics or units: one table is for one of each")
-        return Lut(
-            str(head["device"]),
-            str(head["metric"]),
-            str(head["unit"]),
-            entries,
-            batch=int(head.get("batch") or 1),
-            date=str(head.get("date") or ""),
-        )
+        return _table(path, *_head_and_rows(path))
+    except LutError:
+        raise
     except KeyError as error:
-        raise LutError(
-            f"{path}: no field {error}: expected device, metric, unit, and per entry key, …, value"
-        ) from error
+        expected = "device, metric, unit, and in each entry key, weight_bits, activation_bits, value"
+        raise LutError(f"{path}: no field {error}: expected {expected}") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, LutError):
-            raise
         raise LutError(f"cannot read the table {path}: {error}") from error
+
+
+def _head_and_rows(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    text = path.read_text()
+    if path.suffix != ".csv":
+        document = json.loads(text)
+        return document, document["entries"]
+    rows = list(csv.DictReader(io.StringIO(text)))
+    if len(devices := {(row["device"], row["metric"], row["unit"]) for row in rows}) > 1:
+        raise LutError(f"{path} mixes {len(devices)} devices, metrics or units: one table is for one of each")
+    return rows[0] if rows else {}, rows
+
+
+def _table(path: pathlib.Path, head: dict[str, Any], rows: list[dict[str, Any]]) -> Lut:
+    if not rows:
+        raise LutError(f"{path} has no entries")
+    entries: dict[tuple[str, Bits], Entry] = {}
+    for row in rows:
+        key, bits = str(row["key"]), (int(row["weight_bits"]), int(row["activation_bits"]))
+        if (key, bits) in entries:
+            raise LutError(f"{path}: {key!r} at W{bits[0]}A{bits[1]} is there twice")
+        entry = Entry(float(row["value"]), int(row.get("repetitions") or 0), float(row.get("spread") or "nan"))
+        if not np.isfinite(entry.value) or entry.value < 0:
+            raise LutError(f"{path}: {key!r} costs {entry.value}: expected a number from 0")
+        entries[key, bits] = entry
+    return Lut(
+        str(head["device"]),
+        str(head["metric"]),
+        str(head["unit"]),
+        entries,
+        batch=int(head.get("batch") or 1),
+        date=str(head.get("date") or ""),
+    )
 
 
 def write(path: pathlib.Path, lut: Lut) -> None:

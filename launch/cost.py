@@ -123,7 +123,7 @@ def show(figures: dict[str, Any], console: Console, *, with_layers: bool) -> Non
         ("weights", f"{figures['weights']:,}, {figures['weight_bytes'] / 1e6:.4g} MB"),
         ("peak activations", f"{figures['peak_activation_bytes'] / 1e6:.4g} MB (input and output of one layer)"),
         ("layers", f"{len(figures['layers'])}"),
-        *((name, f"{cost['total']:,.6g} {cost['unit']}") for name, cost in figures.get("costs", {}).items()),
+        *((name, f"{cost['total']:,.6g} {cost['unit']}") for name, cost in figures["costs"].items()),
     ):
         console.print(f"{label:<22}{text}")
 

@@ -12,11 +12,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from aqt_like import calibration, gradients, granularity
 from aqt_like import format_state as format_state_lib
 from aqt_like import formats as formats_lib
-from aqt_like.granularity import Clipping
-from aqt_like.layers import Quantizer
+from aqt_like import gradients
+from aqt_like.layers import Quantizer, kernel_clip
 from fliqs_jax import distillation, losses, models, pretrained, quality, reward, schedule
 from fliqs_jax import policy as policy_lib
 from fliqs_jax import search as search_lib
@@ -192,10 +191,7 @@ def _layers(config: ConfigDict, model: nn.Module, uncounted: Sequence[str], exam
 def _quantizer(config: ConfigDict, plan: FormatPlan) -> Quantizer:
     if config.ewgs_strength < 0:
         raise ConfigError(f"ewgs_strength={config.ewgs_strength}: expected 0 (off) or a positive number")
-    clips = {
-        path: Clipping(calibration.root_mean_square, granularity.of_kernels(name))
-        for path, name in plan.granularity_of.items()
-    }
+    clips = {path: kernel_clip(name) for path, name in plan.granularity_of.items()}
     estimator = gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through
     return Quantizer(estimator, weight_clip_of=clips)
 

@@ -31,8 +31,7 @@ def main(argv: list[str]) -> None:
     console, workdir = Console(), pathlib.Path(_WORKDIR.value)
     try:
         prepared = experiment.prepare(_CONFIG.value)
-        with runtime.stop_on_signals() as stop:
-            directories = runs.run_all(prepared, workdir, console, stop)
+        directories = runs.run(prepared, workdir, console)
     except (ValueError, loop.NotFiniteError, runtime.CheckpointError) as error:
         sys.exit(f"error: {error}")
     except loop.Stopped:

@@ -35,8 +35,9 @@ def build_bitfusion(keys: Sequence[str]) -> dict[str, dict[str, float]]:
     for geometry, members in settings.items():
         weight_bits, activation_bits = zip(*(bits for _, bits in members), strict=True)
         found = bitfusion.cost(geometry, weight_bits, activation_bits)
-        for (key, _), cycles, energy in zip(members, found.cycles.tolist(), found.energy.tolist(), strict=True):
-            table[key] = {"latency": cycles / bitfusion.APQ_ACCELERATOR.clock * 1e3, "energy": energy * 1e-6}
+        latencies, energies = found.milliseconds(bitfusion.APQ_ACCELERATOR).tolist(), found.millijoules.tolist()
+        for (key, _), latency, energy in zip(members, latencies, energies, strict=True):
+            table[key] = {"latency": latency, "energy": energy}
     return {key: table[key] for key in keys}
 
 

@@ -104,10 +104,16 @@ class Gap:
         return 100 * (quality_of(summary) - quality_of(self.cheapest)) / self.points
 
 
+def _paying_alike(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
+    """Those whose cost is of the kind of the first one's; others cannot be compared with it."""
+    return [run for run in runs if run.summary["cost_name"] == runs[0].summary["cost_name"]]
+
+
 def uniform_gap(runs: Sequence[RecordedRun]) -> Gap | None:
     """The gap between the uniform networks of the same kind of cost as the first run; None where there are no two."""
-    alike = [run for run in runs if run.summary["cost_name"] == runs[0].summary["cost_name"]]
-    uniform = sorted((run.summary for run in alike if not run.searched), key=lambda s: (s["cost"], -quality_of(s)))
+    uniform = sorted(
+        (run.summary for run in _paying_alike(runs) if not run.searched), key=lambda s: (s["cost"], -quality_of(s))
+    )
     return Gap(uniform[0], uniform[-1]) if len(uniform) > 1 else None
 
 
@@ -120,7 +126,7 @@ def _row(run: RecordedRun, runs: Sequence[RecordedRun]) -> tuple[str, ...]:
     s = run.summary
     factor, unit = figures.readable_cost(s["cost_unit"])
     paid = s["cost"] * factor
-    own_unit = "" if s["cost_name"] == runs[0].summary["cost_name"] else f" {unit}"
+    own_unit = "" if run in _paying_alike(runs) else f" {unit}"
     return (
         s["name"],
         f"{100 * quality_of(s):.2f} %",
@@ -195,7 +201,7 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
         _card(
             f"{_capital(main['quality'])} against cost",
             "Stars are searched, dots have one format in all layers.",
-            figures.pareto([run.summary for run in runs if run.summary["cost_name"] == main["cost_name"]]),
+            figures.pareto([run.summary for run in _paying_alike(runs)]),
         ),
         _card(
             "Format of each layer",

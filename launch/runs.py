@@ -196,6 +196,12 @@ def _write_json(path: pathlib.Path, document: dict[str, Any]) -> None:
     temporary.rename(path)
 
 
+def run(experiment: Experiment, workdir: pathlib.Path, console: Console) -> list[pathlib.Path]:
+    """`run_all`, stopped after a checkpoint by SIGTERM or SIGINT."""
+    with runtime.stop_on_signals() as stop:
+        return run_all(experiment, workdir, console, stop)
+
+
 def run_all(
     experiment: Experiment, workdir: pathlib.Path, console: Console, stop: runtime.StopRequested
 ) -> list[pathlib.Path]:

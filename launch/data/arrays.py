@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 import numpy as np
 
-from launch.data.contract import Batch, check_batch_size, padded, set_aside
+from launch.data.contract import STREAM_OF_SPLIT, Batch, check_batch_size, padded, set_aside
 
 MakeBatch = Callable[[np.ndarray, np.ndarray, np.random.Generator | None], Batch]
 """`(inputs, labels, rng) → batch`; augmented with the help of `rng`, or not at all where that is None."""
@@ -86,7 +86,7 @@ class InMemory:
         examples = self.splits[split]
         check_batch_size(batch_size, split, len(examples))
         steps_per_epoch = len(examples) // batch_size
-        stream = {"train": 0, "valid": 1}[split]
+        stream = STREAM_OF_SPLIT[split]
         order, order_epoch = np.empty(0, int), -1
         for step in itertools.count(first_step):
             epoch, position = divmod(step, steps_per_epoch)

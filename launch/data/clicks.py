@@ -74,14 +74,7 @@ class ClickLog:
                 read_options=csv.ReadOptions(column_names=None if self._header else COLUMNS),
                 parse_options=csv.ParseOptions(delimiter=self._delimiter),
                 convert_options=csv.ConvertOptions(
-                    column_types={
-                        name: pyarrow.int8()
-                        if name == "Label"
-                        else pyarrow.float64()
-                        if name[0] == "I"
-                        else pyarrow.string()
-                        for name in COLUMNS
-                    },
+                    column_types=_column_types(),
                     include_columns=COLUMNS,
                     strings_can_be_null=False,
                 ),
@@ -103,6 +96,11 @@ class ClickLog:
                 inputs[:, i] = buckets[coded.indices.to_numpy()]
         train = len(labels) - self._test_examples
         return Split(inputs[:train], labels[:train]), Split(inputs[train:], labels[train:])
+
+
+def _column_types() -> dict[str, pyarrow.DataType]:
+    label, numbers, categories = [pyarrow.int8()], [pyarrow.float64()] * NUMBERS, [pyarrow.string()] * CATEGORIES
+    return dict(zip(COLUMNS, label + numbers + categories, strict=True))
 
 
 def _buckets(column: str, categories: Sequence[str], buckets: int) -> np.ndarray:

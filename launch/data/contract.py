@@ -10,6 +10,10 @@ Batch = dict[str, np.ndarray]
 """`"input"`, `[B, …]`, and `"label"`, int32[B] or int32[B, …]; in training whatever else the loss reads."""
 
 
+STREAM_OF_SPLIT = {"train": 0, "valid": 1}
+"""The splits that are shuffled, each with a number that enters its seeds."""
+
+
 class DataError(ValueError):
     """Data that cannot be found or read, or settings that do not fit it."""
 

@@ -53,14 +53,14 @@ def _mixing(config: ConfigDict) -> Mixing:
     return Mixing(config.mixup, config.cutmix, config.erasing)
 
 
-def _normalized_by(config: ConfigDict, train: Split) -> MakeBatch:
+def _normalized_by(augmentation: Augmentation, mixing: Mixing, train: Split) -> MakeBatch:
     """Batches normalised by mean and deviation of the training images."""
     axes = tuple(range(train.inputs.ndim - 1))
     return ImageBatches(
         mean=train.inputs.mean(axes, dtype=np.float64).astype(np.float32),
         deviation=np.maximum(train.inputs.std(axes, dtype=np.float64), 1.0).astype(np.float32),
-        augmentation=_augmentation(config),
-        mixing=_mixing(config),
+        augmentation=augmentation,
+        mixing=mixing,
     )
 
 
@@ -72,8 +72,7 @@ class Digits:
     train_examples = 1437
 
     def __init__(self, config: ConfigDict) -> None:
-        self._make_batch_for = functools.partial(_normalized_by, config)
-        _augmentation(config), _mixing(config)
+        self._make_batch_for = functools.partial(_normalized_by, _augmentation(config), _mixing(config))
 
     def open(self, *, valid_examples: int, seed: int) -> InMemory:
         """See `Source.open`."""
@@ -99,7 +98,7 @@ class TfdsImages:
         import tensorflow_datasets as tfds
 
         self._config, self._size = config, config.image_size
-        _augmentation(config), _mixing(config)
+        self._augmentation, self._mixing = _augmentation(config), _mixing(config)
         try:
             builder = tfds.builder(config.name, data_dir=config.data_dir, file_format="array_record")
         except tfds.core.DatasetNotFoundError as error:
@@ -134,19 +133,19 @@ class TfdsImages:
         pool, test = records["train"], records[self._config.test_split]
         if self._config.stream:
             unchanged = AUGMENTATIONS["none"]  # They come augmented one by one.
-            make_batch = ImageBatches(IMAGENET_MEAN, IMAGENET_DEVIATION, unchanged, _mixing(self._config))
+            make_batch = ImageBatches(IMAGENET_MEAN, IMAGENET_DEVIATION, unchanged, self._mixing)
             return Stream(
                 pool,
                 test,
                 size=self.example.shape[:2],
                 fit=self._fit,
-                augmentation=_augmentation(self._config),
+                augmentation=self._augmentation,
                 make_batch=make_batch,
                 valid_examples=valid_examples,
                 seed=seed,
                 workers=self._config.workers,
             )
-        make_batch_for = functools.partial(_normalized_by, self._config)
+        make_batch_for = functools.partial(_normalized_by, self._augmentation, self._mixing)
         return in_memory(
             self.decoded(pool), self.decoded(test), make_batch_for, valid_examples=valid_examples, seed=seed
         )

@@ -10,7 +10,7 @@ from absl import flags
 
 from launch.data.arrays import MakeBatch
 from launch.data.augmentation import Augmentation, Size
-from launch.data.contract import Batch, check_batch_size, padded, set_aside
+from launch.data.contract import STREAM_OF_SPLIT, Batch, check_batch_size, padded, set_aside
 
 THREADS = 16
 BATCHES_AHEAD = 2
@@ -83,8 +83,7 @@ class Stream:
         """See `Dataset.train_batches`."""
         records = self._records[split]
         check_batch_size(batch_size, split, len(records))
-        stream = {"train": 0, "valid": 1}[split]
-        seed = int(np.random.SeedSequence((self._seed, stream)).generate_state(1)[0])
+        seed = int(np.random.SeedSequence((self._seed, STREAM_OF_SPLIT[split])).generate_state(1)[0])
         shuffled = grain.MapDataset.source(records).seed(seed).shuffle()
         images = shuffled.random_map(self._cropped) if augmented else shuffled.map(self._whole)
         batches = images.batch(batch_size, drop_remainder=True)

@@ -53,6 +53,10 @@ def test_a_table_is_a_cost():
         # No credit for a width that the table lacks, nor for small floats on integer units.
         assert table_lib.price_exactly(table, plan.uniform_genome(name)) == pytest.approx(bits * macs)
     assert model.unit == "ms"
+    narrow = dataclasses.replace(example(), entries={k: e for k, e in example().entries.items() if k[1][0] < 16})
+    for name in ("e4m3", "bf16"):  # never at the price of an integer
+        with pytest.raises(lut.LutError, match="has no W16A16"):
+            narrow.cost_model().of_layer(LAYERS[1], [formats.parse(name)])
 
 
 def test_what_is_missing_is_named_with_what_is_near():
