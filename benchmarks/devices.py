@@ -1,12 +1,14 @@
-"""How well bit operations tell what a device takes, and where a network's layers lie under BitFusion's roofline.
+"""BitFusion against APQ's published table, how well bit operations tell what a device takes, and a roofline.
 
-    python -m benchmarks.devices
+    python -m benchmarks.devices --apq_table=FILE
 
+FILE is APQ's table of BitFusion's latencies and energies, or a part of it.
 Rank correlations (Spearman) of bit operations with other costs over 20,000 random genomes of int4 … int8. A genome's
 formats are drawn with frequencies that are drawn as well, so that all costs occur. Writes results/devices.json beside
 this file and the pictures docs/bitfusion_ranks.svg and docs/bitfusion_roofline.svg.
 """
 
+import argparse
 import json
 import pathlib
 from typing import Any
@@ -23,7 +25,7 @@ from hwcost import table as table_lib
 from hwcost.costs import COSTS
 from hwcost.format_plan import FormatPlan, format_plan
 from hwcost.workload import LayerSpec, Workload
-from launch import figures
+from launch import figures, lut
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "devices.json"
 NETWORKS = ("resnet18", "mobilenetv2")
@@ -63,6 +65,24 @@ def prices(name: str) -> dict[str, np.ndarray]:
     return found
 
 
+def against_apq(path: pathlib.Path) -> dict[str, Any]:
+    """How far our model is from the published table, and from MobileNetV2 at 8 bits in APQ's Table 2."""
+    published = json.loads(path.read_text())
+    ours = lut.build_bitfusion(list(published))
+    clock = bitfusion.APQ_ACCELERATOR.clock * 1e-3
+    cycles_off = [round((ours[key]["latency"] - values["latency"]) * clock) for key, values in published.items()]
+    energy_errors = [abs(ours[key]["energy"] / values["energy"] - 1) for key, values in published.items()]
+    layers, int8 = layers_of("mobilenetv2"), formats.parse("int8")
+    return {
+        "settings": len(published),
+        "latencies_off": int(np.count_nonzero(cycles_off)),
+        "mean_energy_error": float(np.mean(energy_errors)),
+        "largest_energy_error": float(np.max(energy_errors)),
+        "mobilenetv2_int8_ms": COSTS["bitfusion_latency"].uniform(layers, int8),
+        "mobilenetv2_int8_mj": COSTS["bitfusion_energy"].uniform(layers, int8),
+    }
+
+
 def roofline_points(layers: Workload, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Multiply-accumulates per byte that a layer has to move at least, and per second that it reaches on BitFusion."""
     fmt = formats.parse(f"int{bits}")
@@ -78,12 +98,20 @@ def roofline_points(layers: Workload, bits: int) -> tuple[np.ndarray, np.ndarray
 
 def main() -> None:
     """Compares, draws and stores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--apq_table", type=pathlib.Path, required=True)
+    arguments = parser.parse_args()
     priced = {name: prices(name) for name in NETWORKS}
     ranks: dict[str, dict[str, Any]] = {
         name: {cost: float(spearmanr(costs["bit_operations"], costs[cost]).statistic) for cost in COMPARED}
         for name, costs in priced.items()
     }
-    document = {"command": "python -m benchmarks.devices", "genomes": GENOMES, "rank_correlation": ranks}
+    document = {
+        "command": "python -m benchmarks.devices --apq_table=FILE",
+        "bitfusion": against_apq(arguments.apq_table),
+        "genomes": GENOMES,
+        "rank_correlation": ranks,
+    }
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     series = {
         f"{name} (rank correlation {ranks[name]['bitfusion_latency']:.2f})": (
@@ -104,6 +132,7 @@ def main() -> None:
             bytes_per_second=array.bus_bits / 8 * array.clock,
         ),
     )
+    print(json.dumps(document["bitfusion"], indent=1))
     print(markdown(ranks))
 
 

@@ -46,6 +46,12 @@ def test_the_page_on_devices_has_what_is_stored_and_known():
     page = (ROOT / "docs" / "devices.md").read_text()
     assert devices.markdown(json.loads(devices.RESULTS.read_text())["rank_correlation"]) in page
     assert pricing.markdown(json.loads(pricing.RESULTS.read_text())["spaces"]) in page
+    agreement = json.loads(devices.RESULTS.read_text())["bitfusion"]
+    assert agreement["latencies_off"] == 0
+    assert f"({agreement['settings']:,} settings" in page
+    assert f"{100 * agreement['mean_energy_error']:.1f} % on average" in page
+    assert f"{100 * agreement['largest_energy_error']:.1f} % at most" in page
+    assert f"{agreement['mobilenetv2_int8_ms']:.2f} ms and {agreement['mobilenetv2_int8_mj']:.2f} mJ" in page
     for name in COSTS:
         assert f"`{name}`" in page
     for link in re.findall(r"\]\(([^)]+)\)", page):
