@@ -99,10 +99,10 @@ def trace(
     closed = jax.make_jaxpr(run)(jax.ShapeDtypeStruct((1, *input_shape), dtype))
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer of a kind that can be quantised")
-    contractions = list(_contractions(closed.jaxpr, ""))
+    found = list(contractions(closed.jaxpr))
     for spec in layers.values():
         # A layer that runs twice has its weights once and its MACs twice.
-        macs = sum(_macs(equation) for path, equation in contractions if path == spec.path)
+        macs = sum(_macs(equation) for path, equation in found if path == spec.path)
         if not macs:
             raise ValueError(f"{spec.path}: found no convolution or dot product of this layer to count")
         layers[spec.path] = dataclasses.replace(spec, macs=macs)
@@ -111,7 +111,7 @@ def trace(
             raise ValueError(f"{pattern!r} is in no layer's path; there are {', '.join(layers)}")
     counted = [spec for path, spec in layers.items() if not any(re.search(pattern, path) for pattern in ignored)]
     if products:
-        others = [(path, equation) for path, equation in contractions if path not in layers]
+        others = [(path, equation) for path, equation in found if path not in layers]
         for number, (path, equation) in enumerate(others, start=1):
             counted.append(_product(path if path in named_products else f"{path}:product{number}", equation))
     return tuple(counted)
@@ -145,16 +145,22 @@ def _per_axis(size: int | Sequence[int], axes: int) -> tuple[int, ...]:
     return (size,) * axes if isinstance(size, int) else tuple(size)
 
 
-def _contractions(jaxpr: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def contractions(jaxpr: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The convolutions and dot products of a jaxpr, each with the path of the module that it is in."""
     for equation in jaxpr.eqns:
         names = [name for name in (prefix, str(equation.source_info.name_stack)) if name]
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-            # Linen names scopes after modules, the model first; methods ("module.method") and einsums are no modules.
-            scopes = "/".join(names).split("/")[1:]
-            yield "/".join(name for name in scopes if "->" not in name and "." not in name), equation
+            yield module_path("/".join(names)), equation
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from _contractions(inner, "/".join(names))
+            yield from contractions(inner, "/".join(names))
+
+
+def module_path(scope: str) -> str:
+    """The path of the module that a scope of jaxpr name stacks is in: `"stage0/conv"`.
+
+    Linen names scopes after modules, the model first; methods (`module.method`) and einsums are no modules.
+    """
+    return "/".join(name for name in scope.split("/")[1:] if "->" not in name and "." not in name)
 
 
 def _macs(equation: Any) -> int:

@@ -3,22 +3,31 @@
     python -m launch.lut build --device=bitfusion --keys=KEYS.json --out=TABLE.json
     python -m launch.lut convert --apq=TABLE.json --metric=latency --out=LATENCY.csv
     python -m launch.lut convert --haq=TABLE.npy --model=mobilenetv2 --out=LATENCY.json
+    python -m launch.lut measure --model=resnet18 --backend=onnxruntime --out=MINE.json
 
 `build` fills keys of APQ's form, `(in, out, size, kernel, stride, padding, groups)-W8A8`, from a JSON list or the keys
 of an object, with latency in ms and energy in mJ. `convert` reads a published table and writes it in our own form
-(hwcost/lut.py), JSON or CSV, which `--config.cost=LATENCY.csv` searches by.
+(hwcost/lut.py), JSON or CSV, which `--config.cost=LATENCY.csv` searches by. `measure` times a network's layers on this
+machine, and the whole network too, to tell how far the sum over layers can be trusted. It goes on where it was
+stopped; measured for another network into the same file, layers are added.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 
-from hwcost import bitfusion, lut
-from launch import cost
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from fliqs_jax import models
+from hwcost import bitfusion, lut, measure, runtimes
+from launch import cost, inspect
 
 
 def build_bitfusion(keys: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -64,10 +73,54 @@ def _convert(arguments: argparse.Namespace) -> None:
     print(f"{len(table.entries)} settings of {table.device}, {table.metric} in {table.unit}: {arguments.out}")
 
 
+def _measure(arguments: argparse.Namespace) -> None:
+    shape = (arguments.batch, *_example_shape(arguments))
+    runtime = runtimes.find(arguments.backend, threads=arguments.threads)
+    model = models.create(arguments.model, classes=arguments.classes or models.find(arguments.model).classes)
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=120)
+    console.print(f"{arguments.model} on {runtime.device}, batch {arguments.batch}")
+    network = measure.network(arguments.model, model, shape, dtype=arguments.dtype, **models.mode(model, train=False))
+    identity = {"device": runtime.device, "batch": arguments.batch}
+    samples = measure.Samples(arguments.out.with_suffix(".samples.jsonl"), **identity)
+    try:
+        measure.take(
+            measure.settings_of(network, runtime),
+            samples,
+            repetitions=arguments.repetitions,
+            progress=lambda items, label: track(list(items), label, console=console),
+        )
+    finally:
+        samples.close()
+    table = measure.table(samples, **identity)
+    lut.write(arguments.out, table)
+    console.print(_checks(measure.check(network, samples, runtime.widths)))
+    console.print(f"{len(table.entries)} settings, {table.metric} in {table.unit}: {arguments.out}", soft_wrap=True)
+
+
+def _example_shape(arguments: argparse.Namespace) -> tuple[int, ...]:
+    shape = models.find(arguments.model).input_shape
+    if arguments.input:
+        shape = inspect.input_shape(f"1,{arguments.input}")[1:]
+    if not shape:
+        raise ValueError(f"--model={arguments.model} needs --input, the shape of one example, as in 32,32,3")
+    return shape
+
+
+def _checks(checks: Sequence[measure.Check]) -> Table:
+    rows = Table("whole network", *("sum over layers", "measured", "sum / measured"), box=None)
+    for column in rows.columns[1:]:
+        column.justify = "right"
+    for found in checks:
+        ratio = f"{found.predicted / found.measured:.2f}"
+        rows.add_row(f"{found.width} bits", f"{found.predicted:.3f} ms", f"{found.measured:.3f} ms", ratio)
+    return rows
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Builds or converts a table."""
+    """Builds, converts or measures a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="build|convert")
+    commands = parser.add_subparsers(required=True, metavar="build|convert|measure")
     build = commands.add_parser("build", help="fill keys with what an accelerator's model says")
     build.add_argument("--device", choices=("bitfusion",), required=True)
     build.add_argument(
@@ -83,6 +136,17 @@ def main(argv: list[str] | None = None) -> None:
     convert.add_argument("--model", help="whose layers HAQ's table has")
     convert.add_argument("--out", type=pathlib.Path, required=True, help="a .json or .csv file")
     convert.set_defaults(run=_convert)
+    measuring = commands.add_parser("measure", help="time a network's layers on this machine")
+    measuring.add_argument("--model", required=True, help="one of our names, or package.module:function")
+    measuring.add_argument("--input", help="shape of one example, as in 32,32,3, if not as published")
+    measuring.add_argument("--dtype", choices=("float32", "int32"), default="float32", help="of the input")
+    measuring.add_argument("--classes", type=int, help="of the classifier, if not as published")
+    measuring.add_argument("--backend", choices=tuple(runtimes.RUNTIMES), default="onnxruntime")
+    measuring.add_argument("--batch", type=int, default=1)
+    measuring.add_argument("--threads", type=int, default=os.cpu_count())
+    measuring.add_argument("--repetitions", type=int, default=25, help="samples of each setting")
+    measuring.add_argument("--out", type=pathlib.Path, required=True, help="a .json or .csv file")
+    measuring.set_defaults(run=_measure)
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
