@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search test lint setup clean
+.PHONY: search test lint setup devices clean
 
 search: $(READY)
 	$(BIN)/python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits
@@ -19,6 +19,10 @@ lint: $(READY)
 	$(BIN)/pyrefly check
 
 setup: $(READY)
+
+# What measuring a device with ONNX Runtime or OpenVINO needs beside.
+devices: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-devices.txt
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; found " + sys.version)'

@@ -155,14 +155,14 @@ class _Graph:
 
 
 def _elementwise(kind: str, graph: _Graph, _: Any, arguments: Arguments, __: str) -> Tensor:
-    axes = next(a.axes for a in arguments if isinstance(a, Tensor))
+    axes = max((a.axes for a in arguments if isinstance(a, Tensor)), key=len)  # others may be scalars
     return Tensor(graph.add(kind, [_broadcastable(graph, a, axes) for a in arguments]), axes)
 
 
 def _broadcastable(graph: _Graph, value: Value, axes: Sequence[int]) -> Value:
     """A constant without leading axes of size 1: as runtimes know the biases that they fuse."""
     if isinstance(value, Tensor):
-        return graph.laid(value, axes)
+        return graph.laid(value, axes) if value.axes else value
     if value.ndim == 0:
         return value
     constant = value.transpose(axes)

@@ -217,7 +217,11 @@ def _channels_first(program: Program) -> Program:
 
 
 def _quantized(graph: Any, x: np.ndarray, float_layers: Sequence[str] = ()) -> Any:
-    """The graph with QDQ pairs, by ONNX Runtime's own tool."""
+    """The graph with QDQ pairs but around `float_layers`, by ONNX Runtime's own tool.
+
+    Raises:
+      ValueError: there is no such layer.
+    """
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization import shape_inference
@@ -236,6 +240,9 @@ def _quantized(graph: Any, x: np.ndarray, float_layers: Sequence[str] = ()) -> A
         try:
             # Batch normalisation goes into the convolutions.
             shape_inference.quant_pre_process(given, folded, skip_symbolic_shape=True)
+            names = {node.name.removesuffix("/MatMulAddFusion"): node.name for node in onnx.load(folded).graph.node}
+            if unknown := [layer for layer in float_layers if layer not in names]:
+                raise ValueError(f"no layer {', '.join(unknown)} to leave in float")
             quantization.quantize_static(
                 folded,
                 quantized,
@@ -244,7 +251,7 @@ def _quantized(graph: Any, x: np.ndarray, float_layers: Sequence[str] = ()) -> A
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 per_channel=True,
-                nodes_to_exclude=list(float_layers),
+                nodes_to_exclude=[names[layer] for layer in float_layers],
             )
         finally:
             logging.disable(logging.NOTSET)

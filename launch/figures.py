@@ -227,13 +227,18 @@ def lines(
         return _svg(figure, f"{ylabel} over {xlabel}")
 
 
-def scatter(series: Mapping[str, tuple[np.ndarray, np.ndarray]], *, xlabel: str, ylabel: str) -> str:
-    """Clouds of points, a panel each."""
+def scatter(
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]], *, xlabel: str, ylabel: str, diagonal: bool = False
+) -> str:
+    """Clouds of points, a panel each; `diagonal` draws the line where x equals y."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, 2.6))
         panels = figure.subplots(1, len(series), squeeze=False)[0]
         for axes, (name, (x, y)) in zip(panels, series.items(), strict=True):
-            axes.scatter(x, y, s=3, color=_SECOND, alpha=0.35, linewidths=0)
+            few = len(x) < 100
+            axes.scatter(x, y, s=14 if few else 3, color=_SECOND, alpha=0.8 if few else 0.35, linewidths=0)
+            if diagonal:
+                axes.axline((x.min(), x.min()), slope=1, color=_INK, linewidth=1, zorder=0)
             axes.set_title(name, loc="left")
             axes.set_xlabel(xlabel)
         panels[0].set_ylabel(ylabel)

@@ -13,6 +13,7 @@ stopped; measured for another network into the same file, layers are added.
 """
 
 import argparse
+import ast
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -76,7 +78,8 @@ def _convert(arguments: argparse.Namespace) -> None:
 def _measure(arguments: argparse.Namespace) -> None:
     shape = (arguments.batch, *_example_shape(arguments))
     runtime = runtimes.find(arguments.backend, threads=arguments.threads)
-    model = models.create(arguments.model, classes=arguments.classes or models.find(arguments.model).classes)
+    classes = arguments.classes or models.find(arguments.model).classes
+    model = models.create(arguments.model, classes=classes, **_settings(arguments.set))
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=120)
     console.print(f"{arguments.model} on {runtime.device}, batch {arguments.batch}")
@@ -96,6 +99,18 @@ def _measure(arguments: argparse.Namespace) -> None:
     lut.write(arguments.out, table)
     console.print(_checks(measure.check(network, samples, runtime.widths)))
     console.print(f"{len(table.entries)} settings, {table.metric} in {table.unit}: {arguments.out}", soft_wrap=True)
+
+
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    """`width=16` as a setting of a network."""
+    settings = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            settings[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(f"--set={text}: expected NAME=VALUE, as in width=16") from error
+    return settings
 
 
 def _example_shape(arguments: argparse.Namespace) -> tuple[int, ...]:
@@ -139,6 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     measuring = commands.add_parser("measure", help="time a network's layers on this machine")
     measuring.add_argument("--model", required=True, help="one of our names, or package.module:function")
     measuring.add_argument("--input", help="shape of one example, as in 32,32,3, if not as published")
+    measuring.add_argument("--set", action="append", default=[], help="NAME=VALUE, of the network, as in width=0.25")
     measuring.add_argument("--dtype", choices=("float32", "int32"), default="float32", help="of the input")
     measuring.add_argument("--classes", type=int, help="of the classifier, if not as published")
     measuring.add_argument("--backend", choices=tuple(runtimes.RUNTIMES), default="onnxruntime")

@@ -31,9 +31,29 @@ def test_the_published_table_is_filled_again(bitfusion_file, tmp_path):
     [
         (["build", "--device=bitfusion", "--keys=nowhere.json", "--out=x.json"], "cannot read keys from nowhere.json"),
         (["convert", "--haq=nowhere.npy", "--out=x.json"], "--haq needs --model"),
+        (["measure", "--backend=jax", "--model=examples.digits_mlp:make_model", "--out=x.json"], "needs --input"),
+        (["measure", "--backend=jax", "--model=lenet", "--out=x.json"], "model 'lenet'"),
+        (["measure", "--backend=jax", "--model=resnet18", "--set=width", "--out=x.json"], "expected NAME=VALUE"),
         (["convert", "--apq=nowhere.json", "--out=x.json"], "cannot read nowhere.json as a table of APQ's"),
     ],
 )
 def test_errors_are_one_line(arguments, message):
     with pytest.raises(SystemExit, match=message):
         lut.main(arguments)
+
+
+def test_a_network_is_measured_and_then_searched_by(tmp_path, capsys):
+    command = ["measure", "--model=examples.digits_mlp:make_model", "--input=8,8,1", "--backend=jax", "--repetitions=2"]
+    table = tmp_path / "mine.json"
+    lut.main([*command, f"--out={table}"])
+    said = capsys.readouterr().out
+    assert "32 bits" in said
+    assert "sum / measured" in said
+    measured = lut_lib.read(table)
+    assert "jax" in measured.device
+    assert {bits for _, bits in measured.entries} == {(16, 16), (32, 32)}
+    assert {entry.repetitions for entry in measured.entries.values()} == {2}
+    samples = table.with_suffix(".samples.jsonl").read_text()
+    lut.main([*command, f"--out={table}"])
+    assert table.with_suffix(".samples.jsonl").read_text() == samples
+    assert lut_lib.read(table) == measured

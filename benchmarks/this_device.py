@@ -1,0 +1,131 @@
+"""How far a table measured on this machine can be trusted, and how well bit operations rank what it takes.
+
+    python -m benchmarks.this_device [--backend=onnxruntime]
+
+For ResNet-18 and MobileNetV2 at batch 1: the sum over layers measured alone against the whole network, at 8 and 32
+bits, and for networks of which every layer is at random int8 or float. Needs requirements-devices.txt; takes three
+minutes. Writes results/this_device.json beside this file and the picture docs/measured.svg.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import tempfile
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from scipy.stats import spearmanr
+
+from aqt_like import formats
+from benchmarks import pictures
+from fliqs_jax import models
+from hwcost import analytic, measure, runtimes
+from hwcost.measure import Network, Samples, Setting
+from hwcost.runtimes import Runtime
+from launch import figures
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "this_device.json"
+NETWORKS = ("resnet18", "mobilenetv2")
+MIXED = 24
+REPETITIONS = 25
+
+
+def random_widths(layers: int) -> np.ndarray:
+    """int[MIXED, layers], 8 or 32; how many are 8 differs from network to network."""
+    rng = np.random.default_rng(0)
+    share = np.linspace(0.05, 0.95, MIXED)
+    return np.where(rng.random((MIXED, layers)) < share[:, None], 8, 32)
+
+
+def compare(network: Network, runtime: Runtime, console: Console) -> dict[str, Any]:
+    """Measured and predicted milliseconds of the uniform and of the mixed networks."""
+    widths = random_widths(len(network.layers))
+    paths = [layer.path for layer in network.layers]
+    mixed = {
+        Setting(f"{network.key} mixed {number}", (8, 8)): partial(
+            runtime.whole, network.whole, 8, [path for path, width in zip(paths, row, strict=True) if width == 32]
+        )
+        for number, row in enumerate(widths)
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        samples = Samples(pathlib.Path(directory, "samples.jsonl"), device=runtime.device, batch=1)
+        measure.take(
+            measure.settings_of(network, runtime) | mixed,
+            samples,
+            repetitions=REPETITIONS,
+            progress=lambda items, label: track(list(items), label, console=console),
+        )
+        samples.close()
+        table = measure.table(samples, device=runtime.device, batch=1)
+        checks = measure.check(network, samples, runtime.widths)
+        measured = [samples.entry(setting).value for setting in mixed]
+    model = table.cost_model()
+    by_width = {8: formats.parse("int8"), 32: formats.parse("fp32")}
+    rows = []
+    for row, milliseconds in zip(widths, measured, strict=True):
+        chosen = [(layer, by_width[width]) for layer, width in zip(network.layers, row.tolist(), strict=True)]
+        rows.append(
+            {
+                "float_layers": int((row == 32).sum()),
+                "predicted": sum(float(model.of_layer(layer, [fmt])[0]) for layer, fmt in chosen),
+                "measured": milliseconds,
+                "gbops": sum(analytic.bit_operations(layer, fmt) for layer, fmt in chosen) / 1e9,
+            }
+        )
+    columns = {key: [row[key] for row in rows] for key in ("predicted", "measured", "gbops")}
+    return {
+        "uniform": [check._asdict() for check in checks],
+        "mixed": rows,
+        "rank_correlation_with_measured": {
+            name: float(spearmanr(columns[key], columns["measured"]).statistic)
+            for name, key in (("table", "predicted"), ("bit operations", "gbops"))
+        },
+    }
+
+
+def markdown(networks: dict[str, dict[str, Any]]) -> str:
+    """The table of docs/devices.md."""
+    lines = [
+        "| network | sum / whole, float | sum / whole, int8 | rank of mixed networks: table | bit operations |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in networks.items():
+        ratio = {check["width"]: check["predicted"] / check["measured"] for check in found["uniform"]}
+        ranks = found["rank_correlation_with_measured"].values()
+        lines.append(
+            f"| {name} | {ratio[32]:.2f} | {ratio[8]:.2f} | " + " | ".join(f"{rank:.3f}" for rank in ranks) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measures, draws and stores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=("onnxruntime", "openvino"), default="onnxruntime")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    runtime, console = runtimes.find(arguments.backend, threads=arguments.threads), Console()
+    found = {}
+    for name in NETWORKS:
+        model = models.create(name, classes=1000)
+        shape = (1, *models.find(name).input_shape)
+        found[name] = compare(measure.network(name, model, shape, train=False), runtime, console)
+    command = f"python -m benchmarks.this_device --backend={arguments.backend}"
+    document = {"command": command, "device": runtime.device, "repetitions": REPETITIONS, "networks": found}
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+
+    def column(name: str, key: str) -> np.ndarray:
+        return np.asarray([row[key] for row in found[name]["mixed"]])
+
+    series = {name: (column(name, "measured"), column(name, "predicted")) for name in found}
+    picture = figures.scatter(series, xlabel="measured (ms)", ylabel="sum over layers (ms)", diagonal=True)
+    pictures.write("measured.svg", picture)
+    print(markdown(found))
+
+
+if __name__ == "__main__":
+    main()
