@@ -25,48 +25,53 @@ class FormatBank(NamedTuple):
     """The K formats that layers choose from.
 
     Attributes:
-      signed: leaves `[K]`, for weights, and for inputs that may be negative.
+      weights: leaves `[K]`.
+      signed: leaves `[K]`, for inputs that may be negative.
       unsigned: leaves `[K]`, for inputs that were never seen negative: each integer's unsigned twin, with twice the
         levels where they are needed. Equal to `signed` where twins are not wanted.
       unquantized: fp32, as scalars.
     """
 
+    weights: FormatTable
     signed: FormatTable
     unsigned: FormatTable
     unquantized: FormatTable
 
 
-def format_bank(formats: Sequence[formats_lib.Format], *, use_unsigned: bool) -> FormatBank:
+def format_bank(formats: Sequence[formats_lib.LayerFormat], *, use_unsigned: bool) -> FormatBank:
     """A bank of `formats`. Its clip multiples are place-holders: `ClipMultiples` holds the ones in use.
 
     Raises:
       ValueError: an unsigned format, in which weights cannot be.
     """
-    if unsigned := [f.name for f in formats if f.lowest == 0]:
+    if unsigned := [f.name for f in formats if f.weights.lowest == 0 or f.inputs.lowest == 0]:
         raise ValueError(
-            f"{', '.join(unsigned)} cannot hold weights: name the signed format, whose unsigned twin is used for "
-            "inputs that are never negative"
+            f"{', '.join(unsigned)} cannot hold what is negative: name the signed format, whose unsigned twin is used "
+            "for inputs that never are"
         )
     no_multiples = [1.0] * len(formats)
-    twins = [f.unsigned_twin for f in formats] if use_unsigned else formats
+    inputs = [f.inputs for f in formats]
+    twins = [f.unsigned_twin for f in inputs] if use_unsigned else inputs
     return FormatBank(
-        signed=formats_lib.format_table(formats, no_multiples),
+        weights=formats_lib.format_table([f.weights for f in formats], no_multiples),
+        signed=formats_lib.format_table(inputs, no_multiples),
         unsigned=formats_lib.format_table(twins, no_multiples),
         unquantized=formats_lib.format_table([formats_lib.parse("fp32")], [1.0]).row(0),
     )
 
 
 def precomputed_clip_multiples(
-    formats: Sequence[formats_lib.Format], layer_count: int, distribution: str, *, use_unsigned: bool
+    formats: Sequence[formats_lib.LayerFormat], layer_count: int, distribution: str, *, use_unsigned: bool
 ) -> ClipMultiples:
     """The same stored multiples for every layer (see `clip_multiples.precomputed_multiples`)."""
-    twins = [f.unsigned_twin for f in formats] if use_unsigned else formats
+    inputs = [f.inputs for f in formats]
+    twins = [f.unsigned_twin for f in inputs] if use_unsigned else inputs
 
     def every_layer(members: Sequence[formats_lib.Format]) -> jax.Array:
         row = jnp.asarray(clip_multiples.precomputed_multiples(members, distribution), jnp.float32)
         return jnp.tile(row, (layer_count, 1))
 
-    return ClipMultiples(every_layer(formats), every_layer(formats), every_layer(twins))
+    return ClipMultiples(every_layer([f.weights for f in formats]), every_layer(inputs), every_layer(twins))
 
 
 def format_state(
@@ -94,7 +99,7 @@ def format_state(
     def chosen(per_layer: jax.Array) -> jax.Array:
         return jnp.take_along_axis(per_layer, choice[:, None], axis=1)[:, 0]
 
-    weights = bank.signed.row(choice)._replace(clip_multiple=chosen(multiples.weights))
+    weights = bank.weights.row(choice)._replace(clip_multiple=chosen(multiples.weights))
     if quantize_weights is not None:
         weights = jax.tree.map(lambda q, f: jnp.where(quantize_weights, q, f), weights, bank.unquantized)
     signed = bank.signed.row(choice)._replace(clip_multiple=chosen(multiples.inputs))
@@ -132,4 +137,4 @@ def profiled_clip_multiples(
         return jnp.stack([calibration_lib.best_multiples(x, table) for x in tensors])
 
     kernels, activations = [kernel(p) for p in paths], [operands[p][0] for p in paths]
-    return ClipMultiples(best(kernels, bank.signed), best(activations, bank.signed), best(activations, bank.unsigned))
+    return ClipMultiples(best(kernels, bank.weights), best(activations, bank.signed), best(activations, bank.unsigned))

@@ -75,6 +75,42 @@ class Format:
         """The unsigned integer of the same number of bits; a float format, having no such twin, is its own."""
         return parse("u" + self.name) if self.name.startswith("int") else self
 
+    @property
+    def weights(self) -> "Format":
+        """Itself: as a layer's format it holds for weights and input alike."""
+        return self
+
+    @property
+    def inputs(self) -> "Format":
+        """Itself, as `weights`."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class FormatPair:
+    """A layer's format where weights and input differ, named `int4/int8`."""
+
+    weights: Format
+    inputs: Format
+
+    @property
+    def name(self) -> str:
+        """Both names, that of the weights first."""
+        return f"{self.weights.name}/{self.inputs.name}"
+
+    @property
+    def bits(self) -> int:
+        """Of the wider one."""
+        return max(self.weights.bits, self.inputs.bits)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether both are integers."""
+        return self.weights.is_integer and self.inputs.is_integer
+
+
+LayerFormat = Format | FormatPair
+
 
 class UnknownFormatError(ValueError):
     """A name that is no number format."""
@@ -122,7 +158,22 @@ def parse(name: str) -> Format:
     )
 
 
-def format_space(space: str | Sequence[str]) -> tuple[Format, ...]:
+def pair(weights: str, inputs: str) -> LayerFormat:
+    """A layer's format from those of its weights and of its input; where they are the same, that format."""
+    return parse(weights) if weights == inputs else FormatPair(parse(weights), parse(inputs))
+
+
+def parse_layer(name: str) -> LayerFormat:
+    """A layer's format: one that `parse` knows, or `WEIGHTS/INPUTS`, as in `int4/int8`.
+
+    Raises:
+      UnknownFormatError: the name is none of these.
+    """
+    weights, slash, inputs = name.partition("/")
+    return pair(weights, inputs if slash else weights)
+
+
+def format_space(space: str | Sequence[str]) -> tuple[LayerFormat, ...]:
     """The formats of a search space, given by its name (FLIQS, Table 5) or as format names, joined by commas or not.
 
     Raises:
@@ -136,7 +187,7 @@ def format_space(space: str | Sequence[str]) -> tuple[Format, ...]:
         space = FORMAT_SPACES.get(space) or [name.strip() for name in space.split(",") if name.strip()]
     if len(set(space)) < len(space):
         raise UnknownFormatError(f"a format named twice: {', '.join(space)}")
-    return tuple(parse(name) for name in space)
+    return tuple(parse_layer(name) for name in space)
 
 
 class FormatTable(NamedTuple):

@@ -1,10 +1,11 @@
 """How far a table measured on this machine can be trusted, and how well bit operations rank what it takes.
 
-    python -m benchmarks.this_device [--backend=onnxruntime]
+    python -m benchmarks.this_device
 
-For ResNet-18 and MobileNetV2 at batch 1: the sum over layers measured alone against the whole network, at 8 and 32
-bits, and for networks of which every layer is at random int8 or float. Needs requirements-devices.txt; takes three
-minutes. Writes results/this_device.json beside this file and the picture docs/measured.svg.
+For ResNet-18 and MobileNetV2 at batch 1, with ONNX Runtime: the sum over layers measured alone against the whole
+network, at 8 and 32 bits, and for networks of which every layer is at random int8 or float. For ResNet-18 also with
+OpenVINO and with JAX. Needs requirements-devices.txt; takes three minutes. Writes results/this_device.json beside this
+file and the picture docs/measured.svg.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,7 +27,7 @@ from benchmarks import pictures
 from fliqs_jax import models
 from hwcost import analytic, measure, runtimes
 from hwcost.measure import Network, Samples, Setting
-from hwcost.runtimes import Runtime
+from hwcost.runtimes import Run, Runtime
 from launch import figures
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "this_device.json"
@@ -41,6 +43,22 @@ def random_widths(layers: int) -> np.ndarray:
     return np.where(rng.random((MIXED, layers)) < share[:, None], 8, 32)
 
 
+def measured_with(
+    runtime: Runtime, network: Network, mixed: Mapping[Setting, Callable[[], Run]], console: Console
+) -> Samples:
+    """Samples of a network, its layers, and mixtures of formats."""
+    with tempfile.TemporaryDirectory() as directory:
+        samples = Samples(pathlib.Path(directory, "samples.jsonl"), device=runtime.device, batch=1)
+        measure.take(
+            {**measure.settings_of(network, runtime), **mixed},
+            samples,
+            repetitions=REPETITIONS,
+            progress=lambda items, label: track(list(items), label, console=console),
+        )
+        samples.close()
+    return samples
+
+
 def compare(network: Network, runtime: Runtime, console: Console) -> dict[str, Any]:
     """Measured and predicted milliseconds of the uniform and of the mixed networks."""
     widths = random_widths(len(network.layers))
@@ -51,19 +69,9 @@ def compare(network: Network, runtime: Runtime, console: Console) -> dict[str, A
         )
         for number, row in enumerate(widths)
     }
-    with tempfile.TemporaryDirectory() as directory:
-        samples = Samples(pathlib.Path(directory, "samples.jsonl"), device=runtime.device, batch=1)
-        measure.take(
-            measure.settings_of(network, runtime) | mixed,
-            samples,
-            repetitions=REPETITIONS,
-            progress=lambda items, label: track(list(items), label, console=console),
-        )
-        samples.close()
-        table = measure.table(samples, device=runtime.device, batch=1)
-        checks = measure.check(network, samples, runtime.widths)
-        measured = [samples.entry(setting).value for setting in mixed]
-    model = table.cost_model()
+    samples = measured_with(runtime, network, mixed, console)
+    measured = [samples.entry(setting).value for setting in mixed]
+    model = measure.table(samples, device=runtime.device, batch=1).cost_model()
     by_width = {8: formats.parse("int8"), 32: formats.parse("fp32")}
     rows = []
     for row, milliseconds in zip(widths, measured, strict=True):
@@ -78,7 +86,7 @@ def compare(network: Network, runtime: Runtime, console: Console) -> dict[str, A
         )
     columns = {key: [row[key] for row in rows] for key in ("predicted", "measured", "gbops")}
     return {
-        "uniform": [check._asdict() for check in checks],
+        "uniform": [check._asdict() for check in measure.check(network, samples, runtime.widths)],
         "mixed": rows,
         "rank_correlation_with_measured": {
             name: float(spearmanr(columns[key], columns["measured"]).statistic)
@@ -105,17 +113,26 @@ def markdown(networks: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     """Measures, draws and stores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", choices=("onnxruntime", "openvino"), default="onnxruntime")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    runtime, console = runtimes.find(arguments.backend, threads=arguments.threads), Console()
-    found = {}
-    for name in NETWORKS:
-        model = models.create(name, classes=1000)
-        shape = (1, *models.find(name).input_shape)
-        found[name] = compare(measure.network(name, model, shape, train=False), runtime, console)
-    command = f"python -m benchmarks.this_device --backend={arguments.backend}"
-    document = {"command": command, "device": runtime.device, "repetitions": REPETITIONS, "networks": found}
+    runtime, console = runtimes.find("onnxruntime", threads=arguments.threads), Console()
+    networks = {
+        name: measure.network(name, models.create(name, classes=1000), (1, *models.find(name).input_shape), train=False)
+        for name in NETWORKS
+    }
+    found = {name: compare(network, runtime, console) for name, network in networks.items()}
+    others = {}
+    for backend in ("openvino", "jax"):
+        other, network = runtimes.find(backend, threads=arguments.threads), networks[NETWORKS[0]]
+        samples = measured_with(other, network, {}, console)
+        others[other.device] = [check._asdict() for check in measure.check(network, samples, other.widths)]
+    document = {
+        "command": "python -m benchmarks.this_device",
+        "device": runtime.device,
+        "repetitions": REPETITIONS,
+        "networks": found,
+        f"{NETWORKS[0]} with other runtimes": others,
+    }
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
 
     def column(name: str, key: str) -> np.ndarray:

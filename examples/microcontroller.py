@@ -7,7 +7,7 @@ Its rates stand for what you would measure: an instruction multiplies two pairs 
 be unpacked first; weights come from a flash memory of two bytes a cycle.
 """
 
-from aqt_like.formats import Format
+from aqt_like.formats import LayerFormat
 from hwcost.cost_model import CostModel, per_format, width_on_device
 from hwcost.workload import LayerSpec
 
@@ -17,7 +17,7 @@ UNPACKING_CYCLES = 0.25  # for each weight of fewer than 8 bits
 FLASH_BYTES_PER_CYCLE = 2
 
 
-def milliseconds(layer: LayerSpec, fmt: Format) -> float:
+def milliseconds(layer: LayerSpec, fmt: LayerFormat) -> float:
     """The slower of arithmetic and flash."""
     width = width_on_device(CYCLES_PER_MAC, fmt)
     if width is None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aqt_like.formats import Format
+from aqt_like.formats import Format, LayerFormat
 from hwcost.cost_model import CostModel
 from hwcost.workload import LayerSpec
 
@@ -320,9 +320,10 @@ def _bits(layer: LayerSpec, formats: Sequence[Format]) -> list[int]:
 def cost_models(accelerator: Accelerator = APQ_ACCELERATOR, energy: Energy = APQ_ENERGY) -> dict[str, CostModel]:
     """`latency` in milliseconds and `energy` in millijoules on an accelerator."""
 
-    def of_layer(layer: LayerSpec, formats: Sequence[Format]) -> Cost:
-        bits = _bits(layer, formats)
-        return cost(geometry_of(layer, accelerator), bits, bits, accelerator, energy)
+    def of_layer(layer: LayerSpec, formats: Sequence[LayerFormat]) -> Cost:
+        weight_bits = _bits(layer, [f.weights for f in formats])
+        input_bits = _bits(layer, [f.inputs for f in formats])
+        return cost(geometry_of(layer, accelerator), weight_bits, input_bits, accelerator, energy)
 
     return {
         "latency": CostModel(lambda layer, formats: of_layer(layer, formats).milliseconds(accelerator), "ms"),

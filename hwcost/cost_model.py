@@ -9,12 +9,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from aqt_like.formats import Format
+from aqt_like.formats import Format, LayerFormat
 from hwcost import table as table_lib
 from hwcost.format_plan import FormatPlan
 from hwcost.workload import LayerSpec, Workload
 
-OfLayer = Callable[[LayerSpec, Sequence[Format]], np.ndarray]
+OfLayer = Callable[[LayerSpec, Sequence[LayerFormat]], np.ndarray]
 
 
 class CostModel(NamedTuple):
@@ -44,7 +44,7 @@ class CostModel(NamedTuple):
             terms.append(table_lib.Term((decision.name,), np.asarray(costs, np.float64) / share))
         return table_lib.build(plan.space, terms, peak=self.total == "peak")
 
-    def uniform(self, workload: Workload, fmt: Format) -> float:
+    def uniform(self, workload: Workload, fmt: LayerFormat) -> float:
         """The cost of a network with every layer in `fmt`."""
         return self.over_layers([float(self.of_layer(layer, [fmt])[0]) for layer in workload])
 
@@ -53,7 +53,7 @@ class CostModel(NamedTuple):
         return {"sum": sum(costs), "mean": sum(costs) / len(costs), "peak": max(costs)}[self.total]
 
 
-def per_format(of_layer: Callable[[LayerSpec, Format], float]) -> OfLayer:
+def per_format(of_layer: Callable[[LayerSpec, LayerFormat], float]) -> OfLayer:
     """The `of_layer` of a function that prices one format at a time."""
     return lambda layer, formats: np.asarray([of_layer(layer, fmt) for fmt in formats], np.float64)
 
@@ -63,9 +63,10 @@ def needed_width(fmt: Format) -> int:
     return fmt.bits if fmt.is_integer else max(fmt.bits, 16)
 
 
-def width_on_device(widths: Iterable[int], fmt: Format) -> int | None:
+def width_on_device(widths: Iterable[int], fmt: LayerFormat) -> int | None:
     """The narrowest of a device's widths that computes `fmt`, so that formats that it does not have gain nothing.
 
     None where all are too narrow.
     """
-    return min((width for width in widths if width >= needed_width(fmt)), default=None)
+    needed = max(needed_width(fmt.weights), needed_width(fmt.inputs))
+    return min((width for width in widths if width >= needed), default=None)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqt_like import granularity
-from aqt_like.formats import Format
+from aqt_like.formats import LayerFormat
 from hwcost.space import Decision, SearchSpace
 from hwcost.workload import Workload
 
@@ -58,7 +58,7 @@ class FormatPlan:
     """
 
     workload: Workload
-    formats: tuple[Format, ...]
+    formats: tuple[LayerFormat, ...]
     space: SearchSpace
     decision_of: np.ndarray
     format_of_option: np.ndarray
@@ -99,7 +99,7 @@ class FormatPlan:
         return self.space.encode(choices)
 
 
-def format_plan(workload: Workload, formats: Sequence[Format], rules: Sequence[str] = ()) -> FormatPlan:
+def format_plan(workload: Workload, formats: Sequence[LayerFormat], rules: Sequence[str] = ()) -> FormatPlan:
     """The plan of a workload under rules; without any, one decision over all `formats` per layer (FLIQS, A.5).
 
     Raises:

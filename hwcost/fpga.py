@@ -7,7 +7,7 @@ that is what a layer is priced at here; for other networks the mean over layers 
 
 import math
 
-from aqt_like.formats import Format
+from aqt_like.formats import LayerFormat
 from hwcost.cost_model import CostModel, per_format
 from hwcost.workload import LayerSpec
 
@@ -20,7 +20,7 @@ def thousand_luts(bits: int) -> float:
     return PUBLISHED.get(bits, 40.724 + 26.848 * math.exp(0.634 * (bits - 8)))
 
 
-def _area(layer: LayerSpec, fmt: Format) -> float:
+def _area(layer: LayerSpec, fmt: LayerFormat) -> float:
     if not fmt.is_integer or not 2 <= fmt.bits <= 8:
         raise ValueError(f"{layer.path}: the published areas are for integers up to 8 bits, {fmt.name} is none")
     return thousand_luts(fmt.bits)

@@ -8,7 +8,7 @@ Table 3's ResNet-50 gains 1.338 and 1.234 where the rates differ by two.
 
 from typing import NamedTuple
 
-from aqt_like.formats import Format
+from aqt_like.formats import LayerFormat
 from hwcost.cost_model import CostModel, per_format, width_on_device
 from hwcost.workload import LayerSpec
 
@@ -46,7 +46,7 @@ MEASURED = {
 }
 
 
-def runs_as(part: Part, fmt: Format) -> int:
+def runs_as(part: Part, fmt: LayerFormat) -> int:
     """The bits of the format in which the part computes `fmt` (see `width_on_device`).
 
     Raises:
@@ -67,7 +67,7 @@ def roofline_seconds(part: Part, layer: LayerSpec, bits: int) -> tuple[float, fl
 def latency(part: Part) -> CostModel:
     """Milliseconds; with a measured speed-up, int4 takes int8's time over it."""
 
-    def milliseconds(layer: LayerSpec, fmt: Format) -> float:
+    def milliseconds(layer: LayerSpec, fmt: LayerFormat) -> float:
         bits = runs_as(part, fmt)
         if bits == 4 and part.int4_speedup:
             return 1e3 * max(roofline_seconds(part, layer, 8)) / part.int4_speedup

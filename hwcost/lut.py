@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aqt_like.formats import Format
-from hwcost.cost_model import CostModel, needed_width, width_on_device
+from aqt_like.formats import LayerFormat
+from hwcost.cost_model import CostModel, needed_width
 from hwcost.workload import LayerSpec
 
 Bits = tuple[int, int]
@@ -103,21 +103,23 @@ class Lut:
 
         Layers that it lacks are an error, or `interpolated`: estimated from the one that is most like it.
         """
-        widths: dict[str, list[int]] = {key: [] for key in self._keys()}
-        for key, (weight_bits, activation_bits) in self.entries:
-            if weight_bits == activation_bits:
-                widths[key].append(weight_bits)
+        known: dict[str, list[Bits]] = {key: [] for key in self._keys()}
+        for key, bits in self.entries:
+            known[key].append(bits)
 
         def estimates(layer: LayerSpec) -> bool:
-            return interpolated and key_of(layer) not in widths
+            return interpolated and key_of(layer) not in known
 
-        def of_layer(layer: LayerSpec, formats: Sequence[Format]) -> np.ndarray:
+        def of_layer(layer: LayerSpec, formats: Sequence[LayerFormat]) -> np.ndarray:
             key, factor = self.like(layer) if estimates(layer) else (key_of(layer), 1.0)
 
-            def value(fmt: Format) -> float:
-                width = width_on_device(widths.get(key, ()), fmt) or needed_width(fmt)
+            def value(fmt: LayerFormat) -> float:
+                needed = (needed_width(fmt.weights), needed_width(fmt.inputs))
+                wide_enough = [bits for bits in known.get(key, ()) if bits[0] >= needed[0] and bits[1] >= needed[1]]
                 try:
-                    return factor * self.value(key, (width, width))
+                    return factor * self.value(
+                        key, min(wide_enough, key=lambda bits: (sum(bits), bits), default=needed)
+                    )
                 except LutError as error:
                     raise LutError(f"{layer.path}: {error}") from error
 

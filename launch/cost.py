@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aqt_like import formats
-from aqt_like.formats import Format
+from aqt_like.formats import LayerFormat
 from fliqs_jax import models
 from hwcost import analytic, workload
 from hwcost.costs import find_cost
@@ -46,14 +46,14 @@ def network_workload(
     return workload.trace(model, input_shape, ignored=ignored, products=everything, train=False)
 
 
-def layer_formats(layers: Workload, name: str) -> list[Format]:
+def layer_formats(layers: Workload, name: str) -> list[LayerFormat]:
     """Each layer's format: `name`, or what the genome file of that name says.
 
     Raises:
       ValueError: no such format, an unreadable file, or one that lacks a layer or has one too many.
     """
     if not name.endswith(".json"):
-        return [formats.parse(name)] * len(layers)
+        return [formats.parse_layer(name)] * len(layers)
     try:
         choices = json.loads(pathlib.Path(name).read_text())["choices"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -61,10 +61,10 @@ def layer_formats(layers: Workload, name: str) -> list[Format]:
     expected = {format_decision(layer.path) for layer in layers}
     if unknown := sorted(expected ^ set(choices)):
         raise ValueError(f"{name} is a genome of another network: only one of the two has {', '.join(unknown)}")
-    return [formats.parse(choices[format_decision(layer.path)]) for layer in layers]
+    return [formats.parse_layer(choices[format_decision(layer.path)]) for layer in layers]
 
 
-def device_costs(layers: Workload, chosen: list[Format], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def device_costs(layers: Workload, chosen: list[LayerFormat], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """For each cost its `unit`, its `total`, and a value per layer under `layers`.
 
     Raises:
@@ -78,7 +78,7 @@ def device_costs(layers: Workload, chosen: list[Format], names: Sequence[str]) -
     return found
 
 
-def summarize(layers: Workload, chosen: list[Format]) -> dict[str, Any]:
+def summarize(layers: Workload, chosen: list[LayerFormat]) -> dict[str, Any]:
     """The figures: totals, and one entry per layer under `layers`."""
     rows = [
         {

@@ -243,7 +243,7 @@ def _budget(
     """A target in the unit of the cost; `target_unit` is a format (all layers in it) or `absolute`."""
     unit = 1.0
     if target_unit != "absolute":
-        unit = model.uniform(plan.workload, formats_lib.parse(target_unit))
+        unit = model.uniform(plan.workload, formats_lib.parse_layer(target_unit))
     table = model.table(plan)
     lowest, highest = table_lib.reachable_interval(table, plan.space)
     # A learned or random search needs a target that genomes can meet; a fixed genome only reports against it. The
@@ -283,5 +283,5 @@ def _genome(name: str, plan: FormatPlan) -> np.ndarray:
     """All layers that are not pinned in the format `name`, or what the genome file `name` says."""
     if name.endswith(".json"):
         return plan.space.load_genome(pathlib.Path(name))
-    formats_lib.parse(name)
+    formats_lib.parse_layer(name)
     return plan.uniform_genome(name)

@@ -270,7 +270,7 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
     ]
     if summary["policy"] == "reinforce":
         decisions = [
-            decision | {"bits": [formats_lib.parse(option).bits for option in decision["options"]]}
+            decision | {"bits": [formats_lib.parse_layer(option).bits for option in decision["options"]]}
             for decision in summary["decisions"]
         ]
         picture = figures.policy_over_time(lines[:: max(len(lines) // _HEATMAP_LINES, 1)], decisions)

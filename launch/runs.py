@@ -361,7 +361,7 @@ def _price(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
             {
                 "path": layer.path,
                 "format": chosen[layer.path],
-                "bits": formats_lib.parse(chosen[layer.path]).bits,
+                "bits": formats_lib.parse_layer(chosen[layer.path]).bits,
                 "granularity": experiment.plan.granularity_of.get(layer.path, "per_channel"),
                 "macs": layer.macs,
                 "weights": layer.weights,

@@ -4,7 +4,7 @@ import json
 import pathlib
 import re
 
-from benchmarks import assignments, cifar10, devices, pricing, quantizers, search_memory, search_step
+from benchmarks import assignments, cifar10, devices, pricing, quantizers, search_memory, search_step, this_device
 from hwcost.costs import COSTS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -37,14 +37,16 @@ def test_the_table_of_other_networks_is_stored():
 
 
 def test_the_table_of_a_device_is_stored():
-    for row in json.loads((ROOT / "benchmarks" / "results" / "cifar10_bitfusion.json").read_text()):
-        cells = (row[key] for key in ("network", "accuracy", "ms", "bits of each layer"))
-        assert f"| {' | '.join(cells)} |" in README
+    for name in ("cifar10_bitfusion", "cifar10_this_cpu"):
+        for row in json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text()):
+            cells = (row[key] for key in ("network", "accuracy", "ms", "bits of each layer"))
+            assert f"| {' | '.join(cells)} |" in README
 
 
 def test_the_page_on_devices_has_what_is_stored_and_known():
     page = (ROOT / "docs" / "devices.md").read_text()
     assert devices.markdown(json.loads(devices.RESULTS.read_text())["rank_correlation"]) in page
+    assert this_device.markdown(json.loads(this_device.RESULTS.read_text())["networks"]) in page
     assert pricing.markdown(json.loads(pricing.RESULTS.read_text())["spaces"]) in page
     agreement = json.loads(devices.RESULTS.read_text())["bitfusion"]
     assert agreement["latencies_off"] == 0

@@ -77,3 +77,14 @@ def test_table_rows_are_the_formats():
     # A traced index gives the same row.
     traced = jax.jit(table.row)(3)
     assert jax.tree.map(float, traced) == jax.tree.map(float, table.row(3))
+
+
+def test_pairs_are_formats_of_weights_and_inputs():
+    mixed = formats.parse_layer("int4/int8")
+    assert (mixed.weights.name, mixed.inputs.name, mixed.name, mixed.bits) == ("int4", "int8", "int4/int8", 8)
+    assert formats.parse_layer("int8/int8") is formats.parse("int8")
+    assert [f.name for f in formats.format_space("int4,int4/int8,e2m1/bf16")] == ["int4", "int4/int8", "e2m1/bf16"]
+    assert not formats.parse_layer("int4/bf16").is_integer
+    for name in ("int4/int8/int8", "int4/", "/int4", "int4/float"):
+        with pytest.raises(formats.UnknownFormatError, match="unknown number format"):
+            formats.format_space([name])

@@ -250,3 +250,20 @@ def test_granularities_of_kernels_by_name(name, thresholds):
     assert len(np.unique(found)) == thresholds
     with pytest.raises(ValueError, match="unknown granularity 'per_row': expected per_tensor, per_channel"):
         granularity.of_kernels("per_row")
+
+
+def test_weights_and_inputs_may_differ_in_format():
+    pairs = formats.format_space("int8,int4/int8")
+    bank = format_state.format_bank(pairs, use_unsigned=True)
+    multiples = format_state.precomputed_clip_multiples(pairs, 2, "gaussian", use_unsigned=True)
+    alone = format_state.precomputed_clip_multiples(formats.format_space("int4,int8"), 1, "gaussian", use_unsigned=True)
+    profile = jax.tree.map(
+        lambda leaf: jnp.stack([leaf] * 2), layers.LayerCalibration(1.0, jnp.zeros(()), jnp.ones(()))
+    )
+    state = format_state.format_state(["a", "b"], bank, multiples, jnp.asarray([0, 1]), profile, True)
+    assert [int(state[path].weights.bits) for path in "ab"] == [8, 4]
+    assert [int(state[path].inputs.bits) for path in "ab"] == [8, 8]
+    assert [float(state["b"].weights.clip_multiple), float(state["b"].input_clip)] == [
+        float(alone.weights[0, 0]),
+        float(alone.unsigned_inputs[0, 1]),
+    ]

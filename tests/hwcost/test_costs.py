@@ -6,7 +6,7 @@ import pytest
 
 from aqt_like import formats
 from fliqs_jax import models
-from hwcost import carbon, fpga, gpu, workload
+from hwcost import carbon, fpga, gpu, lut, workload
 from hwcost import table as table_lib
 from hwcost.costs import COSTS
 from hwcost.format_plan import format_plan
@@ -34,6 +34,26 @@ def test_every_cost_prices_genomes(name):
     if name != "bitfusion_energy":  # where six bits sometimes cost less than four
         extremes = [table_lib.price_exactly(table, PLAN.uniform_genome(f)) for f in ("int4", "int8")]
         np.testing.assert_allclose((lowest, highest), extremes, rtol=1e-9)
+
+
+def test_weights_and_inputs_are_priced_by_their_own_bits():
+    layer = LAYERS[3]
+    int4, int8, mixed = (formats.parse_layer(name) for name in ("int4", "int8", "int4/int8"))
+
+    def cost(name, fmt):
+        return float(COSTS[name].of_layer(layer, [fmt])[0])
+
+    assert cost("bit_operations", mixed) == 4 * 8 * layer.macs
+    assert cost("weight_bytes", mixed) == cost("weight_bytes", int4)
+    assert cost("peak_activation_bytes", mixed) == cost("peak_activation_bytes", int8)
+    for name in ("bitfusion_latency", "bitfusion_energy"):
+        assert cost(name, int4) < cost(name, mixed) < cost(name, int8)
+    assert cost("fpga_area", mixed) == cost("fpga_area", int8)
+    table = lut.Lut(
+        "mine", "latency", "ms", {(lut.key_of(layer), bits): lut.Entry(sum(bits)) for bits in ((4, 8), (8, 8))}
+    )
+    for fmt, expected in ((mixed, 12), (int4, 12), (int8, 16)):
+        assert table.cost_model().of_layer(layer, [fmt]) == expected
 
 
 def test_the_worst_of_several_budgets_counts():
