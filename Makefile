@@ -5,10 +5,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search test lint setup devices clean
+.PHONY: search apq test lint setup devices clean
 
 search: $(READY)
 	$(BIN)/python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits
+
+apq: $(READY)
+	$(BIN)/python -m launch.apq all --config=configs/apq_digits.py --workdir=runs/apq
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile

@@ -222,3 +222,19 @@ def best_multiples(
         return candidates[jnp.argmin(errors)]
 
     return jax.lax.map(best, table)
+
+
+def least_divergent_multiples(x: jax.Array, table: FormatTable) -> jax.Array:
+    """The clip multiple of least divergence on `x` (see `divergence`) for every format of `table`.
+
+    Returns:
+      float32[K].
+    """
+    calibrator = histogram(divergence)
+    seen = calibrator.update(calibrator.init(), x)
+    return jax.lax.map(lambda row: calibrator.clip(seen, row), table) / jnp.maximum(root_mean_square(x), 1e-30)
+
+
+Criterion = Callable[[jax.Array, FormatTable], jax.Array]
+CRITERIA: dict[str, Criterion] = {"profiled": best_multiples, "least_divergence": least_divergent_multiples}
+"""By the name that `config.clip.source` gives them."""

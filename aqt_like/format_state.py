@@ -111,15 +111,20 @@ def format_state(
 
 
 def profiled_clip_multiples(
-    paths: Sequence[str], bank: FormatBank, params: dict[str, Any], operands: dict[str, tuple[jax.Array, ...]]
+    paths: Sequence[str],
+    bank: FormatBank,
+    params: dict[str, Any],
+    operands: dict[str, tuple[jax.Array, ...]],
+    criterion: calibration_lib.Criterion = calibration_lib.best_multiples,
 ) -> ClipMultiples:
-    """Multiples of least squared error on real weights and inputs, the alternative to the precomputed ones.
+    """The best multiples on real weights and inputs, the alternative to the precomputed ones.
 
     Args:
       paths: path of each layer.
       bank: the formats.
       params: the model's parameters.
       operands: each layer's input on one batch, by path; of a product, both factors (see `layers.layer_operands`).
+      criterion: what is best: least squared error, or least divergence (APQ, §4).
     """
 
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
@@ -134,7 +139,7 @@ def profiled_clip_multiples(
         return values / jnp.where(rms > 0, rms, 1.0)
 
     def best(tensors: Sequence[jax.Array], table: FormatTable) -> jax.Array:
-        return jnp.stack([calibration_lib.best_multiples(x, table) for x in tensors])
+        return jnp.stack([criterion(x, table) for x in tensors])
 
     kernels, activations = [kernel(p) for p in paths], [operands[p][0] for p in paths]
     return ClipMultiples(best(kernels, bank.weights), best(activations, bank.signed), best(activations, bank.unsigned))

@@ -48,7 +48,8 @@ def get_config() -> ConfigDict:
                 "schedule": "cosine",  # cosine, exponential
                 "decay_to": 0.01,  # share of the learning rate at the end of the exponential schedule
             },
-            # The space: int_s, int_l, fp_s, fp_l, or format names joined by commas.
+            # The space: int_s, int_l, fp_s, fp_l, or format names joined by commas; int4/int8 has weights in int4 and
+            # inputs in int8.
             "formats": "int_s",
             # Which layers may have which: 'EXPRESSION: WHAT' over layer paths, as in ("stem: bf16", "shortcut: tie").
             # hwcost/format_plan.py says more; python -m launch.inspect lists the paths.
@@ -83,7 +84,8 @@ def get_config() -> ConfigDict:
             "ewgs_strength": 0.0,  # of element-wise gradient scaling; 0 is the plain straight-through estimator
             "unsigned_inputs": True,  # inputs that are never negative use the unsigned twin of an integer format
             "clip": {
-                "source": "precomputed",  # precomputed on synthetic data, or profiled on a real batch
+                # precomputed on synthetic data; or on a real batch: profiled (least squares), least_divergence (APQ)
+                "source": "precomputed",
                 "distribution": "gaussian",  # of the synthetic data: gaussian, laplacian
             },
             "recalibration_batches": 50,  # for the batch statistics under the final genome

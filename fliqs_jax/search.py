@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from aqt_like import calibration, layers
 from aqt_like import format_state as format_state_lib
-from aqt_like import layers
 from fliqs_jax import models
 from fliqs_jax import policy as policy_lib
 from fliqs_jax.losses import Batch, Loss
@@ -313,14 +313,18 @@ def make_evaluate(search: Search) -> Callable[[SearchState, jax.Array, Batch], A
     return evaluate
 
 
-def make_profile_clip_multiples(search: Search) -> Callable[[SearchState, Batch], SearchState]:
+def make_profile_clip_multiples(
+    search: Search, criterion: calibration.Criterion
+) -> Callable[[SearchState, Batch], SearchState]:
     """A function `(state, train_batch) -> state` that replaces the clip multiples by the best ones on that batch."""
 
     def profile(state: SearchState, batch: Batch) -> SearchState:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         training = models.mode(search.model, train=True)
         operands = layers.layer_operands(search.model, variables, batch["input"], **training, mutable=["batch_stats"])
-        multiples = format_state_lib.profiled_clip_multiples(search.paths, search.bank, state.params, operands)
+        multiples = format_state_lib.profiled_clip_multiples(
+            search.paths, search.bank, state.params, operands, criterion
+        )
         return state._replace(clip_multiples=multiples)
 
     return profile

@@ -101,6 +101,12 @@ class _Graph:
         return [read(variable) for variable in jaxpr.outvars]
 
     def _equation(self, equation: Any, arguments: Arguments, scope: str) -> Sequence[Value]:
+        if equation.primitive.name == "platform_index":
+            # What is written for one platform alone has no place in a graph: the last branch is for all others.
+            return [np.asarray(len(equation.params["platforms"]) - 1, np.int32)]
+        if equation.primitive.name == "cond" and isinstance(arguments[0], np.ndarray):
+            branch = equation.params["branches"][int(arguments[0])]
+            return self.run(branch.jaxpr, [np.asarray(c) for c in branch.consts], arguments[1:], scope)
         if not any(isinstance(argument, Tensor) for argument in arguments):
             results = equation.primitive.bind(*arguments, **equation.params)
             return [np.asarray(r) for r in (results if equation.primitive.multiple_results else [results])]

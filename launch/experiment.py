@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from aqt_like import calibration, gradients
 from aqt_like import format_state as format_state_lib
 from aqt_like import formats as formats_lib
-from aqt_like import gradients
 from aqt_like.layers import Quantizer, kernel_clip
 from fliqs_jax import distillation, losses, models, pretrained, quality, reward, schedule
 from fliqs_jax import policy as policy_lib
@@ -153,8 +153,9 @@ def _check_settings(config: ConfigDict) -> None:
             raise ConfigError(f"{key}={config[key]}: expected a number above 0")
     if config.cost_samples < 0 or config.cost_samples == 1:
         raise ConfigError(f"cost_samples={config.cost_samples}: expected 0, or 2 and more")
-    if config.clip.source not in ("precomputed", "profiled"):
-        raise ConfigError(f"clip.source={config.clip.source!r}: expected precomputed or profiled")
+    if config.clip.source not in ("precomputed", *calibration.CRITERIA):
+        known = ", ".join(("precomputed", *calibration.CRITERIA))
+        raise ConfigError(f"clip.source={config.clip.source!r}: expected one of {known}")
 
 
 def _check_examples(config: ConfigDict, source: data.Source) -> None:

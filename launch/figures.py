@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 WIDTH = 5.0  # inches: narrow, so that text stays legible on a phone
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",  # the same run gives the same file
     "font.size": 9,
@@ -32,9 +32,9 @@ _STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
 }
-_INK, _ACCENT, _SECOND = "#3b4048", "#c2410c", "#2563eb"
+INK, ACCENT, SECOND = "#3b4048", "#c2410c", "#2563eb"
 
-_LINE_COLOURS = (_ACCENT, _SECOND, _INK)
+_LINE_COLOURS = (ACCENT, SECOND, INK)
 
 # Few bits are warm, many are cool (as in the paper's Figures 3 and 7), told apart without colour vision too.
 _BIT_COLOURS = {
@@ -56,7 +56,7 @@ def bit_colour(bits: int) -> str:
     return _BIT_COLOURS[min(_BIT_COLOURS, key=lambda known: abs(known - bits))]
 
 
-def _svg(figure: Figure, description: str) -> str:
+def as_svg(figure: Figure, description: str) -> str:
     """Inline SVG that scales to its column and tells a screen reader what it shows."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
@@ -81,7 +81,7 @@ def quality_of(run: Run) -> float:
 
 def pareto(runs: Sequence[Run]) -> str:
     """Quality on test against cost; the best of the uniform networks are joined by a line."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.6))
         axes = figure.subplots()
         uniform = sorted((r for r in runs if is_uniform(r)), key=lambda r: (r["cost"], -quality_of(r)))
@@ -93,8 +93,8 @@ def pareto(runs: Sequence[Run]) -> str:
         qualities = [100 * quality_of(r) for r in runs]
         gap = 0.055 * max(max(qualities) - min(qualities), 0.5)
         for members, colour, marker, size, side in (
-            (uniform, _INK, "o", 34, -1),
-            (searched, _ACCENT, "*", 70, 1),
+            (uniform, INK, "o", 34, -1),
+            (searched, ACCENT, "*", 70, 1),
         ):
             heights = spread([100 * quality_of(r) for r in members], gap)
             for run, height in zip(members, heights, strict=True):
@@ -110,7 +110,7 @@ def pareto(runs: Sequence[Run]) -> str:
                     fontsize=8,
                 )
         for target in sorted({r["target"] for r in searched}):
-            axes.axvline(target * factor, color=_ACCENT, linestyle=":", linewidth=1, zorder=0)
+            axes.axvline(target * factor, color=ACCENT, linestyle=":", linewidth=1, zorder=0)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:.2g}")
         costs = [r["cost"] * factor for r in runs]
@@ -118,12 +118,12 @@ def pareto(runs: Sequence[Run]) -> str:
         axes.margins(y=0.1)
         axes.set_xlabel(f"cost ({unit}, log scale; dotted: target)")
         axes.set_ylabel(f"test {runs[0]['quality']} (%)")
-        return _svg(figure, f"Test {runs[0]['quality']} against cost of the searched and the uniform networks")
+        return as_svg(figure, f"Test {runs[0]['quality']} against cost of the searched and the uniform networks")
 
 
 def cost_shares(run: Run) -> str:
     """Each layer's share of the run's cost, and of bit operations where that is another cost."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         layers = run["layers"]
         shares = {run["cost_name"]: [layer["cost"] for layer in layers]}
         if run["cost_unit"] != "bit operations":
@@ -138,7 +138,7 @@ def cost_shares(run: Run) -> str:
         axes.set_ylabel("share (%; grey: bit operations)" if len(shares) > 1 else "share (%)")
         axes.grid(axis="x", visible=False)
         _name_layers(axes, layers)
-        return _svg(figure, "Share of each layer in the cost of the network")
+        return as_svg(figure, "Share of each layer in the cost of the network")
 
 
 def _name_layers(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
@@ -165,7 +165,7 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 def formats_over_depth(runs: Sequence[Run]) -> str:
     """Each layer's format as a bar over depth, one row of bars per run."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         count = len(runs[0]["layers"])
         figure = Figure(figsize=(max(WIDTH, 0.16 * count), 0.9 * len(runs) + 1.3))
         rows = figure.subplots(len(runs), 1, sharex=True, squeeze=False)[:, 0]
@@ -175,7 +175,7 @@ def formats_over_depth(runs: Sequence[Run]) -> str:
             for i, layer in enumerate(run["layers"]):
                 axes.annotate(
                     layer["format"].removeprefix("int"), (i, bits[i]), xytext=(0, 1.5), textcoords="offset points",
-                    ha="center", fontsize=7 if count <= 24 else 5, color=_INK,
+                    ha="center", fontsize=7 if count <= 24 else 5, color=INK,
                 )  # fmt: skip
             axes.set_ylim(0, 19)
             axes.set_yticks([4, 8, 16])
@@ -186,31 +186,31 @@ def formats_over_depth(runs: Sequence[Run]) -> str:
             axes.set_ylabel("bits")
         _name_layers(rows[-1], runs[0]["layers"])
         figure.subplots_adjust(hspace=0.55)
-        return _svg(figure, "Number format of each layer over depth")
+        return as_svg(figure, "Number format of each layer over depth")
 
 
 def curve(lines: Sequence[Run], series: Mapping[str, str], ylabel: str, *, reference: float | None = None) -> str:
     """Metrics over training steps; `series` maps their names to labels."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.3))
         axes = figure.subplots()
         steps = [line["step"] for line in lines]
-        for (name, label), colour in zip(series.items(), (_SECOND, _ACCENT), strict=False):
+        for (name, label), colour in zip(series.items(), (SECOND, ACCENT), strict=False):
             axes.plot(steps, [line[name] for line in lines], color=colour, label=label)
         if reference is not None:
-            axes.axhline(reference, color=_INK, linestyle=":", linewidth=1)
+            axes.axhline(reference, color=INK, linestyle=":", linewidth=1)
         if len(series) > 1:
             axes.legend(loc="lower right")
         axes.set_xlabel("step")
         axes.set_ylabel(ylabel)
-        return _svg(figure, f"{ylabel} over training steps")
+        return as_svg(figure, f"{ylabel} over training steps")
 
 
 def lines(
     series: Mapping[str, tuple[Sequence[Any], Sequence[float]]], *, xlabel: str, ylabel: str, log: bool = False
 ) -> str:
     """Lines with a mark at each point, told apart by dash and mark too; names at the right."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.0))
         axes = figure.subplots()
         looks = zip(_LINE_COLOURS * 2, ["-"] * 3 + ["--"] * 3, "os^Dvx", strict=True)
@@ -224,33 +224,33 @@ def lines(
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
-        return _svg(figure, f"{ylabel} over {xlabel}")
+        return as_svg(figure, f"{ylabel} over {xlabel}")
 
 
 def scatter(
     series: Mapping[str, tuple[np.ndarray, np.ndarray]], *, xlabel: str, ylabel: str, diagonal: bool = False
 ) -> str:
     """Clouds of points, a panel each; `diagonal` draws the line where x equals y."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.6))
         panels = figure.subplots(1, len(series), squeeze=False)[0]
         for axes, (name, (x, y)) in zip(panels, series.items(), strict=True):
             few = len(x) < 100
-            axes.scatter(x, y, s=14 if few else 3, color=_SECOND, alpha=0.8 if few else 0.35, linewidths=0)
+            axes.scatter(x, y, s=14 if few else 3, color=SECOND, alpha=0.8 if few else 0.35, linewidths=0)
             if diagonal:
-                axes.axline((x.min(), x.min()), slope=1, color=_INK, linewidth=1, zorder=0)
+                axes.axline((x.min(), x.min()), slope=1, color=INK, linewidth=1, zorder=0)
             axes.set_title(name, loc="left")
             axes.set_xlabel(xlabel)
         panels[0].set_ylabel(ylabel)
         figure.subplots_adjust(wspace=0.3)
-        return _svg(figure, f"{ylabel} over {xlabel}")
+        return as_svg(figure, f"{ylabel} over {xlabel}")
 
 
 def roofline(
     points: Mapping[str, tuple[np.ndarray, np.ndarray]], *, peaks: Mapping[str, float], bytes_per_second: float
 ) -> str:
     """Layers under a roofline: multiply-accumulates per byte and per second; a cloud and a roof for each name."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4))
         axes = figure.subplots()
         span = np.geomspace(min(x.min() for x, _ in points.values()) / 2, 2 * max(x.max() for x, _ in points.values()))
@@ -262,12 +262,12 @@ def roofline(
         axes.set_xlabel("multiply-accumulates per byte")
         axes.set_ylabel("billion multiply-accumulates / s")
         axes.legend(loc="upper left", fontsize=8)
-        return _svg(figure, "Roofline: layers by arithmetic intensity and speed")
+        return as_svg(figure, "Roofline: layers by arithmetic intensity and speed")
 
 
 def sensitivities(decibels: np.ndarray, layers: Sequence[str], formats: Sequence[str]) -> str:
     """Signal-to-noise ratio of the logits when one layer alone has one format, [L, K], as a table of shades."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.24 * len(layers) + 0.6))
         axes = figure.subplots()
         axes.imshow(decibels, aspect="auto", cmap="YlOrBr_r", vmin=0, vmax=60)
@@ -279,7 +279,7 @@ def sensitivities(decibels: np.ndarray, layers: Sequence[str], formats: Sequence
             axes.text(
                 fmt, layer, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if value < 25 else "k"
             )
-        return _svg(figure, "Signal-to-noise ratio in decibels of the logits when one layer alone is quantised")
+        return as_svg(figure, "Signal-to-noise ratio in decibels of the logits when one layer alone is quantised")
 
 
 def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]]) -> str:
@@ -289,7 +289,7 @@ def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]
       lines: metrics, whose `"policy"` is [D, Kmax].
       decisions: the D decisions: `"name"`, `"options"` (formats), `"bits"` of each. Those with one option are left out.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         probabilities = np.asarray([line["policy"] for line in lines])  # [T, D, K]
         bands, ticks, names, height = [], [], [], 0
         for d, decision in enumerate(decisions):
@@ -315,7 +315,7 @@ def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]
             bits_of = {f"{b} bits": b for b in sorted(set(bits_of.values()))}
         handles = [Patch(color=bit_colour(b), label=label) for label, b in bits_of.items()]
         axes.legend(handles=handles, ncols=6, loc="lower left", bbox_to_anchor=(0, 1), handlelength=1, columnspacing=1)
-        return _svg(figure, "Probability of each format of each decision over training")
+        return as_svg(figure, "Probability of each format of each decision over training")
 
 
 def is_uniform(run: Run) -> bool:

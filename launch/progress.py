@@ -1,5 +1,6 @@
 """What a person sees of a run while it goes on (a live panel, or plain lines), and what is kept of it (JSON lines)."""
 
+import itertools
 import json
 import pathlib
 import time
@@ -83,6 +84,10 @@ class Recorder:
         """Leaves the time since the last record out of the training time (a checkpoint)."""
         self._last_time = time.perf_counter()
 
+    def _shown(self, line: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """What people are shown of a line: of `SHOWN`, what it has."""
+        return [(label, f"{line[name]:.3f}") for name, label in self._labels.items() if name in line]
+
     def _show(self, line: Mapping[str, Any]) -> None:
         left = (self._total - self._step) / line["steps_per_second"]
         rate = f"{line['steps_per_second']:.1f} steps/s"
@@ -90,7 +95,7 @@ class Recorder:
             self._live.update(self._panel(line, f"{rate}, {_duration(left)} left"), refresh=True)
         elif time.perf_counter() - self._last_plain >= PLAIN_LINE_SECONDS or self._step == self._total:
             self._last_plain = time.perf_counter()
-            shown = "  ".join(f"{label} {line[name]:.3f}" for name, label in self._labels.items())
+            shown = "  ".join(f"{label} {value}" for label, value in self._shown(line))
             self._console.print(
                 f"{self._title}  step {self._step}/{self._total}  {rate}  {_duration(left)} left  {shown}",
                 soft_wrap=True,
@@ -100,8 +105,8 @@ class Recorder:
     def _panel(self, line: Mapping[str, Any], pace: str) -> Panel:
         grid = Table.grid(padding=(0, 2))
         grid.add_row("step", f"{self._step} / {self._total}", ProgressBar(self._total, self._step, width=30), pace)
-        shown = [(label, f"{line[name]:.3f}") for name, label in self._labels.items()]
-        for left, right in zip(shown[::2], shown[1::2], strict=True):
+        shown = self._shown(line)
+        for left, right in itertools.zip_longest(shown[::2], shown[1::2], fillvalue=("", "")):
             grid.add_row(*left, *right)
         return Panel(grid, title=self._title, expand=False)
 

@@ -12,7 +12,6 @@ import html
 import itertools
 import json
 import pathlib
-import string
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,9 +23,9 @@ from rich.table import Table
 from aqt_like import formats as formats_lib
 from launch import figures, progress
 from launch.figures import quality_of
+from launch.page import card, page, table_of
 from launch.runs import METRICS, SUMMARY
 
-_TEMPLATE = pathlib.Path(__file__).with_name("report_template.html")
 _HEATMAP_LINES = 240
 SMALLEST_GAP_POINTS = 1.0  # Two seeds of one network differ by about half a point on these data sets.
 
@@ -180,15 +179,7 @@ def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Pa
         else:
             lead += f"; the search recovers {100 * share:.0f} % of it."
             tiles.insert(1, (f"{100 * share:.0f} %", f"of the {name} gap recovered", ""))
-    page = string.Template(_TEMPLATE.read_text()).substitute(
-        title=html.escape(f"{summary['name']} on {data_name}"),
-        lead=html.escape(lead),
-        tiles="".join(
-            f'<div class="tile {kind}"><b>{value}</b><span>{label}</span></div>' for value, label, kind in tiles
-        ),
-        cards="".join(_cards(runs, lines)),
-    )
-    path.write_text(page)
+    path.write_text(page(f"{summary['name']} on {data_name}", lead, tiles, _cards(runs, lines)))
     return path
 
 
@@ -198,24 +189,24 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
     alike = [summary for summary in searched if _paths(summary) == _paths(searched[0])]
     settings = json.dumps({key: main[key] for key in ("config", "versions", "device", "seed")}, indent=1)
     return [
-        _card(
+        card(
             f"{_capital(main['quality'])} against cost",
             "Stars are searched, dots have one format in all layers.",
             figures.pareto([run.summary for run in _paying_alike(runs)]),
         ),
-        _card(
+        card(
             "Format of each layer",
             "From input to output; the warmer, the fewer bits.",
             figures.formats_over_depth(alike),
         ),
-        _card(
+        card(
             "Where the cost is",
             _shares_of(main),
             figures.cost_shares(main),
         ),
-        _card("Results", "", _table(runs), wide=True),
+        card("Results", "", _table(runs), wide=True),
         *(_training_cards(main, lines) if lines else ()),
-        _card(
+        card(
             "Settings",
             _footprint(main),
             f"<details><summary>config and versions</summary><pre>{html.escape(settings)}</pre></details>",
@@ -247,22 +238,22 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
     warmup = round(config["warmup_fraction"] * lines[-1]["step"])
     timed = [line | {"milliseconds": 1000 / line["steps_per_second"]} for line in lines]
     cards = [
-        _card(
+        card(
             f"{_capital(summary['quality'])} while training",
             "On training batches, and on the validation batches that the reward is computed on.",
             figures.curve(lines, {"train_quality": "train", "valid_quality": "validation"}, summary["quality"]),
         ),
-        _card(
+        card(
             "Sampled cost",
             "Of the networks drawn at each step; dotted: the target.",
             figures.curve(lines, {"relative_cost": "cost / target"}, "cost / target", reference=1.0),
         ),
-        _card(
+        card(
             "Reward",
             f"The {config['reward'].replace('_', ' ')} reward with γ = {config['gamma']:g}.",
             figures.curve(lines, {"reward": "reward"}, "reward"),
         ),
-        _card(
+        card(
             "Entropy of the policy",
             f"A sum over layers. Formats are drawn uniformly for the first {warmup} steps.",
             figures.curve(lines, {"entropy": "entropy"}, "entropy (nats)"),
@@ -275,8 +266,8 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
         ]
         picture = figures.policy_over_time(lines[:: max(len(lines) // _HEATMAP_LINES, 1)], decisions)
         explanation = "A band per decision, a row per format in it: the stronger, the more probable."
-        cards.append(_card("The policy over time", explanation, picture))
-    cards.append(_card("Step time", "", figures.curve(timed, {"milliseconds": "step time"}, "step time (ms)")))
+        cards.append(card("The policy over time", explanation, picture))
+    cards.append(card("Step time", "", figures.curve(timed, {"milliseconds": "step time"}, "step time (ms)")))
     return cards
 
 
@@ -288,20 +279,8 @@ def _paths(summary: dict[str, Any]) -> list[str]:
     return [layer["path"] for layer in summary["layers"]]
 
 
-def _card(heading: str, text: str, body: str, *, wide: bool = False) -> str:
-    paragraph = f"<p>{html.escape(text)}</p>" if text else ""
-    return f'<section class="card{" wide" if wide else ""}"><h2>{html.escape(heading)}</h2>{paragraph}{body}</section>'
-
-
 def _table(runs: Sequence[RecordedRun]) -> str:
-    def cells(tag: str, texts: Sequence[str]) -> str:
-        return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
-
-    rows = "".join(
-        f"<tr{' class=searched' if run.searched else ''}>{cells('td', _row(run, runs))}</tr>" for run in runs
-    )
-    head = f"<thead><tr>{cells('th', _columns(runs))}</tr></thead>"
-    return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
+    return table_of(_columns(runs), [(_row(run, runs), run.searched) for run in runs])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

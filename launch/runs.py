@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from aqt_like import calibration
 from aqt_like import formats as formats_lib
 from fliqs_jax import policy as policy_lib
 from fliqs_jax import pretrained, random_search
@@ -135,7 +136,13 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, console: Co
         step=step,
         recalibrate=jax.jit(search_lib.make_recalibrate(search), donate_argnums=0, out_shardings=whole),
         evaluate=jax.jit(search_lib.make_evaluate(search)),
-        profile=jax.jit(search_lib.make_profile_clip_multiples(search), donate_argnums=0, out_shardings=whole),
+        profile=jax.jit(
+            search_lib.make_profile_clip_multiples(
+                search, calibration.CRITERIA.get(config.clip.source, calibration.best_multiples)
+            ),
+            donate_argnums=0,
+            out_shardings=whole,
+        ),
         step_compilations=lambda: len(traces),
         seconds=time.perf_counter() - start,
     )
@@ -257,7 +264,7 @@ def _run(
     elif config.init_from:
         state = _pretrained(state, config, trial.name, console)
     before_step = {}
-    if config.clip.source == "profiled":
+    if config.clip.source in calibration.CRITERIA:
         at = search.input_quantization_step
         before_step[at] = lambda state: compiled.profile(state, next(train_batches(at)))
     with progress.Recorder(

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from aqt_like import format_state, formats, gradients, layers
+from aqt_like import calibration, format_state, formats, gradients, layers
 from fliqs_jax import losses, random_search, reward, schedule, sensitivity
 from fliqs_jax import policy as policy_lib
 from fliqs_jax import search as search_lib
@@ -291,7 +291,9 @@ def test_evaluation_ignores_padding(searched):
 
 
 def test_profiled_clip_multiples_replace_the_precomputed_ones(searched):
-    profiled = jax.jit(search_lib.make_profile_clip_multiples(SEARCH))(searched[0], batch(0))
+    profiled = jax.jit(search_lib.make_profile_clip_multiples(SEARCH, calibration.best_multiples))(
+        searched[0], batch(0)
+    )
     assert profiled.clip_multiples.weights.shape == (2, 3)
     assert not np.array_equal(profiled.clip_multiples.inputs, searched[0].clip_multiples.inputs)
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aqt_like import depthwise
 from fliqs_jax import models
 
 onnx = pytest.importorskip("onnx", reason="needs requirements-devices.txt")
@@ -47,6 +48,9 @@ def test_networks_compute_in_onnxruntime_what_they_do_in_jax(name, settings, sha
     assert_exports(lambda x: model.apply(variables, x, **mode), x)
 
 
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
 def conv(channels, x, **settings):
     kernel = jnp.arange(27.0 * channels).reshape(3, 3, 3, channels) / (27 * channels)
     layer = nn.Conv(channels, (3, 3), **settings)
@@ -64,6 +68,9 @@ def conv(channels, x, **settings):
         lambda x: jnp.einsum("bhwc,bvwc->bwhv", x, x),
         lambda x: jnp.where(x > 0.5, x, -x) / jnp.sqrt(1 + jnp.square(x)).max(),
         lambda x: conv(2, x, strides=(2, 1), padding="SAME", kernel_dilation=(1, 2)),
+        lambda x: depthwise.conv_general_dilated(
+            x, jnp.ones((3, 3, 1, 3)), (1, 1), [(1, 1)] * 2, dimension_numbers=NHWC, feature_group_count=3
+        ),
     ],
 )
 def test_operations_in_any_layout(function):

@@ -64,7 +64,7 @@ def test_mistakes_end_the_command_within_seconds(option, message, tmp_path):
         ({"baselines": ("int6",)}, "format 'int6' is not in the search space"),
         ({"reward": "greedy"}, "reward='greedy': expected one of absolute, one_sided"),
         ({"entropy_schedule": "step"}, "entropy_schedule='step': expected one of cosine"),
-        ({"clip.source": "guess"}, "clip.source='guess': expected precomputed or profiled"),
+        ({"clip.source": "guess"}, "clip.source='guess': expected one of precomputed, profiled, least_divergence"),
         ({"clip.distribution": "cauchy"}, "unknown distribution 'cauchy'"),
         ({"model.name": "vgg"}, "unknown model 'vgg': expected one of cifar_resnet"),
         ({"model.depth": 9}, r"depth 9: expected 6n \+ 2"),

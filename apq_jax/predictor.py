@@ -1,0 +1,135 @@
+"""Predicting what a network reaches from its genome (APQ, §3.2): three dense layers over one-hot features.
+
+A predictor of float accuracies sees the architecture alone. `transferred` adds inputs for bits whose weights are zero,
+so that it starts out as the same function, and few quantised records teach it the rest (Figure 4).
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+from scipy.stats import kendalltau
+
+HIDDEN = 400
+
+
+class Dense(NamedTuple):
+    """float32[inputs, outputs] and float32[outputs]."""
+
+    kernel: jax.Array
+    bias: jax.Array
+
+
+class Predictor(NamedTuple):
+    """Layers, and the mean and deviation of the accuracies that the last one's output is in units of."""
+
+    layers: tuple[Dense, ...]
+    mean: jax.Array
+    deviation: jax.Array
+
+
+def init(features: int, accuracies: np.ndarray, key: jax.Array, *, hidden: int = HIDDEN) -> Predictor:
+    """An untrained predictor from `features` inputs, for accuracies like these."""
+    sizes = (features, hidden, hidden, 1)
+    keys = jax.random.split(key, len(sizes) - 1)
+    layers = tuple(
+        Dense(jax.random.normal(key, (ins, outs)) * np.sqrt(2 / ins), jnp.zeros(outs))
+        for key, ins, outs in zip(keys, sizes, sizes[1:], strict=False)
+    )
+    return Predictor(layers, jnp.float32(np.mean(accuracies)), jnp.float32(max(np.std(accuracies), 1e-6)))
+
+
+def predict(predictor: Predictor, features: jax.Array) -> jax.Array:
+    """Accuracies, float32[…], from features, float32[…, F]."""
+    return predictor.mean + predictor.deviation * _standardised(predictor.layers, features)
+
+
+def _standardised(layers: Sequence[Dense], x: jax.Array) -> jax.Array:
+    *hidden, last = layers
+    for layer in hidden:
+        x = jax.nn.relu(x @ layer.kernel + layer.bias)
+    return (x @ last.kernel + last.bias)[..., 0]
+
+
+def transferred(predictor: Predictor, features: int) -> Predictor:
+    """The same function of more features, of which it ignores the new ones, at the end, so far.
+
+    Raises:
+      ValueError: fewer features than it has.
+    """
+    first, *rest = predictor.layers
+    new = features - first.kernel.shape[0]
+    if new < 0:
+        raise ValueError(f"{features} features: the predictor has {first.kernel.shape[0]} already")
+    return predictor._replace(layers=(Dense(jnp.pad(first.kernel, ((0, new), (0, 0))), first.bias), *rest))
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "batch_size"))
+def fit(
+    predictor: Predictor,
+    features: jax.Array,
+    accuracies: jax.Array,
+    key: jax.Array,
+    *,
+    steps: int = 2000,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 1e-4,
+) -> Predictor:
+    """Least squares by AdamW with a cosine schedule, on random batches; all of it is one compiled call.
+
+    Args:
+      predictor: where to start.
+      features: float32[N, F].
+      accuracies: float32[N].
+      key: of the batches.
+      steps, batch_size, learning_rate, weight_decay: of the training.
+    """
+    targets = (accuracies - predictor.mean) / predictor.deviation
+    optimizer = optax.adamw(optax.cosine_decay_schedule(learning_rate, steps), weight_decay=weight_decay)
+
+    def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+        layers, opt_state = carry
+        chosen = jax.random.randint(key, (min(batch_size, len(features)),), 0, len(features))
+
+        def loss(layers: Sequence[Dense]) -> jax.Array:
+            return jnp.mean(jnp.square(_standardised(layers, features[chosen]) - targets[chosen]))
+
+        updates, opt_state = optimizer.update(jax.grad(loss)(layers), opt_state, layers)
+        return (optax.apply_updates(layers, updates), opt_state), None
+
+    start = (predictor.layers, optimizer.init(predictor.layers))
+    (layers, _), _ = jax.lax.scan(step, start, jax.random.split(key, steps))
+    return predictor._replace(layers=layers)
+
+
+class Agreement(NamedTuple):
+    """How predictions agree with accuracies.
+
+    Attributes:
+      pairwise: share of pairs that are put in order, of those that differ (Figure 7).
+      kendall: rank correlation τ.
+      error: root mean square.
+    """
+
+    pairwise: float
+    kendall: float
+    error: float
+
+
+def agreement(predicted: ArrayLike, true: ArrayLike) -> Agreement:
+    """Of predictions, float[N], with accuracies, float[N]."""
+    predicted, true = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
+    i, j = np.triu_indices(len(true), k=1)
+    differ = true[i] != true[j]
+    ordered = np.sign(predicted[i] - predicted[j]) == np.sign(true[i] - true[j])
+    return Agreement(
+        pairwise=float(ordered[differ].mean()) if differ.any() else float("nan"),
+        kendall=float(kendalltau(predicted, true).statistic),
+        error=float(np.sqrt(np.mean(np.square(predicted - true)))),
+    )

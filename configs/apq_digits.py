@@ -1,0 +1,18 @@
+"""APQ from end to end on scikit-learn's digits, which need no download.
+
+python -m launch.apq all --config=configs/apq_digits.py --workdir=runs/apq        (or: make apq)
+"""
+
+from ml_collections import ConfigDict
+
+from configs import apq_common
+
+
+def get_config() -> ConfigDict:
+    config = apq_common.get_config()
+    config.data.valid_examples = 400
+    config.supernet.epochs = 100.0
+    config.search.budgets = tuple(f"bitfusion_latency={ms}" for ms in (0.012, 0.014, 0.017, 0.021, 0.027, 0.036))
+    config.finish.epochs = 20.0
+    config.finish.optimizer.learning_rate = 0.02
+    return config

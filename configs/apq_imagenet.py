@@ -1,0 +1,33 @@
+"""The paper's APQ: 21 blocks at 224 pixels, ImageNet, 80,000 float and 5,000 quantised records.
+
+    python -m launch.apq all --config=configs/apq_imagenet.py --workdir=runs/apq_imagenet \\
+        --config.data.data_dir=TFDS_DIR
+
+For accelerators; it has not been run. The paper gives 2,400 GPU hours to the once-for-all network and its records.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import apq_common
+
+
+def get_config() -> ConfigDict:
+    config = apq_common.get_config()
+    config.space = "paper"
+    config.data.name = "imagenet2012"
+    config.data.test_split = "validation"
+    config.data.image_size = 224
+    config.data.valid_examples = 10000
+    config.data.augment = "resized_crop_flip"
+    config.data.stream = True
+    config.supernet.epochs = 300.0
+    config.supernet.batch_size = 2048
+    config.records.float = 80000
+    config.records.quantized = 5000
+    config.records.batch_size = 256
+    config.records.fine_tuning_steps = 1000
+    config.predictor.held_out = 2000
+    config.predictor.counts = (100, 300, 1000, 3000)
+    config.search.budgets = tuple(f"bitfusion_latency={ms}" for ms in (7.2, 8.4, 9.5, 12.2))
+    config.finish.epochs = 15.0
+    return config

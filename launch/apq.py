@@ -1,0 +1,65 @@
+"""APQ: one once-for-all network, predictors of what is in it, and the best network for any budget in a second.
+
+    python -m launch.apq all --config=configs/apq_digits.py --workdir=DIR [--config.key=value …]
+
+`all` is these steps in turn; each goes on where it was interrupted, and is skipped where it is done:
+
+    supernet    trains the once-for-all network
+    records     measures networks in it, in float and under quantisation
+    predictor   fits the predictors, and tells how many records they need
+    search      finds the best genome for each set of budgets
+    finish      cuts the found networks out, fine-tunes and evaluates them, and writes the report
+
+`--budget` may be given several times, instead of `config.search.budgets`: `--budget=bitfusion_latency=6,8,12
+--budget=bitfusion_energy=9` asks for three networks, all within 9 mJ, over any cost of hwcost/costs.py.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+from rich.console import Console
+
+from launch import command_line
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written, and resumed from.", required=True)
+_BUDGET = flags.DEFINE_multi_string("budget", [], "NAME=VALUE[,VALUE…], instead of config.search.budgets.")
+
+
+def main(argv: list[str]) -> None:
+    """Runs a step of APQ, or all."""
+    # Imported here so that a misspelt flag is told at once.
+    from apq_jax.evolution import BudgetError
+    from launch import apq_report, apq_steps, loop, runtime
+
+    steps = {
+        "supernet": apq_steps.train_supernet,
+        "records": apq_steps.collect_records,
+        "predictor": apq_steps.fit_predictors,
+        "search": apq_steps.search,
+        "finish": apq_steps.finish,
+    }
+    if len(argv) != 2 or argv[1] not in (*steps, "all"):
+        raise app.UsageError(f"expected one of {', '.join(steps)}, all; got {' '.join(argv[1:]) or 'nothing'}")
+    logging.set_verbosity(logging.WARNING)
+    console, workdir = Console(), pathlib.Path(_WORKDIR.value)
+    try:
+        pipeline = apq_steps.prepare(_CONFIG.value, workdir, console, _BUDGET.value)
+        for name, step in steps.items():
+            if argv[1] in (name, "all"):
+                step(pipeline)
+        if argv[1] in ("finish", "all"):
+            apq_report.print_table(pipeline.read(apq_steps.SUMMARY), console)
+            console.print(f"report: {apq_report.write(workdir)}", soft_wrap=True)
+    except (ValueError, BudgetError, loop.NotFiniteError, runtime.CheckpointError) as error:
+        sys.exit(f"error: {error}")
+    except loop.Stopped:
+        console.print("stopped after a checkpoint; the same command goes on from there")
+        raise
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -1,0 +1,595 @@
+"""The steps of APQ (paper, Algorithm 1), each of which writes what the next ones read into the work directory."""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import track
+from safetensors.numpy import load_file, save_file
+
+from apq_jax import accuracy, evolution, predictor, records, shrinking, supernet
+from apq_jax import space as space_lib
+from apq_jax.network import BlockNetwork, network
+from apq_jax.predictor import Dense, Predictor
+from apq_jax.records import Record, RecordFile
+from apq_jax.shrinking import Objective, ShrinkingState
+from apq_jax.space import ArchitectureSpace
+from fliqs_jax import losses, pretrained, quality
+from fliqs_jax.distillation import TEACHER_LOGITS, distilled
+from hwcost import carbon
+from hwcost import table as table_lib
+from hwcost.costs import COSTS, find_cost
+from hwcost.format_plan import format_decision
+from launch import data, experiment, loop, optimizers, progress, runs, runtime
+from launch.experiment import ConfigError
+
+SUPERNET, PREDICTOR, SEARCH, SUMMARY = "supernet", "predictor", "search.json", "summary.json"
+RECORD_FILES = {"float": "records-float.jsonl", "quantized": "records-quantized.jsonl"}
+BIT_OPERATIONS = "bit_operations"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """A config, checked, and what follows from it.
+
+    Attributes:
+      config: of an APQ experiment.
+      workdir: where everything is.
+      console: for people.
+      source: the data.
+      space: the networks.
+      full: the largest of them.
+      budgets: sets of budgets, by cost: one network is searched for each set.
+    """
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    console: Console
+    source: data.Source
+    space: ArchitectureSpace
+    full: BlockNetwork
+    budgets: tuple[dict[str, float], ...]
+
+    def note(self, text: str) -> None:
+        """Tells people."""
+        self.console.print(text, soft_wrap=True)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON document of an earlier step.
+
+        Raises:
+          ConfigError: that step is not done.
+        """
+        try:
+            return json.loads((self.workdir / name).read_text())
+        except OSError as error:
+            raise ConfigError(f"{self.workdir / name} is not there yet: run the steps before this one") from error
+
+    def write(self, name: str, document: dict[str, Any]) -> None:
+        """Writes a JSON document, whole or not at all."""
+        path = self.workdir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
+        temporary.rename(path)
+
+    def done(self, name: str) -> bool:
+        """Whether a step's document is there; tells so."""
+        if (self.workdir / name).exists():
+            self.note(f"already complete: {self.workdir / name}")
+            return True
+        return False
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path, console: Console, budgets: Sequence[str] = ()) -> Pipeline:
+    """Checks `config`, within seconds, and makes `workdir` its own.
+
+    Args:
+      config: as configs/apq_common.py makes it.
+      workdir: where to write.
+      console: for people.
+      budgets: texts `NAME=VALUE[,VALUE…]`, instead of those of the config.
+
+    Raises:
+      ConfigError, ValueError: with a message for the person who wrote the config.
+    """
+    space = space_lib.find(config.space, config.image_size)
+    source = data.find(config.data)
+    expected = (space.image, space.image, space.image_channels)
+    if tuple(source.example.shape) != expected or source.classes != space.classes:
+        raise ConfigError(
+            f"space={config.space!r} is for images of {expected} in {space.classes} classes; {config.data.name} has "
+            f"{tuple(source.example.shape)} in {source.classes} (image_size is the space's, data.image_size the data's)"
+        )
+    if config.supernet.sampling not in shrinking.SAMPLINGS:
+        known = ", ".join(shrinking.SAMPLINGS)
+        raise ConfigError(f"supernet.sampling={config.supernet.sampling!r}: expected one of {known}")
+    if not 0 < config.predictor.held_out < config.records.quantized:
+        raise ConfigError(
+            f"predictor.held_out={config.predictor.held_out}: expected some of the {config.records.quantized} records"
+        )
+    given = crossed(budgets) if budgets else tuple(_budget_set(text) for text in config.search.budgets)
+    pipeline = Pipeline(config, workdir, console, source, space, network(space, space.largest), given)
+    if given:
+        tables_of(pipeline, given)
+    runs.claim_directory(workdir, config)
+    return pipeline
+
+
+def _budget_set(text: str) -> dict[str, float]:
+    """`bitfusion_latency=8,bitfusion_energy=9` as a set."""
+    found = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError as error:
+            raise ConfigError(f"budget {text!r}: expected NAME=VALUE, as in bitfusion_latency=8") from error
+    return found
+
+
+def crossed(texts: Sequence[str]) -> tuple[dict[str, float], ...]:
+    """Sets of budgets from texts `NAME=VALUE[,VALUE…]`, one cost each: every value of one with every of the others.
+
+    Raises:
+      ConfigError: a text that cannot be read.
+    """
+    axes = []
+    for text in texts:
+        name, _, values = text.partition("=")
+        axes.append([_budget_set(f"{name}={value}") for value in values.split(",")])
+    return tuple({name: value for part in parts for name, value in part.items()} for parts in itertools.product(*axes))
+
+
+def tables_of(pipeline: Pipeline, budgets: Sequence[dict[str, float]]) -> evolution.Tables:
+    """The cost tables that sets of budgets are about.
+
+    Raises:
+      ConfigError: sets over different costs.
+      evolution.BudgetError: a set that no network meets.
+    """
+    names = tuple(budgets[0])
+    if any(tuple(each) != names for each in budgets):
+        raise ConfigError(f"budgets {list(budgets)}: expected the same costs in every set")
+    tables = {name: pipeline.space.cost_table(find_cost(name)) for name in names}
+    for each in budgets:
+        evolution.cheapest(pipeline.space, tables, np.asarray(list(each.values())))
+    return tables
+
+
+# The once-for-all network.
+
+
+def _objective(config: ConfigDict) -> Objective:
+    loss = losses.cross_entropy(config.label_smoothing)
+    settings = config.distillation
+    taught = distilled(loss, weight=settings.weight, temperature=settings.temperature)
+    return Objective(
+        loss=loss,
+        taught_loss=lambda logits, batch, teacher: taught(logits, batch | {TEACHER_LOGITS: teacher}),
+        quality=quality.accuracy.of_batch,
+    )
+
+
+def _open(pipeline: Pipeline) -> data.Dataset:
+    return pipeline.source.open(valid_examples=pipeline.config.data.valid_examples, seed=pipeline.config.seed)
+
+
+def _supernet_state(pipeline: Pipeline) -> tuple[ShrinkingState, optax.GradientTransformation, int]:
+    """The state before training, the optimiser, and the number of steps."""
+    config = pipeline.config.supernet
+    examples = pipeline.source.train_examples - pipeline.config.data.valid_examples
+    steps = max(round(config.epochs * (examples // config.batch_size)), len(shrinking.STAGES))
+    optimizer = optimizers.weight_optimizer(config.optimizer, steps)
+    key = jax.random.key(pipeline.config.seed)
+    return shrinking.init_state(pipeline.space, pipeline.full, optimizer, key), optimizer, steps
+
+
+def train_supernet(pipeline: Pipeline) -> None:
+    """Trains the once-for-all network by progressive shrinking, from its newest checkpoint if it has one."""
+    if pipeline.done(f"{SUPERNET}/{SUMMARY}"):
+        return
+    config, space = pipeline.config.supernet, pipeline.space
+    directory = pipeline.workdir / SUPERNET
+    directory.mkdir(parents=True, exist_ok=True)
+    dataset = _open(pipeline)
+    mesh = runtime.data_mesh()
+    state, optimizer, steps = _supernet_state(pipeline)
+    state = jax.device_put(state, runtime.replicated(mesh))
+    starts = shrinking.stage_starts(steps, config.stages.to_dict())
+    checkpoints = runtime.Checkpoints(directory / "checkpoints")
+    first_step = 0
+    if restored := checkpoints.restore(state, say=pipeline.note):
+        first_step, state = restored
+        pipeline.note(f"once-for-all network: going on from step {first_step}")
+    step = shrinking.make_step(
+        space,
+        pipeline.full,
+        optimizer=optimizer,
+        objective=_objective(config),
+        sampling=shrinking.SAMPLINGS[config.sampling],
+        starts=starts,
+    )
+
+    def batches(first: int) -> Iterable[data.Batch]:
+        return dataset.train_batches("train", batch_size=config.batch_size, first_step=first, augmented=True)
+
+    example = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in next(iter(batches(0))).items()}
+    compiled = runtime.compile_step(step, mesh, jax.eval_shape(lambda: state), example)
+    sharding = runtime.split_batch(mesh)
+    with (
+        runtime.stop_on_signals() as stop,
+        progress.Recorder(
+            directory / runs.METRICS,
+            title="once-for-all network",
+            quality=quality.accuracy.name,
+            first_step=first_step,
+            total_steps=steps,
+            console=pipeline.console,
+        ) as recorder,
+    ):
+        state = loop.run(
+            state,
+            step=compiled,
+            batches=((runtime.place_batch(batch, sharding),) for batch in batches(first_step)),
+            first_step=first_step,
+            total_steps=steps,
+            before_step=shrinking.before_steps(space, starts),
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            checkpoints=checkpoints,
+            recorder=recorder,
+            policy_probabilities=lambda _: np.zeros((0, 0)),
+            stop=stop,
+        )
+    checkpoints.close()
+    measure = accuracy.make_float_accuracy(space, pipeline.full)
+    found = measure_data(pipeline, dataset)
+    ends = {"largest": space.largest, "smallest": space.smallest}
+    pipeline.write(
+        f"{SUPERNET}/{SUMMARY}",
+        {
+            "steps": steps,
+            "seconds": round(recorder.seconds, 1),
+            "state_sha256": runtime.state_digest(state),
+            "validation_accuracy": {
+                name: measure(state.params, state.batch_stats, found, jnp.asarray(genome))
+                for name, genome in ends.items()
+            },
+        },
+    )
+
+
+def read_supernet(pipeline: Pipeline) -> ShrinkingState:
+    """The once-for-all network after training.
+
+    Raises:
+      ConfigError: it is not trained.
+    """
+    pipeline.read(f"{SUPERNET}/{SUMMARY}")
+    checkpoints = runtime.Checkpoints(pipeline.workdir / SUPERNET / "checkpoints")
+    like = jax.device_put(_supernet_state(pipeline)[0], runtime.replicated(runtime.data_mesh()))
+    restored = checkpoints.restore(like, say=pipeline.note)
+    checkpoints.close()
+    if restored is None:
+        raise ConfigError(f"{pipeline.workdir / SUPERNET} has no checkpoint")
+    return restored[1]
+
+
+# Records.
+
+
+def measure_data(pipeline: Pipeline, dataset: data.Dataset) -> accuracy.Data:
+    """The batches that every record is made with."""
+    config = pipeline.config.records
+
+    def some(count: int, first_step: int, *, augmented: bool) -> list[data.Batch]:
+        stream = dataset.train_batches(
+            "train", batch_size=config.batch_size, first_step=first_step, augmented=augmented
+        )
+        return list(itertools.islice(stream, count))
+
+    return accuracy.Data(
+        calibration=some(config.calibration_batches, 0, augmented=False),
+        training=some(config.fine_tuning_steps, config.calibration_batches, augmented=True),
+        validation=list(dataset.eval_batches("valid", batch_size=config.batch_size)),
+    )
+
+
+def collect_records(pipeline: Pipeline) -> None:
+    """Measures as many networks as the config says, of each kind; those that are there are not measured again."""
+    config, space, full = pipeline.config.records, pipeline.space, pipeline.full
+    supernet_digest = pipeline.read(f"{SUPERNET}/{SUMMARY}")["state_sha256"]
+    keys = jax.random.split(jax.random.key(pipeline.config.seed + 1))
+    wanted = {
+        "float": records.float_genomes(space, config.float, keys[0]),
+        "quantized": records.quantized_genomes(space, config.quantized, keys[1], policies=config.policies),
+    }
+    measures = {
+        "float": lambda: accuracy.make_float_accuracy(space, full),
+        "quantized": lambda: accuracy.make_quantized_accuracy(
+            space,
+            full,
+            optimizer=optax.sgd(config.fine_tuning_rate, momentum=0.9),
+            loss=losses.cross_entropy(pipeline.config.supernet.label_smoothing),
+        ),
+    }
+    state, found = None, None
+    for kind, genomes in wanted.items():
+        head = {"kind": kind, "supernet_sha256": supernet_digest, "settings": config.to_dict()}
+        file = RecordFile(pipeline.workdir / RECORD_FILES[kind], head)
+        left = genomes[len(file.records) :]
+        if not len(left):
+            pipeline.note(f"already complete: {len(file.records)} {kind} records")
+        else:
+            if state is None or found is None:
+                state, found = read_supernet(pipeline), measure_data(pipeline, _open(pipeline))
+            measure = measures[kind]()
+            for genome in track(left, f"{kind} records", console=pipeline.console):
+                reached = measure(state.params, state.batch_stats, found, jnp.asarray(genome))
+                file.append([Record(genome, reached)])
+        file.close()
+
+
+def read_records(pipeline: Pipeline, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Genomes int32[N, D] and accuracies float32[N].
+
+    Raises:
+      records.RecordError: none are there, or a line is damaged.
+    """
+    _, found = records.read(pipeline.workdir / RECORD_FILES[kind])
+    if not found:
+        raise records.RecordError(f"{pipeline.workdir / RECORD_FILES[kind]} holds no records")
+    return np.stack([r.genome for r in found]), np.asarray([r.accuracy for r in found], np.float32)
+
+
+# Predictors.
+
+
+def fit_predictors(pipeline: Pipeline) -> None:
+    """Fits the float predictor, transfers it, and compares with one from scratch at several numbers of records."""
+    if pipeline.done(f"{PREDICTOR}/{SUMMARY}"):
+        return
+    config, space = pipeline.config.predictor, pipeline.space
+    features = jax.jit(space.features)
+    architecture = space.architecture_features
+    fit = partial(
+        predictor.fit,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+    )
+    keys = jax.random.split(jax.random.key(pipeline.config.seed + 2), 4)
+    float_genomes, float_accuracies = read_records(pipeline, "float")
+    float_features = features(float_genomes)[:, :architecture]
+    split = max(len(float_genomes) // 10, 1)
+    fresh = predictor.init(architecture, float_accuracies, keys[0], hidden=config.hidden)
+    of_float = fit(fresh, float_features[split:], float_accuracies[split:], keys[1])
+    float_agreement = predictor.agreement(predictor.predict(of_float, float_features[:split]), float_accuracies[:split])
+
+    genomes, accuracies = read_records(pipeline, "quantized")
+    quantized = features(genomes)
+    held, train = slice(0, config.held_out), slice(config.held_out, None)
+    seen, reached = quantized[train], accuracies[train]
+
+    def fitted(count: int, *, transfer: bool) -> Predictor:
+        start = (
+            predictor.transferred(of_float, quantized.shape[1])
+            if transfer
+            else predictor.init(quantized.shape[1], reached[:count], keys[2], hidden=config.hidden)
+        )
+        return fit(start, seen[:count], reached[:count], keys[3])
+
+    def agreement(found: Predictor) -> dict[str, float]:
+        return predictor.agreement(predictor.predict(found, quantized[held]), accuracies[held])._asdict()
+
+    curve = []
+    counts = [count for count in config.counts if count < len(seen)]
+    for count in track(counts, "predictors", console=pipeline.console):
+        curve.append(
+            {
+                "records": count,
+                "transferred": agreement(fitted(count, transfer=True)),
+                "from_scratch": agreement(fitted(count, transfer=False)),
+            }
+        )
+    final = fitted(len(seen), transfer=True)
+    curve.append(
+        {
+            "records": len(seen),
+            "transferred": agreement(final),
+            "from_scratch": agreement(fitted(len(seen), transfer=False)),
+        }
+    )
+    (pipeline.workdir / PREDICTOR).mkdir(exist_ok=True)
+    save_file(_flat(final), pipeline.workdir / PREDICTOR / "predictor.safetensors")
+    pipeline.write(
+        f"{PREDICTOR}/{SUMMARY}",
+        {"float": float_agreement._asdict() | {"records": len(float_genomes) - split}, "quantized": curve},
+    )
+
+
+def _flat(found: Predictor) -> dict[str, np.ndarray]:
+    layers = {
+        f"{number}.{name}": np.asarray(value)
+        for number, layer in enumerate(found.layers)
+        for name, value in layer._asdict().items()
+    }
+    return layers | {"mean": np.asarray(found.mean), "deviation": np.asarray(found.deviation)}
+
+
+def read_predictor(pipeline: Pipeline) -> Predictor:
+    """The predictor of quantised accuracies.
+
+    Raises:
+      ConfigError: it is not fitted.
+    """
+    pipeline.read(f"{PREDICTOR}/{SUMMARY}")
+    flat = load_file(pipeline.workdir / PREDICTOR / "predictor.safetensors")
+    layers = tuple(
+        Dense(jnp.asarray(flat[f"{number}.kernel"]), jnp.asarray(flat[f"{number}.bias"]))
+        for number in range(len(flat) // 2 - 1)
+    )
+    return Predictor(layers, jnp.asarray(flat["mean"]), jnp.asarray(flat["deviation"]))
+
+
+# The search.
+
+
+def predicted_accuracy(space: ArchitectureSpace, found: Predictor, genomes: jax.Array) -> jax.Array:
+    """Predicted accuracies, float32[P], of genomes, int32[P, D]."""
+    return predictor.predict(found, space.features(genomes))
+
+
+def search(pipeline: Pipeline) -> None:
+    """Finds the best genome for each set of budgets, all in one compiled call.
+
+    Raises:
+      ConfigError: no budgets.
+      evolution.BudgetError: one that no network meets.
+    """
+    if not pipeline.budgets:
+        raise ConfigError("no budgets: give --budget=NAME=VALUE or --config.search.budgets")
+    asked = [dict(each) for each in pipeline.budgets]
+    if (pipeline.workdir / SEARCH).exists() and pipeline.read(SEARCH)["budgets"] == asked:
+        pipeline.note(f"already complete: {pipeline.workdir / SEARCH}")
+        return
+    config, space = pipeline.config.search, pipeline.space
+    fitness = Partial(partial(predicted_accuracy, space), read_predictor(pipeline))
+    tables = tables_of(pipeline, asked)
+    settings = evolution.Settings(config.population, config.parents, config.mutation, config.generations)
+    evolve = evolution.make(space, tables, settings).evolve
+    limits = np.asarray([list(each.values()) for each in asked])
+    seconds = []
+    for _ in ("compiling and searching", "searching"):
+        start = time.perf_counter()
+        result = evolve(fitness, limits, jax.random.key(pipeline.config.seed + 3))
+        seconds.append(time.perf_counter() - start)
+    bit_operations = space.cost_table(COSTS[BIT_OPERATIONS])
+    genomes = np.asarray(space.canonical(jnp.asarray(result.genome)))
+    costs = np.stack([evolution.verify(tables, g, limit) for g, limit in zip(genomes, limits, strict=True)])
+    found = [
+        {
+            "budget": budget,
+            "costs": dict(zip(tables, cost.tolist(), strict=True)),
+            BIT_OPERATIONS: table_lib.price_exactly(bit_operations, genome),
+            "predicted_accuracy": float(reached),
+            "choices": space.search_space.decode(genome),
+        }
+        for budget, cost, genome, reached in zip(asked, costs, genomes, result.fitness[:, 0], strict=True)
+    ]
+    pipeline.write(
+        SEARCH,
+        {
+            "budgets": asked,
+            "units": {name: find_cost(name).unit for name in tables},
+            "seconds": round(seconds[1], 3),
+            "seconds_with_compilation": round(seconds[0], 3),
+            "found": found,
+            "history": np.round(result.history, 6)[:, :: max(config.generations // 100, 1)].tolist(),
+        },
+    )
+    pipeline.note(f"{len(asked)} networks found in {seconds[1]:.2f} s ({seconds[0]:.2f} s with compilation)")
+
+
+# The found networks.
+
+
+def finish(pipeline: Pipeline) -> None:
+    """Cuts the found networks out, quantises, fine-tunes and evaluates each, and writes the summary."""
+    searched = pipeline.read(SEARCH)
+    if (pipeline.workdir / SUMMARY).exists() and pipeline.read(SUMMARY)["search"] == searched:
+        pipeline.note(f"already complete: {pipeline.workdir / SUMMARY}")
+        return
+    state = None
+    rows = []
+    for found in searched["found"]:
+        name = "-".join(f"{cost}-{limit:g}" for cost, limit in found["budget"].items())
+        directory = pipeline.workdir / "found" / name
+        if not (directory / "initial.safetensors").exists():
+            state = state or read_supernet(pipeline)
+            _cut_out(pipeline, state, found, directory)
+        prepared = experiment.prepare(_finishing_config(pipeline, found, directory), pipeline.source)
+        runs.run(prepared, directory / "run", pipeline.console)
+        summary = json.loads((directory / "run" / runs.SUMMARY).read_text())
+        rows.append(found | {"name": name, **{key: summary[key] for key in _TOLD}})
+    seconds = pipeline.read(f"{SUPERNET}/{SUMMARY}")["seconds"]
+    rates = carbon.Rates(**pipeline.config.finish.footprint)
+    pipeline.write(
+        SUMMARY,
+        {
+            "search": searched,
+            "networks": rows,
+            "supernet": pipeline.read(f"{SUPERNET}/{SUMMARY}"),
+            "predictor": pipeline.read(f"{PREDICTOR}/{SUMMARY}"),
+            "footprint": {
+                "design": carbon.footprint(seconds, rates)._asdict(),
+                "search": carbon.footprint(searched["seconds_with_compilation"], rates)._asdict(),
+            },
+            "config": json.loads(pipeline.config.to_json_best_effort()),
+        },
+    )
+
+
+_TOLD = ("accuracy", "validation_accuracy", "seconds")
+
+
+def _cut_out(pipeline: Pipeline, state: ShrinkingState, found: dict[str, Any], directory: pathlib.Path) -> None:
+    """Writes genome and weights of a found network, and the formats of its layers."""
+    space = pipeline.space
+    directory.mkdir(parents=True, exist_ok=True)
+    genome = space.search_space.encode(found["choices"])
+    space.search_space.save_genome(directory / "genome.json", genome)
+    _, variables = supernet.cut_out(space, state.params, state.batch_stats, genome)
+    of_genomes = accuracy.formats_of_genomes(space)
+    names = [of_genomes.members[index].name for index in np.asarray(of_genomes.choice(jnp.asarray(genome)))]
+    kept = variables["params"]
+    formats = {
+        format_decision(path): name
+        for path, name in zip(of_genomes.paths, names, strict=True)
+        if path.split("/")[0] in kept
+    }
+    (directory / "formats.json").write_text(json.dumps({"choices": formats}, indent=1) + "\n")
+    pretrained.save(directory / "initial.safetensors", jax.device_get(variables))
+
+
+def _finishing_config(pipeline: Pipeline, found: dict[str, Any], directory: pathlib.Path) -> ConfigDict:
+    """A FLIQS experiment that trains the found network under its formats."""
+    config = ConfigDict(pipeline.config.finish.to_dict())
+    cost, limit = next(iter(found["budget"].items()))
+    members = accuracy.formats_of_genomes(pipeline.space).members
+    config.update(
+        {
+            "seed": pipeline.config.seed,
+            "data": pipeline.config.data.to_dict(),
+            "init_from": str(directory / "initial.safetensors"),
+            "formats": ",".join(member.name for member in members),
+            "policy": "fixed",
+            "genome": str(directory / "formats.json"),
+            "cost": cost,
+            "target": limit,
+            "target_unit": "absolute",
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "name": "apq_jax.network:from_genome",
+            "space": pipeline.config.space,
+            "image": pipeline.config.image_size,
+            "genome": str(directory / "genome.json"),
+        }
+    )
+    return config

@@ -1,0 +1,144 @@
+"""APQ from end to end, in as few steps as there can be."""
+
+import dataclasses
+import importlib
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from apq_jax import space as space_lib
+from apq_jax.evolution import BudgetError
+from apq_jax.records import RecordError
+from apq_jax.space import Stage
+from configs import apq_digits
+from launch import apq_report, apq_steps, loop
+from launch.experiment import ConfigError
+
+STEPS = (
+    apq_steps.train_supernet,
+    apq_steps.collect_records,
+    apq_steps.fit_predictors,
+    apq_steps.search,
+    apq_steps.finish,
+)
+
+
+@pytest.fixture
+def config(monkeypatch):
+    tiny = dataclasses.replace(space_lib.find("digits"), stages=(Stage(8, 1, 1, 2),))
+    monkeypatch.setitem(space_lib.SPACES, "tiny", tiny)
+    config = apq_digits.get_config()
+    config.space = "tiny"
+    config.data.valid_examples = 1200
+    config.supernet.update({"epochs": 1.0, "batch_size": 32, "checkpoint_every": 2})
+    config.records.update(
+        {"float": 20, "quantized": 6, "policies": 2, "batch_size": 64, "calibration_batches": 1, "fine_tuning_steps": 1}
+    )
+    config.predictor.update({"hidden": 8, "steps": 20, "held_out": 2, "counts": (2,)})
+    config.search.update({"budgets": ("bitfusion_latency=0.0105", "bitfusion_latency=0.02"), "generations": 5})
+    config.finish.update({"epochs": 0.2, "batch_size": 32, "valid_batch_size": 64, "recalibration_batches": 1})
+    return config
+
+
+def run(config, workdir, steps=STEPS):
+    pipeline = apq_steps.prepare(config, workdir, Console(quiet=True))
+    for step in steps:
+        step(pipeline)
+    return pipeline
+
+
+def test_all_steps_and_their_report(config, tmp_path):
+    pipeline = run(config, tmp_path)
+    summary = pipeline.read(apq_steps.SUMMARY)
+    assert len(summary["networks"]) == 2
+    for network in summary["networks"]:
+        directory = tmp_path / "found" / network["name"]
+        finished = json.loads((directory / "run" / "summary.json").read_text())
+        # The price that was searched by is that of the network cut out.
+        assert finished["cost"] == pytest.approx(network["costs"]["bitfusion_latency"], rel=1e-9)
+        assert finished["cost"] <= network["budget"]["bitfusion_latency"]
+        formats = {layer["path"]: layer["format"] for layer in finished["layers"]}
+        choices = network["choices"]
+        bits = {choices[f"stage1_block1.pointwise_{kind}"] for kind in ("weights", "inputs")}
+        assert set(formats["stage1_block1/expand/conv"].split("/")) == bits
+        assert formats["stem/conv"] == formats["classifier"] == "int8"
+        assert network["accuracy"] == finished["accuracy"]
+    page = apq_report.write(tmp_path).read_text()
+    for text in ("Found networks", "Predictors", "Accuracy against bitfusion latency"):
+        assert text in page
+    apq_report.print_table(summary, Console(quiet=True))
+
+    # Once more: all is there already. Another budget searches anew, and needs nothing else.
+    before = (tmp_path / apq_steps.SUMMARY).read_text()
+    run(config, tmp_path)
+    assert (tmp_path / apq_steps.SUMMARY).read_text() == before
+    other = apq_steps.prepare(
+        config, tmp_path, Console(quiet=True), ["bitfusion_latency=0.011,0.015", "weight_bytes=9000"]
+    )
+    apq_steps.search(other)
+    found = other.read(apq_steps.SEARCH)["found"]
+    assert [list(each["budget"].values()) for each in found] == [[0.011, 9000], [0.015, 9000]]
+    assert all(each["costs"][name] <= limit for each in found for name, limit in each["budget"].items())
+
+    # A kill leaves half a line; what is missing is measured again, and comes out the same.
+    path = tmp_path / apq_steps.RECORD_FILES["quantized"]
+    whole = path.read_text()
+    path.write_text(whole[:-40])
+    apq_steps.collect_records(pipeline)
+    assert path.read_text() == whole
+
+
+def test_the_once_for_all_network_goes_on_after_a_stop(config, tmp_path, monkeypatch):
+    uninterrupted = run(config, tmp_path / "whole", STEPS[:1]).read("supernet/summary.json")
+    original = loop.run
+
+    def stopped(state, *, total_steps, **rest):
+        original(state, total_steps=5, **rest)
+        raise loop.Stopped(1)
+
+    monkeypatch.setattr(loop, "run", stopped)
+    with pytest.raises(loop.Stopped):
+        run(config, tmp_path / "stopped", STEPS[:1])
+    monkeypatch.setattr(loop, "run", original)
+    resumed = run(config, tmp_path / "stopped", STEPS[:1]).read("supernet/summary.json")
+    for key in ("steps", "state_sha256", "validation_accuracy"):
+        assert resumed[key] == uninterrupted[key]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"space": "huge"}, ValueError, "space 'huge'"),
+        ({"space": "cifar"}, ConfigError, r"space='cifar' is for images of \(32, 32, 3\) in 10 classes; digits has"),
+        ({"supernet.sampling": "all"}, ConfigError, "supernet.sampling='all'"),
+        ({"predictor.held_out": 6}, ConfigError, "predictor.held_out=6: expected some of the 6 records"),
+        ({"search.budgets": ("bitfusion_latency",)}, ConfigError, "expected NAME=VALUE"),
+        ({"search.budgets": ("watts=1",)}, ValueError, "cost 'watts'"),
+        ({"search.budgets": ("weight_bytes=1",)}, BudgetError, "no genome is within 1, reachable is"),
+        ({"search.budgets": ("weight_bytes=9000", "bit_operations=1e9")}, ConfigError, "the same costs in every set"),
+    ],
+)
+def test_bad_settings_are_told_before_anything_runs(config, tmp_path, changes, error, message):
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(error, match=message):
+        apq_steps.prepare(config, tmp_path / "new", Console(quiet=True))
+    assert not (tmp_path / "new").exists()
+
+
+def test_steps_out_of_order_are_told(config, tmp_path):
+    pipeline = apq_steps.prepare(config, tmp_path, Console(quiet=True))
+    for step in STEPS[1:]:
+        with pytest.raises((ConfigError, RecordError), match=r"run the steps before|cannot read records"):
+            step(pipeline)
+
+
+@pytest.mark.parametrize("name", ["apq_digits", "apq_cifar10", "apq_imagenet"])
+def test_configs_name_spaces_and_budgets_that_there_are(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    space = space_lib.find(config.space, config.image_size)
+    assert set(config.supernet.stages) == {"full", "kernel", "channels", "depth"}
+    assert space.blocks
+    assert np.isfinite(config.supernet.epochs)
