@@ -79,7 +79,7 @@ def fit(
     steps: int = 2000,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
-    weight_decay: float = 1e-4,
+    weight_decay: float = 1.0,
 ) -> Predictor:
     """Least squares by AdamW with a cosine schedule, on random batches; all of it is one compiled call.
 

@@ -15,13 +15,16 @@ def get_config() -> ConfigDict:
     config.data.name = "cifar10"
     config.data.image_size = 16
     config.data.augment = "crop_flip"
-    config.supernet.epochs = 10.0
+    config.data.valid_examples = 2000
+    config.supernet.epochs = 6.0
     config.supernet.batch_size = 128
     config.records.batch_size = 128
-    config.predictor.counts = (25, 50, 100, 200, 400)
-    config.predictor.held_out = 100
-    config.records.float = 2000
-    config.records.quantized = 500
+    config.records.float = 300
+    config.records.quantized = 120
+    config.predictor.held_out = 40
+    config.predictor.counts = (10, 20, 40)
+    config.search.budgets = tuple(f"bitfusion_latency={ms}" for ms in (0.15, 0.2, 0.25, 0.3, 0.4, 0.5))
     config.finish.epochs = 2.0
+    config.finish.valid_batch_size = 250
     config.finish.optimizer.learning_rate = 0.02
     return config

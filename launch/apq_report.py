@@ -43,6 +43,18 @@ def print_table(summary: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def markdown(summary: dict[str, Any]) -> str:
+    """The tables of the README: the found networks, and the predictors."""
+    columns = _columns(summary)
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [f"| {' | '.join(_row(network))} |" for network in summary["networks"]]
+    lines += ["", "| quantised records | pairs in order, transferred | from scratch |", "|---|---|---|"]
+    for point in summary["predictor"]["quantized"]:
+        shares = (f"{100 * point[kind]['pairwise']:.1f} %" for kind in ("transferred", "from_scratch"))
+        lines.append(f"| {point['records']} | {' | '.join(shares)} |")
+    return "\n".join(lines) + "\n"
+
+
 def write(workdir: pathlib.Path) -> pathlib.Path:
     """Writes `report.html` about a finished experiment; returns its path."""
     summary = json.loads((workdir / SUMMARY).read_text())

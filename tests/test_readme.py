@@ -4,11 +4,13 @@ import json
 import pathlib
 import re
 
-from benchmarks import assignments, cifar10, devices, pricing, quantizers, search_memory, search_step, this_device
+from benchmarks import apq_search, assignments, cifar10, devices, pricing, quantizers, search_memory, search_step, this_device
 from hwcost.costs import COSTS
+from launch import apq_report
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DEVICES = (ROOT / "docs" / "devices.md").read_text()
 
 
 def test_the_python_example_runs():
@@ -20,8 +22,8 @@ def test_the_python_example_runs():
 
 def test_its_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("search", "test"):
-        assert f"make {target}" in README
+    for target in ("search", "apq", "devices", "test"):
+        assert f"make {target}" in README + DEVICES
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
@@ -44,7 +46,7 @@ def test_the_table_of_a_device_is_stored():
 
 
 def test_the_page_on_devices_has_what_is_stored_and_known():
-    page = (ROOT / "docs" / "devices.md").read_text()
+    page = DEVICES
     assert devices.markdown(json.loads(devices.RESULTS.read_text())["rank_correlation"]) in page
     assert this_device.markdown(json.loads(this_device.RESULTS.read_text())["networks"]) in page
     assert pricing.markdown(json.loads(pricing.RESULTS.read_text())["spaces"]) in page
@@ -58,6 +60,12 @@ def test_the_page_on_devices_has_what_is_stored_and_known():
         assert f"`{name}`" in page
     for link in re.findall(r"\]\(([^)]+)\)", page):
         assert (ROOT / "docs" / link).exists(), link
+
+
+def test_what_is_told_of_apq_is_stored():
+    summary = json.loads((ROOT / "benchmarks" / "results" / "apq_digits.json").read_text())
+    assert apq_report.markdown(summary) in README
+    assert apq_search.markdown(json.loads(apq_search.RESULTS.read_text())) in README
 
 
 def test_its_tables_are_those_stored():

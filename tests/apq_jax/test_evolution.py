@@ -10,6 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 from apq_jax import evolution as evolution_lib
+from apq_jax import selection
 from apq_jax import space as space_lib
 from apq_jax.evolution import BudgetError, Settings
 from hwcost import table as table_lib
@@ -44,7 +45,7 @@ def predictor(seed):
 
 
 @functools.cache
-def evolution(select=evolution_lib.fittest):
+def evolution(select=selection.fittest):
     return evolution_lib.make(DIGITS, ONE, SHORT, select)
 
 
@@ -204,20 +205,20 @@ def slow_fronts(objectives):
 def test_fronts_agree_with_a_slow_derivation(costs):
     rng = np.random.default_rng(costs)
     objectives = rng.integers(0, 6, (40, 1 + costs)).astype(np.float32)  # with ties
-    found = evolution_lib.fronts(jnp.asarray(objectives[:, 0]), jnp.asarray(-objectives[:, 1:]))
+    found = selection.fronts(jnp.asarray(objectives[:, 0]), jnp.asarray(-objectives[:, 1:]))
     np.testing.assert_array_equal(found, slow_fronts(objectives))
 
 
 def test_nsga2_keeps_the_ends_of_a_front_and_drops_the_crowded():
     fitness = jnp.asarray([0.0, 1.0, 1.1, 4.0, 5.0, 3.9, -jnp.inf])
     costs = jnp.asarray([0.0, 1.0, 1.1, 4.0, 5.0, 4.1, jnp.inf])[:, None]
-    assert set(np.asarray(evolution_lib.nsga2(fitness, costs, 4)).tolist()) == {0, 2, 3, 4}
-    assert set(np.asarray(evolution_lib.nsga2(fitness, costs, 6)).tolist()) == {0, 1, 2, 3, 4, 5}
+    assert set(np.asarray(selection.nsga2(fitness, costs, 4)).tolist()) == {0, 2, 3, 4}
+    assert set(np.asarray(selection.nsga2(fitness, costs, 6)).tolist()) == {0, 1, 2, 3, 4, 5}
 
 
 def test_nsga2_gives_a_front():
     limit = 4 * lowest(ONE["bit_operations"])
-    result = evolution(evolution_lib.nsga2).evolve(predictor(0), [[limit]], jax.random.key(0))
+    result = evolution(selection.nsga2).evolve(predictor(0), [[limit]], jax.random.key(0))
     check(result, ONE, [[limit]])
     front = slow_fronts(np.column_stack([result.fitness[0], -result.costs[0]]))
     assert (front == 0).all()
