@@ -18,13 +18,10 @@ import pathlib
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 from rich.console import Console
 
 from launch import command_line
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written, and resumed from.", required=True)
 _BUDGET = flags.DEFINE_multi_string("budget", [], "NAME=VALUE[,VALUE…], instead of config.search.budgets.")
 
 
@@ -44,9 +41,9 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2 or argv[1] not in (*steps, "all"):
         raise app.UsageError(f"expected one of {', '.join(steps)}, all; got {' '.join(argv[1:]) or 'nothing'}")
     logging.set_verbosity(logging.WARNING)
-    console, workdir = Console(), pathlib.Path(_WORKDIR.value)
+    console, workdir = Console(), pathlib.Path(command_line.WORKDIR.value)
     try:
-        pipeline = apq_steps.prepare(_CONFIG.value, workdir, console, _BUDGET.value)
+        pipeline = apq_steps.prepare(command_line.CONFIG.value, workdir, console, _BUDGET.value)
         for name, step in steps.items():
             if argv[1] in (name, "all"):
                 step(pipeline)
@@ -61,5 +58,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main)

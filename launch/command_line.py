@@ -1,12 +1,23 @@
-"""Flags of the programs that take a config file."""
+"""The command line of programs that take a config file."""
 
 import difflib
 import re
 import runpy
 import sys
+from collections.abc import Callable
 
-from absl import app
+from absl import app, flags
 from flax.traverse_util import flatten_dict
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written, and resumed from.", required=True)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a program under its flags."""
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=parse_flags)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -8,14 +8,10 @@ The same command goes on with a run that was interrupted.
 import pathlib
 import sys
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import app, logging
 from rich.console import Console
 
 from launch import command_line
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is written, and resumed from.", required=True)
 
 
 def main(argv: list[str]) -> None:
@@ -26,9 +22,9 @@ def main(argv: list[str]) -> None:
     from launch import experiment, loop, report, runs, runtime
 
     logging.set_verbosity(logging.WARNING)
-    console, workdir = Console(), pathlib.Path(_WORKDIR.value)
+    console, workdir = Console(), pathlib.Path(command_line.WORKDIR.value)
     try:
-        prepared = experiment.prepare(_CONFIG.value)
+        prepared = experiment.prepare(command_line.CONFIG.value)
         directories = runs.run(prepared, workdir, console)
     except (ValueError, loop.NotFiniteError, runtime.CheckpointError) as error:
         sys.exit(f"error: {error}")
@@ -40,5 +36,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main)
