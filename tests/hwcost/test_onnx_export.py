@@ -30,7 +30,6 @@ def assert_exports(function, x):
     ("name", "settings", "shape"),
     [
         ("cifar_resnet", {"depth": 8, "width": 4}, (2, 16, 16, 3)),
-        ("mobilenetv2", {"width": 0.1}, (1, 32, 32, 3)),
         ("efficientnet_b0", {"width": 0.1}, (1, 32, 32, 3)),
         ("deit_ti16", {"blocks": 2}, (1, 32, 32, 3)),
         ("recommender", {}, (3, 39)),
