@@ -183,7 +183,8 @@ def _objective(config: ConfigDict) -> Objective:
     )
 
 
-def _open(pipeline: Pipeline) -> data.Dataset:
+def open_data(pipeline: Pipeline) -> data.Dataset:
+    """The data of an experiment."""
     return pipeline.source.open(valid_examples=pipeline.config.data.valid_examples, seed=pipeline.config.seed)
 
 
@@ -204,7 +205,7 @@ def train_supernet(pipeline: Pipeline) -> None:
     config, space = pipeline.config.supernet, pipeline.space
     directory = pipeline.workdir / SUPERNET
     directory.mkdir(parents=True, exist_ok=True)
-    dataset = _open(pipeline)
+    dataset = open_data(pipeline)
     mesh = runtime.data_mesh()
     state, optimizer, steps = _supernet_state(pipeline)
     state = jax.device_put(state, runtime.replicated(mesh))
@@ -335,7 +336,7 @@ def collect_records(pipeline: Pipeline) -> None:
             pipeline.note(f"already complete: {len(file.records)} {kind} records")
         else:
             if state is None or found is None:
-                state, found = read_supernet(pipeline), measure_data(pipeline, _open(pipeline))
+                state, found = read_supernet(pipeline), measure_data(pipeline, open_data(pipeline))
             measure = measures[kind]()
             for genome in track(left, f"{kind} records", console=pipeline.console):
                 reached = measure(state.params, state.batch_stats, found, jnp.asarray(genome))
