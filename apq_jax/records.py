@@ -14,21 +14,28 @@ from apq_jax.space import ArchitectureSpace
 
 
 def float_genomes(space: ArchitectureSpace, count: int, key: jax.Array) -> np.ndarray:
-    """int32[count, D]: random networks, of which bits do not matter and are the widest."""
-    genomes = jax.vmap(space.sample)(jax.random.split(key, count))
-    return np.asarray(space.with_bits(genomes, jnp.asarray(space.largest)))
+    """int32[count, D]: random networks, of which bits do not matter and are the widest; more go on from fewer."""
+
+    def one(number: jax.Array) -> jax.Array:
+        return space.with_bits(space.sample(jax.random.fold_in(key, number)), space.largest)
+
+    return np.asarray(jax.vmap(one)(jnp.arange(count)))
 
 
-def quantized_genomes(space: ArchitectureSpace, count: int, key: jax.Array, *, policies: int = 10) -> np.ndarray:
-    """int32[count, D]: half random networks and bits, half random networks with `policies` bit policies each (§4)."""
+def quantized_genomes(space: ArchitectureSpace, count: int, key: jax.Array, *, policies: int) -> np.ndarray:
+    """int32[count, D]: half random networks and bits, half random networks with `policies` bit policies each (§4).
+
+    In turn, so that the first ones are of both halves alike, and more go on from fewer.
+    """
     keys = jax.random.split(key, 3)
-    both = jax.vmap(space.sample)(jax.random.split(keys[0], count - count // 2))
-    networks = jax.vmap(space.sample)(jax.random.split(keys[1], -(-(count // 2) // policies)))
-    bits = jax.vmap(space.sample)(jax.random.split(keys[2], count // 2))
-    same = space.mended(space.with_bits(jnp.repeat(networks, policies, axis=0)[: count // 2], bits))
-    # In turn, so that the first records of a file are of both halves alike.
-    order = np.argsort(np.concatenate([np.arange(len(both)) * 2, np.arange(len(same)) * 2 + 1]), kind="stable")
-    return np.asarray(jnp.concatenate([both, same]))[order]
+
+    def one(number: jax.Array) -> jax.Array:
+        both = space.sample(jax.random.fold_in(keys[0], number))
+        network = space.sample(jax.random.fold_in(keys[1], number // (2 * policies)))
+        bits = space.sample(jax.random.fold_in(keys[2], number))
+        return jnp.where(number % 2 == 0, both, space.mended(space.with_bits(network, bits)))
+
+    return np.asarray(jax.vmap(one)(jnp.arange(count)))
 
 
 class RecordError(ValueError):

@@ -23,8 +23,8 @@ from apq_jax import accuracy
 from benchmarks import pictures
 from configs import apq_cifar10
 from fliqs_jax import losses
-from launch import apq_figures, apq_steps
-from launch.apq_steps import Pipeline
+from launch import apq_figures, apq_pipeline, apq_steps
+from launch.apq_pipeline import Pipeline
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "apq_cifar10.json"
 EFFORT = {"supernet.epochs": 4.0, "records.float": 200, "records.quantized": 90, "predictor.held_out": 30}
@@ -41,7 +41,7 @@ def measured(pipeline: Pipeline) -> list[dict[str, Any]]:
     )
     state, data = apq_steps.read_supernet(pipeline), apq_steps.measure_data(pipeline, apq_steps.open_data(pipeline))
     rows = []
-    for found in track(pipeline.read(apq_steps.SEARCH)["found"], "found networks", console=pipeline.console):
+    for found in track(pipeline.read(apq_pipeline.SEARCH)["found"], "found networks", console=pipeline.console):
         genome = jnp.asarray(space.search_space.encode(found["choices"]))
         reached = measure(state.params, state.batch_stats, data, genome)
         rows.append({key: found[key] for key in ("budget", "costs", "predicted_accuracy")} | {"accuracy": reached})
@@ -71,16 +71,16 @@ def main() -> None:
     config = apq_cifar10.get_config()
     config.data.data_dir = arguments.data_dir
     config.update_from_flattened_dict(EFFORT)
-    pipeline = apq_steps.prepare(config, arguments.workdir, Console())
+    pipeline = apq_pipeline.prepare(config, arguments.workdir, Console())
     for step in (apq_steps.train_supernet, apq_steps.collect_records, apq_steps.fit_predictors, apq_steps.search):
         step(pipeline)
     found = measured(pipeline)
-    predictor = pipeline.read(f"{apq_steps.PREDICTOR}/{apq_steps.SUMMARY}")
+    predictor = pipeline.read(f"{apq_pipeline.PREDICTOR}/{apq_pipeline.SUMMARY}")
     ranks = kendalltau([row["predicted_accuracy"] for row in found], [row["accuracy"] for row in found])
     document = {
         "command": "python -m benchmarks.apq_cifar10 --data_dir=DIR",
         "effort": EFFORT,
-        "supernet": pipeline.read(f"{apq_steps.SUPERNET}/{apq_steps.SUMMARY}"),
+        "supernet": pipeline.read(f"{apq_pipeline.SUPERNET}/{apq_pipeline.SUMMARY}"),
         "predictor": predictor,
         "found": found,
         "kendall_of_found": float(ranks.statistic),

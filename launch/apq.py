@@ -29,26 +29,26 @@ def main(argv: list[str]) -> None:
     """Runs a step of APQ, or all."""
     # Imported here so that a misspelt flag is told at once.
     from apq_jax.evolution import BudgetError
-    from launch import apq_report, apq_steps, loop, runtime
+    from launch import apq_finish, apq_pipeline, apq_report, apq_steps, loop, runtime
 
     steps = {
         "supernet": apq_steps.train_supernet,
         "records": apq_steps.collect_records,
         "predictor": apq_steps.fit_predictors,
         "search": apq_steps.search,
-        "finish": apq_steps.finish,
+        "finish": apq_finish.finish,
     }
     if len(argv) != 2 or argv[1] not in (*steps, "all"):
         raise app.UsageError(f"expected one of {', '.join(steps)}, all; got {' '.join(argv[1:]) or 'nothing'}")
     logging.set_verbosity(logging.WARNING)
     console, workdir = Console(), pathlib.Path(command_line.WORKDIR.value)
     try:
-        pipeline = apq_steps.prepare(command_line.CONFIG.value, workdir, console, _BUDGET.value)
+        pipeline = apq_pipeline.prepare(command_line.CONFIG.value, workdir, console, _BUDGET.value)
         for name, step in steps.items():
             if argv[1] in (name, "all"):
                 step(pipeline)
         if argv[1] in ("finish", "all"):
-            apq_report.print_table(pipeline.read(apq_steps.SUMMARY), console)
+            apq_report.print_table(pipeline.read(apq_pipeline.SUMMARY), console)
             console.print(f"report: {apq_report.write(workdir)}", soft_wrap=True)
     except (ValueError, BudgetError, loop.NotFiniteError, runtime.CheckpointError) as error:
         sys.exit(f"error: {error}")

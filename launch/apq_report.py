@@ -11,7 +11,7 @@ from rich.table import Table
 
 from apq_jax import space as space_lib
 from launch import apq_figures
-from launch.apq_steps import BIT_OPERATIONS, SUMMARY
+from launch.apq_pipeline import BIT_OPERATIONS, SUMMARY
 from launch.page import card, page, table_of
 
 

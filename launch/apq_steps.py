@@ -1,13 +1,9 @@
 """The steps of APQ (paper, Algorithm 1), each of which writes what the next ones read into the work directory."""
 
-import dataclasses
 import itertools
-import json
-import pathlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,159 +11,21 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.progress import track
 from safetensors.numpy import load_file, save_file
 
-from apq_jax import accuracy, evolution, predictor, records, shrinking, supernet
-from apq_jax import space as space_lib
-from apq_jax.network import BlockNetwork, network
+from apq_jax import accuracy, evolution, predictor, records, shrinking
 from apq_jax.predictor import Dense, Predictor
 from apq_jax.records import Record, RecordFile
 from apq_jax.shrinking import Objective, ShrinkingState
 from apq_jax.space import ArchitectureSpace
-from fliqs_jax import losses, pretrained, quality
+from fliqs_jax import losses, quality
 from fliqs_jax.distillation import TEACHER_LOGITS, distilled
-from hwcost import carbon
 from hwcost import table as table_lib
 from hwcost.costs import COSTS, find_cost
-from hwcost.format_plan import format_decision
-from launch import data, experiment, loop, optimizers, progress, runs, runtime
+from launch import data, loop, optimizers, progress, runs, runtime
+from launch.apq_pipeline import BIT_OPERATIONS, PREDICTOR, RECORD_FILES, SEARCH, SUMMARY, SUPERNET, Pipeline, tables_of
 from launch.experiment import ConfigError
-
-SUPERNET, PREDICTOR, SEARCH, SUMMARY = "supernet", "predictor", "search.json", "summary.json"
-RECORD_FILES = {"float": "records-float.jsonl", "quantized": "records-quantized.jsonl"}
-BIT_OPERATIONS = "bit_operations"
-
-
-@dataclasses.dataclass(frozen=True)
-class Pipeline:
-    """A config, checked, and what follows from it.
-
-    Attributes:
-      config: of an APQ experiment.
-      workdir: where everything is.
-      console: for people.
-      source: the data.
-      space: the networks.
-      full: the largest of them.
-      budgets: sets of budgets, by cost: one network is searched for each set.
-    """
-
-    config: ConfigDict
-    workdir: pathlib.Path
-    console: Console
-    source: data.Source
-    space: ArchitectureSpace
-    full: BlockNetwork
-    budgets: tuple[dict[str, float], ...]
-
-    def note(self, text: str) -> None:
-        """Tells people."""
-        self.console.print(text, soft_wrap=True)
-
-    def read(self, name: str) -> dict[str, Any]:
-        """A JSON document of an earlier step.
-
-        Raises:
-          ConfigError: that step is not done.
-        """
-        try:
-            return json.loads((self.workdir / name).read_text())
-        except OSError as error:
-            raise ConfigError(f"{self.workdir / name} is not there yet: run the steps before this one") from error
-
-    def write(self, name: str, document: dict[str, Any]) -> None:
-        """Writes a JSON document, whole or not at all."""
-        path = self.workdir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
-        temporary.rename(path)
-
-    def done(self, name: str) -> bool:
-        """Whether a step's document is there; tells so."""
-        if (self.workdir / name).exists():
-            self.note(f"already complete: {self.workdir / name}")
-            return True
-        return False
-
-
-def prepare(config: ConfigDict, workdir: pathlib.Path, console: Console, budgets: Sequence[str] = ()) -> Pipeline:
-    """Checks `config`, within seconds, and makes `workdir` its own.
-
-    Args:
-      config: as configs/apq_common.py makes it.
-      workdir: where to write.
-      console: for people.
-      budgets: texts `NAME=VALUE[,VALUE…]`, instead of those of the config.
-
-    Raises:
-      ConfigError, ValueError: with a message for the person who wrote the config.
-    """
-    space = space_lib.find(config.space, config.image_size)
-    source = data.find(config.data)
-    expected = (space.image, space.image, space.image_channels)
-    if tuple(source.example.shape) != expected or source.classes != space.classes:
-        raise ConfigError(
-            f"space={config.space!r} is for images of {expected} in {space.classes} classes; {config.data.name} has "
-            f"{tuple(source.example.shape)} in {source.classes} (image_size is the space's, data.image_size the data's)"
-        )
-    if config.supernet.sampling not in shrinking.SAMPLINGS:
-        known = ", ".join(shrinking.SAMPLINGS)
-        raise ConfigError(f"supernet.sampling={config.supernet.sampling!r}: expected one of {known}")
-    if not 0 < config.predictor.held_out < config.records.quantized:
-        raise ConfigError(
-            f"predictor.held_out={config.predictor.held_out}: expected some of the {config.records.quantized} records"
-        )
-    given = crossed(budgets) if budgets else tuple(_budget_set(text) for text in config.search.budgets)
-    pipeline = Pipeline(config, workdir, console, source, space, network(space, space.largest), given)
-    if given:
-        tables_of(pipeline, given)
-    runs.claim_directory(workdir, config)
-    return pipeline
-
-
-def _budget_set(text: str) -> dict[str, float]:
-    """`bitfusion_latency=8,bitfusion_energy=9` as a set."""
-    found = {}
-    for part in text.split(","):
-        name, _, value = part.partition("=")
-        try:
-            found[name.strip()] = float(value)
-        except ValueError as error:
-            raise ConfigError(f"budget {text!r}: expected NAME=VALUE, as in bitfusion_latency=8") from error
-    return found
-
-
-def crossed(texts: Sequence[str]) -> tuple[dict[str, float], ...]:
-    """Sets of budgets from texts `NAME=VALUE[,VALUE…]`, one cost each: every value of one with every of the others.
-
-    Raises:
-      ConfigError: a text that cannot be read.
-    """
-    axes = []
-    for text in texts:
-        name, _, values = text.partition("=")
-        axes.append([_budget_set(f"{name}={value}") for value in values.split(",")])
-    return tuple({name: value for part in parts for name, value in part.items()} for parts in itertools.product(*axes))
-
-
-def tables_of(pipeline: Pipeline, budgets: Sequence[dict[str, float]]) -> evolution.Tables:
-    """The cost tables that sets of budgets are about.
-
-    Raises:
-      ConfigError: sets over different costs.
-      evolution.BudgetError: a set that no network meets.
-    """
-    names = tuple(budgets[0])
-    if any(tuple(each) != names for each in budgets):
-        raise ConfigError(f"budgets {list(budgets)}: expected the same costs in every set")
-    tables = {name: pipeline.space.cost_table(find_cost(name)) for name in names}
-    for each in budgets:
-        evolution.cheapest(pipeline.space, tables, np.asarray(list(each.values())))
-    return tables
-
 
 # The once-for-all network.
 
@@ -329,7 +187,9 @@ def collect_records(pipeline: Pipeline) -> None:
     }
     state, found = None, None
     for kind, genomes in wanted.items():
-        head = {"kind": kind, "supernet_sha256": supernet_digest, "settings": config.to_dict()}
+        # How many there are to be is no part of what they are: more may be asked for later.
+        settings = {key: value for key, value in config.to_dict().items() if key not in RECORD_FILES}
+        head = {"kind": kind, "supernet_sha256": supernet_digest, "settings": settings}
         file = RecordFile(pipeline.workdir / RECORD_FILES[kind], head)
         left = genomes[len(file.records) :]
         if not len(left):
@@ -504,93 +364,3 @@ def search(pipeline: Pipeline) -> None:
         },
     )
     pipeline.note(f"{len(asked)} networks found in {seconds[1]:.2f} s ({seconds[0]:.2f} s with compilation)")
-
-
-# The found networks.
-
-
-def finish(pipeline: Pipeline) -> None:
-    """Cuts the found networks out, quantises, fine-tunes and evaluates each, and writes the summary."""
-    searched = pipeline.read(SEARCH)
-    if (pipeline.workdir / SUMMARY).exists() and pipeline.read(SUMMARY)["search"] == searched:
-        pipeline.note(f"already complete: {pipeline.workdir / SUMMARY}")
-        return
-    state = None
-    rows = []
-    for found in searched["found"]:
-        name = "-".join(f"{cost}-{limit:g}" for cost, limit in found["budget"].items())
-        directory = pipeline.workdir / "found" / name
-        if not (directory / "initial.safetensors").exists():
-            state = state or read_supernet(pipeline)
-            _cut_out(pipeline, state, found, directory)
-        prepared = experiment.prepare(_finishing_config(pipeline, found, directory), pipeline.source)
-        runs.run(prepared, directory / "run", pipeline.console)
-        summary = json.loads((directory / "run" / runs.SUMMARY).read_text())
-        rows.append(found | {"name": name, **{key: summary[key] for key in _TOLD}})
-    seconds = pipeline.read(f"{SUPERNET}/{SUMMARY}")["seconds"]
-    rates = carbon.Rates(**pipeline.config.finish.footprint)
-    pipeline.write(
-        SUMMARY,
-        {
-            "search": searched,
-            "networks": rows,
-            "supernet": pipeline.read(f"{SUPERNET}/{SUMMARY}"),
-            "predictor": pipeline.read(f"{PREDICTOR}/{SUMMARY}"),
-            "footprint": {
-                "design": carbon.footprint(seconds, rates)._asdict(),
-                "search": carbon.footprint(searched["seconds_with_compilation"], rates)._asdict(),
-            },
-            "config": json.loads(pipeline.config.to_json_best_effort()),
-        },
-    )
-
-
-_TOLD = ("accuracy", "validation_accuracy", "seconds")
-
-
-def _cut_out(pipeline: Pipeline, state: ShrinkingState, found: dict[str, Any], directory: pathlib.Path) -> None:
-    """Writes genome and weights of a found network, and the formats of its layers."""
-    space = pipeline.space
-    directory.mkdir(parents=True, exist_ok=True)
-    genome = space.search_space.encode(found["choices"])
-    space.search_space.save_genome(directory / "genome.json", genome)
-    _, variables = supernet.cut_out(space, state.params, state.batch_stats, genome)
-    of_genomes = accuracy.formats_of_genomes(space)
-    names = [of_genomes.members[index].name for index in np.asarray(of_genomes.choice(jnp.asarray(genome)))]
-    kept = variables["params"]
-    formats = {
-        format_decision(path): name
-        for path, name in zip(of_genomes.paths, names, strict=True)
-        if path.split("/")[0] in kept
-    }
-    (directory / "formats.json").write_text(json.dumps({"choices": formats}, indent=1) + "\n")
-    pretrained.save(directory / "initial.safetensors", jax.device_get(variables))
-
-
-def _finishing_config(pipeline: Pipeline, found: dict[str, Any], directory: pathlib.Path) -> ConfigDict:
-    """A FLIQS experiment that trains the found network under its formats."""
-    config = ConfigDict(pipeline.config.finish.to_dict())
-    cost, limit = next(iter(found["budget"].items()))
-    members = accuracy.formats_of_genomes(pipeline.space).members
-    config.update(
-        {
-            "seed": pipeline.config.seed,
-            "data": pipeline.config.data.to_dict(),
-            "init_from": str(directory / "initial.safetensors"),
-            "formats": ",".join(member.name for member in members),
-            "policy": "fixed",
-            "genome": str(directory / "formats.json"),
-            "cost": cost,
-            "target": limit,
-            "target_unit": "absolute",
-        }
-    )
-    config.model = ConfigDict(
-        {
-            "name": "apq_jax.network:from_genome",
-            "space": pipeline.config.space,
-            "image": pipeline.config.image_size,
-            "genome": str(directory / "genome.json"),
-        }
-    )
-    return config

@@ -49,6 +49,7 @@ def test_half_of_the_quantised_genomes_share_networks():
     assert len(np.unique(architectures[0::2], axis=0)) == 20
     assert len(np.unique(architectures[1::2], axis=0)) == 2
     assert len(np.unique(genomes[1::2], axis=0)) == 20
+    np.testing.assert_array_equal(records.quantized_genomes(SPACE, 7, jax.random.key(0), policies=10), genomes[:7])
 
 
 def test_float_genomes_differ_in_architecture_alone():
@@ -56,3 +57,4 @@ def test_float_genomes_differ_in_architecture_alone():
     bits = np.concatenate([SPACE._columns[name] for name in BIT_DECISIONS])
     assert (genomes[:, bits] == SPACE.largest[bits]).all()
     assert len(np.unique(genomes, axis=0)) == 30
+    np.testing.assert_array_equal(records.float_genomes(SPACE, 5, jax.random.key(0)), genomes[:5])

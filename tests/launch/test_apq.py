@@ -13,7 +13,7 @@ from apq_jax.evolution import BudgetError
 from apq_jax.records import RecordError
 from apq_jax.space import Stage
 from configs import apq_digits
-from launch import apq_report, apq_steps, loop
+from launch import apq_finish, apq_pipeline, apq_report, apq_steps, loop
 from launch.experiment import ConfigError
 
 STEPS = (
@@ -21,7 +21,7 @@ STEPS = (
     apq_steps.collect_records,
     apq_steps.fit_predictors,
     apq_steps.search,
-    apq_steps.finish,
+    apq_finish.finish,
 )
 
 
@@ -43,7 +43,7 @@ def config(monkeypatch):
 
 
 def run(config, workdir, steps=STEPS):
-    pipeline = apq_steps.prepare(config, workdir, Console(quiet=True))
+    pipeline = apq_pipeline.prepare(config, workdir, Console(quiet=True))
     for step in steps:
         step(pipeline)
     return pipeline
@@ -51,7 +51,7 @@ def run(config, workdir, steps=STEPS):
 
 def test_all_steps_and_their_report(config, tmp_path):
     pipeline = run(config, tmp_path)
-    summary = pipeline.read(apq_steps.SUMMARY)
+    summary = pipeline.read(apq_pipeline.SUMMARY)
     assert len(summary["networks"]) == 1
     for network in summary["networks"]:
         directory = tmp_path / "found" / network["name"]
@@ -71,19 +71,19 @@ def test_all_steps_and_their_report(config, tmp_path):
     apq_report.print_table(summary, Console(quiet=True))
 
     # Once more: all is there already. Another budget searches anew, and needs nothing else.
-    before = (tmp_path / apq_steps.SUMMARY).read_text()
+    before = (tmp_path / apq_pipeline.SUMMARY).read_text()
     run(config, tmp_path)
-    assert (tmp_path / apq_steps.SUMMARY).read_text() == before
-    other = apq_steps.prepare(
+    assert (tmp_path / apq_pipeline.SUMMARY).read_text() == before
+    other = apq_pipeline.prepare(
         config, tmp_path, Console(quiet=True), ["bitfusion_latency=0.011,0.015", "weight_bytes=9000"]
     )
     apq_steps.search(other)
-    found = other.read(apq_steps.SEARCH)["found"]
+    found = other.read(apq_pipeline.SEARCH)["found"]
     assert [list(each["budget"].values()) for each in found] == [[0.011, 9000], [0.015, 9000]]
     assert all(each["costs"][name] <= limit for each in found for name, limit in each["budget"].items())
 
     # A kill leaves half a line; what is missing is measured again, and comes out the same.
-    path = tmp_path / apq_steps.RECORD_FILES["quantized"]
+    path = tmp_path / apq_pipeline.RECORD_FILES["quantized"]
     whole = path.read_text()
     path.write_text(whole[:-40])
     apq_steps.collect_records(pipeline)
@@ -124,12 +124,12 @@ def test_bad_settings_are_told_before_anything_runs(config, tmp_path, changes, e
     for key, value in changes.items():
         config.update_from_flattened_dict({key: value})
     with pytest.raises(error, match=message):
-        apq_steps.prepare(config, tmp_path / "new", Console(quiet=True))
+        apq_pipeline.prepare(config, tmp_path / "new", Console(quiet=True))
     assert not (tmp_path / "new").exists()
 
 
 def test_steps_out_of_order_are_told(config, tmp_path):
-    pipeline = apq_steps.prepare(config, tmp_path, Console(quiet=True))
+    pipeline = apq_pipeline.prepare(config, tmp_path, Console(quiet=True))
     for step in STEPS[1:]:
         with pytest.raises((ConfigError, RecordError), match=r"run the steps before|cannot read records"):
             step(pipeline)

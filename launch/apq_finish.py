@@ -1,0 +1,106 @@
+"""The last step of APQ: found networks are cut out, quantised, fine-tuned and evaluated."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from apq_jax import accuracy, supernet
+from apq_jax.shrinking import ShrinkingState
+from fliqs_jax import pretrained
+from hwcost import carbon
+from hwcost.format_plan import format_decision
+from launch import experiment, runs
+from launch.apq_pipeline import PREDICTOR, SEARCH, SUMMARY, SUPERNET, Pipeline
+from launch.apq_steps import read_supernet
+
+
+def finish(pipeline: Pipeline) -> None:
+    """Cuts the found networks out, quantises, fine-tunes and evaluates each, and writes the summary."""
+    searched = pipeline.read(SEARCH)
+    if (pipeline.workdir / SUMMARY).exists() and pipeline.read(SUMMARY)["search"] == searched:
+        pipeline.note(f"already complete: {pipeline.workdir / SUMMARY}")
+        return
+    state = None
+    rows = []
+    for found in searched["found"]:
+        name = "-".join(f"{cost}-{limit:g}" for cost, limit in found["budget"].items())
+        directory = pipeline.workdir / "found" / name
+        if not (directory / "initial.safetensors").exists():
+            state = state or read_supernet(pipeline)
+            _cut_out(pipeline, state, found, directory)
+        prepared = experiment.prepare(_finishing_config(pipeline, found, directory), pipeline.source)
+        runs.run(prepared, directory / "run", pipeline.console)
+        summary = json.loads((directory / "run" / runs.SUMMARY).read_text())
+        rows.append(found | {"name": name, **{key: summary[key] for key in _TOLD}})
+    seconds = pipeline.read(f"{SUPERNET}/{SUMMARY}")["seconds"]
+    rates = carbon.Rates(**pipeline.config.finish.footprint)
+    pipeline.write(
+        SUMMARY,
+        {
+            "search": searched,
+            "networks": rows,
+            "supernet": pipeline.read(f"{SUPERNET}/{SUMMARY}"),
+            "predictor": pipeline.read(f"{PREDICTOR}/{SUMMARY}"),
+            "footprint": {
+                "design": carbon.footprint(seconds, rates)._asdict(),
+                "search": carbon.footprint(searched["seconds_with_compilation"], rates)._asdict(),
+            },
+            "config": json.loads(pipeline.config.to_json_best_effort()),
+        },
+    )
+
+
+_TOLD = ("accuracy", "validation_accuracy", "seconds")
+
+
+def _cut_out(pipeline: Pipeline, state: ShrinkingState, found: dict[str, Any], directory: pathlib.Path) -> None:
+    """Writes genome and weights of a found network, and the formats of its layers."""
+    space = pipeline.space
+    directory.mkdir(parents=True, exist_ok=True)
+    genome = space.search_space.encode(found["choices"])
+    space.search_space.save_genome(directory / "genome.json", genome)
+    _, variables = supernet.cut_out(space, state.params, state.batch_stats, genome)
+    of_genomes = accuracy.formats_of_genomes(space)
+    names = [of_genomes.members[index].name for index in np.asarray(of_genomes.choice(jnp.asarray(genome)))]
+    kept = variables["params"]
+    formats = {
+        format_decision(path): name
+        for path, name in zip(of_genomes.paths, names, strict=True)
+        if path.split("/")[0] in kept
+    }
+    (directory / "formats.json").write_text(json.dumps({"choices": formats}, indent=1) + "\n")
+    pretrained.save(directory / "initial.safetensors", jax.device_get(variables))
+
+
+def _finishing_config(pipeline: Pipeline, found: dict[str, Any], directory: pathlib.Path) -> ConfigDict:
+    """A FLIQS experiment that trains the found network under its formats."""
+    config = ConfigDict(pipeline.config.finish.to_dict())
+    cost, limit = next(iter(found["budget"].items()))
+    members = accuracy.formats_of_genomes(pipeline.space).members
+    config.update(
+        {
+            "seed": pipeline.config.seed,
+            "data": pipeline.config.data.to_dict(),
+            "init_from": str(directory / "initial.safetensors"),
+            "formats": ",".join(member.name for member in members),
+            "policy": "fixed",
+            "genome": str(directory / "formats.json"),
+            "cost": cost,
+            "target": limit,
+            "target_unit": "absolute",
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "name": "apq_jax.network:from_genome",
+            "space": pipeline.config.space,
+            "image": pipeline.config.image_size,
+            "genome": str(directory / "genome.json"),
+        }
+    )
+    return config

@@ -1,0 +1,153 @@
+"""An APQ experiment: its config, checked, and the work directory that its steps read and write."""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from apq_jax import evolution, shrinking
+from apq_jax import space as space_lib
+from apq_jax.network import BlockNetwork, network
+from apq_jax.space import ArchitectureSpace
+from hwcost.costs import find_cost
+from launch import data, runs
+from launch.experiment import ConfigError
+
+SUPERNET, PREDICTOR, SEARCH, SUMMARY = "supernet", "predictor", "search.json", "summary.json"
+RECORD_FILES = {"float": "records-float.jsonl", "quantized": "records-quantized.jsonl"}
+BIT_OPERATIONS = "bit_operations"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """A config, checked, and what follows from it.
+
+    Attributes:
+      config: of an APQ experiment.
+      workdir: where everything is.
+      console: for people.
+      source: the data.
+      space: the networks.
+      full: the largest of them.
+      budgets: sets of budgets, by cost: one network is searched for each set.
+    """
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    console: Console
+    source: data.Source
+    space: ArchitectureSpace
+    full: BlockNetwork
+    budgets: tuple[dict[str, float], ...]
+
+    def note(self, text: str) -> None:
+        """Tells people."""
+        self.console.print(text, soft_wrap=True)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON document of an earlier step.
+
+        Raises:
+          ConfigError: that step is not done.
+        """
+        try:
+            return json.loads((self.workdir / name).read_text())
+        except OSError as error:
+            raise ConfigError(f"{self.workdir / name} is not there yet: run the steps before this one") from error
+
+    def write(self, name: str, document: dict[str, Any]) -> None:
+        """Writes a JSON document, whole or not at all."""
+        path = self.workdir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
+        temporary.rename(path)
+
+    def done(self, name: str) -> bool:
+        """Whether a step's document is there; tells so."""
+        if (self.workdir / name).exists():
+            self.note(f"already complete: {self.workdir / name}")
+            return True
+        return False
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path, console: Console, budgets: Sequence[str] = ()) -> Pipeline:
+    """Checks `config`, within seconds, and makes `workdir` its own.
+
+    Args:
+      config: as configs/apq_common.py makes it.
+      workdir: where to write.
+      console: for people.
+      budgets: texts `NAME=VALUE[,VALUE…]`, instead of those of the config.
+
+    Raises:
+      ConfigError, ValueError: with a message for the person who wrote the config.
+    """
+    space = space_lib.find(config.space, config.image_size)
+    source = data.find(config.data)
+    expected = (space.image, space.image, space.image_channels)
+    if tuple(source.example.shape) != expected or source.classes != space.classes:
+        raise ConfigError(
+            f"space={config.space!r} is for images of {expected} in {space.classes} classes; {config.data.name} has "
+            f"{tuple(source.example.shape)} in {source.classes} (image_size is the space's, data.image_size the data's)"
+        )
+    if config.supernet.sampling not in shrinking.SAMPLINGS:
+        known = ", ".join(shrinking.SAMPLINGS)
+        raise ConfigError(f"supernet.sampling={config.supernet.sampling!r}: expected one of {known}")
+    if not 0 < config.predictor.held_out < config.records.quantized:
+        raise ConfigError(
+            f"predictor.held_out={config.predictor.held_out}: expected some of the {config.records.quantized} records"
+        )
+    given = crossed(budgets) if budgets else tuple(_budget_set(text) for text in config.search.budgets)
+    pipeline = Pipeline(config, workdir, console, source, space, network(space, space.largest), given)
+    if given:
+        tables_of(pipeline, given)
+    runs.claim_directory(workdir, config)
+    return pipeline
+
+
+def _budget_set(text: str) -> dict[str, float]:
+    """`bitfusion_latency=8,bitfusion_energy=9` as a set."""
+    found = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError as error:
+            raise ConfigError(f"budget {text!r}: expected NAME=VALUE, as in bitfusion_latency=8") from error
+    return found
+
+
+def crossed(texts: Sequence[str]) -> tuple[dict[str, float], ...]:
+    """Sets of budgets from texts `NAME=VALUE[,VALUE…]`, one cost each: every value of one with every of the others.
+
+    Raises:
+      ConfigError: a text that cannot be read.
+    """
+    axes = []
+    for text in texts:
+        name, _, values = text.partition("=")
+        axes.append([_budget_set(f"{name}={value}") for value in values.split(",")])
+    return tuple({name: value for part in parts for name, value in part.items()} for parts in itertools.product(*axes))
+
+
+def tables_of(pipeline: Pipeline, budgets: Sequence[dict[str, float]]) -> evolution.Tables:
+    """The cost tables that sets of budgets are about.
+
+    Raises:
+      ConfigError: sets over different costs.
+      evolution.BudgetError: a set that no network meets.
+    """
+    names = tuple(budgets[0])
+    if any(tuple(each) != names for each in budgets):
+        raise ConfigError(f"budgets {list(budgets)}: expected the same costs in every set")
+    tables = {name: pipeline.space.cost_table(find_cost(name)) for name in names}
+    for each in budgets:
+        evolution.cheapest(pipeline.space, tables, np.asarray(list(each.values())))
+    return tables
