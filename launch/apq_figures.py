@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from launch.figures import ACCENT, INK, SECOND, STYLE, WIDTH, as_svg, bit_colour
+from launch.figures import ACCENT, INK, SECOND, STYLE, WIDTH, as_svg, bit_colour, spread
 
 Found = Mapping[str, Any]
 
@@ -58,9 +58,11 @@ def evolution(history: Sequence[Sequence[float]], names: Sequence[str], generati
         figure = Figure(figsize=(WIDTH, 3.0))
         axes = figure.subplots()
         shades = np.linspace(0.35, 1.0, len(history))
-        for line, name, shade in zip(history, names, shades, strict=True):
-            axes.plot(np.linspace(0, generations, len(line)), 100 * np.asarray(line), color=ACCENT, alpha=shade)
-            axes.annotate(name, (generations, 100 * line[-1]), xytext=(4, 0), textcoords="offset points", fontsize=7)
+        ends, reached = [100 * line[-1] for line in history], 100 * np.asarray(history)
+        heights = spread(ends, 0.05 * max(float(np.ptp(reached)), 0.1))
+        for line, name, shade, height in zip(reached, names, shades, heights, strict=True):
+            axes.plot(np.linspace(0, generations, len(line)), line, color=ACCENT, alpha=shade)
+            axes.text(1.02 * generations, height, name, va="center", fontsize=7)
         axes.set_xlabel("generation")
         axes.set_ylabel("best predicted accuracy (%)")
         return as_svg(figure, "Best predicted accuracy over the generations of evolution")
