@@ -10,6 +10,7 @@ import logging
 import os
 import pathlib
 import platform
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -149,6 +150,9 @@ def _onnxruntime(threads: int) -> Runtime:
 
 
 def _openvino(threads: int) -> Runtime:
+    # Its telemetry forks this process, which JAX's threads may not survive. Where it is missing, a stub stands in.
+    nothing: Any = None
+    sys.modules.setdefault("openvino_telemetry", nothing)
     import openvino
 
     core = openvino.Core()
