@@ -36,6 +36,7 @@ class Pipeline:
       space: the networks.
       full: the largest of them.
       budgets: sets of budgets, by cost: one network is searched for each set.
+      tables: what networks cost, for each cost that has budgets.
     """
 
     config: ConfigDict
@@ -45,6 +46,7 @@ class Pipeline:
     space: ArchitectureSpace
     full: BlockNetwork
     budgets: tuple[dict[str, float], ...]
+    tables: evolution.Tables
 
     def note(self, text: str) -> None:
         """Tells people."""
@@ -65,9 +67,7 @@ class Pipeline:
         """Writes a JSON document, whole or not at all."""
         path = self.workdir / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
-        temporary.rename(path)
+        runs.write_json(path, document)
 
     def done(self, name: str) -> bool:
         """Whether a step's document is there; tells so."""
@@ -105,9 +105,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, console: Console, budgets
             f"predictor.held_out={config.predictor.held_out}: expected some of the {config.records.quantized} records"
         )
     given = crossed(budgets) if budgets else tuple(_budget_set(text) for text in config.search.budgets)
-    pipeline = Pipeline(config, workdir, console, source, space, network(space, space.largest), given)
-    if given:
-        tables_of(pipeline, given)
+    pipeline = Pipeline(
+        config, workdir, console, source, space, network(space, space.largest), given, _tables(space, given)
+    )
     runs.claim_directory(workdir, config)
     return pipeline
 
@@ -137,17 +137,19 @@ def crossed(texts: Sequence[str]) -> tuple[dict[str, float], ...]:
     return tuple({name: value for part in parts for name, value in part.items()} for parts in itertools.product(*axes))
 
 
-def tables_of(pipeline: Pipeline, budgets: Sequence[dict[str, float]]) -> evolution.Tables:
-    """The cost tables that sets of budgets are about.
+def _tables(space: ArchitectureSpace, budgets: Sequence[dict[str, float]]) -> evolution.Tables:
+    """The cost tables that sets of budgets are about; none where there are no budgets.
 
     Raises:
       ConfigError: sets over different costs.
       evolution.BudgetError: a set that no network meets.
     """
+    if not budgets:
+        return {}
     names = tuple(budgets[0])
     if any(tuple(each) != names for each in budgets):
         raise ConfigError(f"budgets {list(budgets)}: expected the same costs in every set")
-    tables = {name: pipeline.space.cost_table(find_cost(name)) for name in names}
+    tables = {name: space.cost_table(find_cost(name)) for name in names}
     for each in budgets:
-        evolution.cheapest(pipeline.space, tables, np.asarray(list(each.values())))
+        evolution.cheapest(space, tables, np.asarray(list(each.values())))
     return tables

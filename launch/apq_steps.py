@@ -24,7 +24,7 @@ from fliqs_jax.distillation import TEACHER_LOGITS, distilled
 from hwcost import table as table_lib
 from hwcost.costs import COSTS, find_cost
 from launch import data, loop, optimizers, progress, runs, runtime
-from launch.apq_pipeline import BIT_OPERATIONS, PREDICTOR, RECORD_FILES, SEARCH, SUMMARY, SUPERNET, Pipeline, tables_of
+from launch.apq_pipeline import BIT_OPERATIONS, PREDICTOR, RECORD_FILES, SEARCH, SUMMARY, SUPERNET, Pipeline
 from launch.experiment import ConfigError
 
 # The once-for-all network.
@@ -330,7 +330,7 @@ def search(pipeline: Pipeline) -> None:
         return
     config, space = pipeline.config.search, pipeline.space
     fitness = Partial(partial(predicted_accuracy, space), read_predictor(pipeline))
-    tables = tables_of(pipeline, asked)
+    tables = pipeline.tables
     settings = evolution.Settings(config.population, config.parents, config.mutation, config.generations)
     evolve = evolution.make(space, tables, settings).evolve
     limits = np.asarray([list(each.values()) for each in asked])

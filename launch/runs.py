@@ -184,7 +184,7 @@ def claim_directory(directory: pathlib.Path, config: ConfigDict) -> None:
     path = directory / CONFIG
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        _write_json(path, ours)
+        write_json(path, ours)
         return
     there, here = (flatten_dict(config, sep=".") for config in (json.loads(path.read_text()), ours))
     differing = [
@@ -196,7 +196,7 @@ def claim_directory(directory: pathlib.Path, config: ConfigDict) -> None:
         raise ConfigError(f"{directory} holds a run of another config: {'; '.join(differing)}. Use another --workdir")
 
 
-def _write_json(path: pathlib.Path, document: dict[str, Any]) -> None:
+def write_json(path: pathlib.Path, document: dict[str, Any]) -> None:
     """Atomically: the file is there whole or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(document, indent=1) + "\n")
@@ -316,7 +316,7 @@ def _run(
         state = compiled.recalibrate(state, genome, batch)
     experiment.plan.space.save_genome(directory / GENOME, np.asarray(genome))
     name = search.quality.name
-    _write_json(
+    write_json(
         directory / SUMMARY,
         {
             name: quality(genome, "test"),
