@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from apq_jax.space import ArchitectureSpace, find
-from aqt_like import depthwise
+from aqt_like import convolution
 
 
 class BlockShape(NamedTuple):
@@ -41,7 +41,7 @@ class ConvNorm(nn.Module):
             padding=[(self.kernel // 2, self.kernel // 2)] * 2,
             feature_group_count=x.shape[-1] if self.depthwise else 1,
             use_bias=False,
-            conv_general_dilated=depthwise.conv_general_dilated,
+            conv_general_dilated=convolution.conv_general_dilated,
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             name="conv",
         )(x)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aqt_like import depthwise
+from aqt_like import convolution
 from fliqs_jax import models
 
 onnx = pytest.importorskip("onnx", reason="needs requirements-devices.txt")
@@ -67,7 +67,7 @@ def conv(channels, x, **settings):
         lambda x: jnp.einsum("bhwc,bvwc->bwhv", x, x),
         lambda x: jnp.where(x > 0.5, x, -x) / jnp.sqrt(1 + jnp.square(x)).max(),
         lambda x: conv(2, x, strides=(2, 1), padding="SAME", kernel_dilation=(1, 2)),
-        lambda x: depthwise.conv_general_dilated(
+        lambda x: convolution.conv_general_dilated(
             x, jnp.ones((3, 3, 1, 3)), (1, 1), [(1, 1)] * 2, dimension_numbers=NHWC, feature_group_count=3
         ),
     ],

