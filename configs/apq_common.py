@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "data": fliqs.data.to_dict(),
+            "data": fliqs.data.to_dict(preserve_field_references=True),  # placeholders stay such
             "space": "digits",  # apq_jax/space.py
             "image_size": 0,  # of the space's networks, if not its own
             # The once-for-all network (apq_jax/shrinking.py).
@@ -46,10 +46,12 @@ def get_config() -> ConfigDict:
                 "weight_decay": 1.0,  # records are few, and their accuracies noisy
                 "held_out": 50,  # of the quantised records, to judge by
                 "counts": (10, 25, 50, 100),  # numbers of records to learn from, for the curve
+                "repeats": 5,  # random choices of that many records, which the curve is the mean of
             },
             # Sets of budgets, one network each: 'NAME=VALUE', joined by commas, over hwcost/costs.py.
             "search": {
                 "budgets": (),
+                "selection": "fittest",  # the best for each set; nsga2: all on the front of fitness and costs below it
                 "generations": 500,
                 "population": 100,
                 "parents": 25,
