@@ -33,7 +33,7 @@ class Predictor(NamedTuple):
     deviation: jax.Array
 
 
-def init(features: int, accuracies: np.ndarray, key: jax.Array, *, hidden: int = HIDDEN) -> Predictor:
+def init(features: int, accuracies: ArrayLike, key: jax.Array, *, hidden: int = HIDDEN) -> Predictor:
     """An untrained predictor from `features` inputs, for accuracies like these."""
     sizes = (features, hidden, hidden, 1)
     keys = jax.random.split(key, len(sizes) - 1)
@@ -41,7 +41,8 @@ def init(features: int, accuracies: np.ndarray, key: jax.Array, *, hidden: int =
         Dense(jax.random.normal(key, (ins, outs)) * np.sqrt(2 / ins), jnp.zeros(outs))
         for key, ins, outs in zip(keys, sizes, sizes[1:], strict=False)
     )
-    return Predictor(layers, jnp.float32(np.mean(accuracies)), jnp.float32(max(np.std(accuracies), 1e-6)))
+    accuracies = jnp.asarray(accuracies, jnp.float32)
+    return Predictor(layers, jnp.mean(accuracies), jnp.maximum(jnp.std(accuracies), 1e-6))
 
 
 def predict(predictor: Predictor, features: jax.Array) -> jax.Array:

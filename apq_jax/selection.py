@@ -1,9 +1,10 @@
 """Which genomes evolution keeps: the fittest, as the paper does, or those on the front of fitness and costs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Select = Callable[[jax.Array, jax.Array, int], jax.Array]
 """Fitness float32[N], costs float32[N, M] and how many to keep → int32[that many], which genomes to keep."""
@@ -18,12 +19,20 @@ def fittest(fitness: jax.Array, costs: jax.Array, count: int) -> jax.Array:
 def nsga2(fitness: jax.Array, costs: jax.Array, count: int) -> jax.Array:
     """NSGA-II's selection: fronts of fitness against all costs, and of the last front those that stand most alone.
 
-    One evolution then ends with a whole front; `fronts(…) == 0` tells what is on it.
+    One evolution then ends with a whole front; `on_front` tells what is on it.
     """
     front = fronts(fitness, costs)
     objectives = jnp.concatenate([fitness[:, None], -costs], axis=1)
     distance = sum(_crowding(front, objectives[:, k]) for k in range(objectives.shape[1]))
     return jnp.lexsort((-distance, front))[:count]
+
+
+SELECTIONS: Mapping[str, Select] = {"fittest": fittest, "nsga2": nsga2}
+
+
+def on_front(fitness: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """bool[N]: which of those found, whose fitness is finite, no other one beats in fitness and all costs."""
+    return np.isfinite(fitness) & (np.asarray(fronts(jnp.asarray(fitness), jnp.asarray(costs))) == 0)
 
 
 def fronts(fitness: jax.Array, costs: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What all APQ experiments share. Files beside this one say what differs; `launch/apq.py` says what is done with it."""
+"""What all APQ experiments share. Files beside this one say what differs; `launch/apq` says what is done with it."""
 
 from ml_collections import ConfigDict
 

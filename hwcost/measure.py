@@ -5,7 +5,6 @@ Every sample is kept as it is taken, one JSON line each, so that a measurement g
 """
 
 import datetime
-import json
 import pathlib
 import time
 from collections import defaultdict
@@ -18,7 +17,8 @@ import jax
 import numpy as np
 
 from hwcost import lut, workload
-from hwcost.lut import Bits, Entry, Lut, LutError
+from hwcost.journal import Journal
+from hwcost.lut import Bits, Entry, Lut
 from hwcost.runtimes import COPIES, Program, Run, Runtime
 from hwcost.workload import Workload
 
@@ -115,42 +115,27 @@ def _alone(equation: Any, key: jax.Array, *, positive: bool) -> Program:
 
 
 class Samples:
-    """Seconds of every setting, appended to a file of JSON lines whose first names the device and the batch size."""
+    """Seconds of every setting, kept in a journal of a device and a batch size."""
 
     def __init__(self, path: pathlib.Path, *, device: str, batch: int) -> None:
         """Opens the file, or starts it.
 
         Raises:
-          LutError: it holds samples of another device or batch size, or is damaged before its last line.
+          JournalError: it holds samples of another device or batch size, or is damaged before its last line.
         """
-        head = {"device": device, "batch": batch}
+        self._journal = Journal(path, {"device": device, "batch": batch}, option="--out")
         self.seconds: dict[Setting, list[float]] = defaultdict(list)
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()  # the line that a kill cut off
-        try:
-            documents = [json.loads(line) for line in lines]
-            if documents and documents[0] != head:
-                raise LutError(f"{path} holds samples of {documents[0]}, not of {head}: give another --out")
-            for line in documents[1:]:
-                self.seconds[Setting(line["key"], tuple(line["bits"]))].append(float(line["seconds"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise (
-                error if isinstance(error, LutError) else LutError(f"cannot read samples from {path}: {error}")
-            ) from error
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(lines) or json.dumps(head) + "\n")
-        self._file = path.open("a")
+        for entry in self._journal.entries:
+            self.seconds[Setting(entry["key"], tuple(entry["bits"]))].append(float(entry["seconds"]))
 
     def add(self, setting: Setting, seconds: float) -> None:
         """Keeps a sample."""
         self.seconds[setting].append(seconds)
-        self._file.write(json.dumps({"key": setting.key, "bits": setting.bits, "seconds": seconds}) + "\n")
-        self._file.flush()
+        self._journal.append({"key": setting.key, "bits": setting.bits, "seconds": seconds})
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        self._journal.close()
 
     def entry(self, setting: Setting) -> Entry:
         """Median and quartile distance in milliseconds.

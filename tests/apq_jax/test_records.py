@@ -1,43 +1,18 @@
 import jax
 import numpy as np
-import pytest
 
 from apq_jax import records
 from apq_jax import space as space_lib
-from apq_jax.records import Record, RecordError, RecordFile
 from apq_jax.space import BIT_DECISIONS
 
 SPACE = space_lib.find("digits")
-HEAD = {"kind": "float"}
 
 
-def test_records_go_on_where_they_stopped(tmp_path):
-    path = tmp_path / "new" / "records.jsonl"
-    file = RecordFile(path, HEAD)
-    file.append([Record(np.arange(3), 0.5), Record(np.arange(3) + 1, 0.25)])
-    file.close()
-    path.write_text(path.read_text() + '{"genome": [1')
-    again = RecordFile(path, HEAD)
-    assert [record.accuracy for record in again.records] == [0.5, 0.25]
-    again.append([Record(np.zeros(3, int), 1.0)])
-    again.close()
-    head, found = records.read(path)
-    assert head == HEAD
-    assert [record.genome.tolist() for record in found] == [[0, 1, 2], [1, 2, 3], [0, 0, 0]]
-
-
-def test_damage_and_records_of_something_else_are_told(tmp_path):
-    path = tmp_path / "records.jsonl"
-    file = RecordFile(path, HEAD)
-    file.append([Record(np.arange(3), 0.5), Record(np.arange(3), 0.75)])
-    file.close()
-    with pytest.raises(RecordError, match=r"not of .*quantized.*: give another --workdir"):
-        RecordFile(path, {"kind": "quantized"})
-    path.write_text(path.read_text().replace("0.5", "0.6"))
-    with pytest.raises(RecordError, match=r"records.jsonl, line 2: its checksum is another"):
-        RecordFile(path, HEAD)
-    with pytest.raises(RecordError, match="cannot read records from"):
-        records.read(tmp_path / "nothing.jsonl")
+def test_entries_are_stacked():
+    genomes, accuracies = records.stacked([records.entry(np.arange(3), 0.5), records.entry(np.zeros(3, int), 0.25)])
+    assert genomes.dtype == np.int32
+    np.testing.assert_array_equal(genomes, [[0, 1, 2], [0, 0, 0]])
+    np.testing.assert_array_equal(accuracies, np.float32([0.5, 0.25]))
 
 
 def test_half_of_the_quantised_genomes_share_networks():

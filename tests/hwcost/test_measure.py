@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hwcost import lut, measure
-from hwcost.lut import LutError
+from hwcost.journal import JournalError
 from hwcost.measure import Samples, Setting
 from hwcost.runtimes import Runtime
 
@@ -83,10 +83,10 @@ def test_devices_and_batch_sizes_do_not_mix(tmp_path):
     path = tmp_path / "samples.jsonl"
     Samples(path, device="mine", batch=1).close()
     for device, batch in (("yours", 1), ("mine", 2)):
-        with pytest.raises(LutError, match=r"holds samples of .*'mine'.*give another --out"):
+        with pytest.raises(JournalError, match=r"is of .*'mine'.*give another --out"):
             Samples(path, device=device, batch=batch)
     path.write_text(path.read_text() + '{"key": "k"}\n')
-    with pytest.raises(LutError, match="cannot read samples"):
+    with pytest.raises(JournalError, match="line 2"):
         Samples(path, device="mine", batch=1)
 
 

@@ -10,18 +10,20 @@ from rich.console import Console
 
 from apq_jax import space as space_lib
 from apq_jax.evolution import BudgetError
-from apq_jax.records import RecordError
 from apq_jax.space import Stage
 from configs import apq_digits
-from launch import apq_finish, apq_pipeline, apq_report, apq_steps, loop
+from hwcost.journal import JournalError
+from launch import loop
+from launch.apq import finish, predictor, records, report, search, supernet
+from launch.apq import pipeline as pipeline_lib
 from launch.experiment import ConfigError
 
 STEPS = (
-    apq_steps.train_supernet,
-    apq_steps.collect_records,
-    apq_steps.fit_predictors,
-    apq_steps.search,
-    apq_finish.finish,
+    supernet.train,
+    records.collect,
+    predictor.fit,
+    search.search,
+    finish.finish,
 )
 
 
@@ -43,7 +45,7 @@ def config(monkeypatch):
 
 
 def run(config, workdir, steps=STEPS):
-    pipeline = apq_pipeline.prepare(config, workdir, Console(quiet=True))
+    pipeline = pipeline_lib.prepare(config, workdir, Console(quiet=True))
     for step in steps:
         step(pipeline)
     return pipeline
@@ -51,7 +53,7 @@ def run(config, workdir, steps=STEPS):
 
 def test_all_steps_and_their_report(config, tmp_path):
     pipeline = run(config, tmp_path)
-    summary = pipeline.read(apq_pipeline.SUMMARY)
+    summary = pipeline.read(pipeline_lib.SUMMARY)
     assert len(summary["networks"]) == 1
     for network in summary["networks"]:
         directory = tmp_path / "found" / network["name"]
@@ -65,28 +67,28 @@ def test_all_steps_and_their_report(config, tmp_path):
         assert set(formats["stage1_block1/expand/conv"].split("/")) == bits
         assert formats["stem/conv"] == formats["classifier"] == "int8"
         assert network["accuracy"] == finished["accuracy"]
-    page = apq_report.write(tmp_path).read_text()
+    page = report.write(tmp_path).read_text()
     for text in ("Found networks", "Predictors", "Accuracy against bitfusion latency"):
         assert text in page
-    apq_report.print_table(summary, Console(quiet=True))
+    report.print_table(summary, Console(quiet=True))
 
     # Once more: all is there already. Another budget searches anew, and needs nothing else.
-    before = (tmp_path / apq_pipeline.SUMMARY).read_text()
+    before = (tmp_path / pipeline_lib.SUMMARY).read_text()
     run(config, tmp_path)
-    assert (tmp_path / apq_pipeline.SUMMARY).read_text() == before
-    other = apq_pipeline.prepare(
+    assert (tmp_path / pipeline_lib.SUMMARY).read_text() == before
+    other = pipeline_lib.prepare(
         config, tmp_path, Console(quiet=True), ["bitfusion_latency=0.011,0.015", "weight_bytes=9000"]
     )
-    apq_steps.search(other)
-    found = other.read(apq_pipeline.SEARCH)["found"]
+    search.search(other)
+    found = other.read(pipeline_lib.SEARCH)["found"]
     assert [list(each["budget"].values()) for each in found] == [[0.011, 9000], [0.015, 9000]]
     assert all(each["costs"][name] <= limit for each in found for name, limit in each["budget"].items())
 
     # A kill leaves half a line; what is missing is measured again, and comes out the same.
-    path = tmp_path / apq_pipeline.RECORD_FILES["quantized"]
+    path = tmp_path / pipeline_lib.RECORD_FILES["quantized"]
     whole = path.read_text()
     path.write_text(whole[:-40])
-    apq_steps.collect_records(pipeline)
+    records.collect(pipeline)
     assert path.read_text() == whole
 
 
@@ -124,14 +126,14 @@ def test_bad_settings_are_told_before_anything_runs(config, tmp_path, changes, e
     for key, value in changes.items():
         config.update_from_flattened_dict({key: value})
     with pytest.raises(error, match=message):
-        apq_pipeline.prepare(config, tmp_path / "new", Console(quiet=True))
+        pipeline_lib.prepare(config, tmp_path / "new", Console(quiet=True))
     assert not (tmp_path / "new").exists()
 
 
 def test_steps_out_of_order_are_told(config, tmp_path):
-    pipeline = apq_pipeline.prepare(config, tmp_path, Console(quiet=True))
+    pipeline = pipeline_lib.prepare(config, tmp_path, Console(quiet=True))
     for step in STEPS[1:]:
-        with pytest.raises((ConfigError, RecordError), match=r"run the steps before|cannot read records"):
+        with pytest.raises((ConfigError, JournalError), match=r"run the steps before|cannot read"):
             step(pipeline)
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from apq_jax import evolution, shrinking
 from apq_jax import space as space_lib
 from apq_jax.network import BlockNetwork, network
+from apq_jax.selection import SELECTIONS
 from apq_jax.space import ArchitectureSpace
 from hwcost.costs import find_cost
 from launch import data, runs
@@ -47,6 +48,10 @@ class Pipeline:
     full: BlockNetwork
     budgets: tuple[dict[str, float], ...]
     tables: evolution.Tables
+
+    def open_data(self) -> data.Dataset:
+        """The data, read."""
+        return self.source.open(valid_examples=self.config.data.valid_examples, seed=self.config.seed)
 
     def note(self, text: str) -> None:
         """Tells people."""
@@ -100,6 +105,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, console: Console, budgets
     if config.supernet.sampling not in shrinking.SAMPLINGS:
         known = ", ".join(shrinking.SAMPLINGS)
         raise ConfigError(f"supernet.sampling={config.supernet.sampling!r}: expected one of {known}")
+    if config.search.selection not in SELECTIONS:
+        raise ConfigError(f"search.selection={config.search.selection!r}: expected one of {', '.join(SELECTIONS)}")
     if not 0 < config.predictor.held_out < config.records.quantized:
         raise ConfigError(
             f"predictor.held_out={config.predictor.held_out}: expected some of the {config.records.quantized} records"

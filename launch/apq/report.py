@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from apq_jax import space as space_lib
-from launch import apq_figures
-from launch.apq_pipeline import BIT_OPERATIONS, SUMMARY
+from launch.apq import figures
+from launch.apq.pipeline import BIT_OPERATIONS, SUMMARY
 from launch.page import card, page, table_of
 
 
@@ -60,7 +60,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     summary = json.loads((workdir / SUMMARY).read_text())
     networks, searched, config = summary["networks"], summary["search"], summary["config"]
     best = max(networks, key=lambda network: network["accuracy"])
-    final = summary["predictor"]["quantized"][-1]["transferred"]
+    final = summary["predictor"]["final"]
     lead = (
         f"One once-for-all network of the space {config['space']!r}, and {len(networks)} networks searched in it in "
         f"{searched['seconds']:.2f} s, cut out, quantised and fine-tuned."
@@ -80,6 +80,7 @@ def _cards(summary: dict[str, Any]) -> list[str]:
     networks, searched, config = summary["networks"], summary["search"], summary["config"]
     space = space_lib.find(config["space"], config["image_size"])
     names = [_budget(network) for network in networks]
+    sets = [_budget({"budget": budget}) for budget in searched["budgets"]]
     settings = json.dumps(config, indent=1)
     rows = [(_row(network), False) for network in networks]
     low, high = summary["footprint"]["search"]["dollars"]
@@ -89,27 +90,27 @@ def _cards(summary: dict[str, Any]) -> list[str]:
             card(
                 f"Accuracy against {cost.replace('_', ' ')}",
                 "Each point is a network searched for one budget.",
-                apq_figures.front(networks, cost, unit),
+                figures.front(networks, cost, unit),
             )
             for cost, unit in searched["units"].items()
         ),
         card(
             "Predictors",
             "On held-out quantised records (the paper's Figure 7).",
-            apq_figures.predictor_curve(summary["predictor"]["quantized"]),
+            figures.predictor_curve(summary["predictor"]["quantized"]),
         ),
         card(
             "Found networks",
             "A bar per block, as high as its share of the channels that it could have; colours are bits of pointwise "
             "weights. Rows are budgets.",
-            apq_figures.networks_by_block(networks, names, {b.name: b.channels[-1] for b in space.blocks}),
+            figures.networks_by_block(networks, names, {b.name: b.channels[-1] for b in space.blocks}),
             wide=True,
         ),
         card("Results", "", table_of(_columns(summary), rows), wide=True),
         card(
             "Evolution",
             "Best predicted accuracy, a line for each budget.",
-            apq_figures.evolution(searched["history"], names, config["search"]["generations"]),
+            figures.evolution(searched["history"], sets, config["search"]["generations"]),
         ),
         card(
             "Settings",

@@ -15,25 +15,49 @@ Found = Mapping[str, Any]
 
 def front(networks: Sequence[Found], cost: str, unit: str) -> str:
     """Accuracy of the found networks against a cost: predicted, and as fine-tuned."""
+    return _accuracy_against(
+        f"{cost.replace('_', ' ')} ({unit})",
+        {
+            label: [(network["costs"][cost], network[key]) for network in networks]
+            for label, key in (
+                ("predicted", "predicted_accuracy"),
+                ("validation, fine-tuned", "validation_accuracy"),
+                ("test, fine-tuned", "accuracy"),
+            )
+        },
+    )
+
+
+def joint_and_sequential(networks: Sequence[Found]) -> str:
+    """Test accuracy against latency of networks found either way (the paper's Figure 6)."""
+    return _accuracy_against(
+        "latency on BitFusion (ms)",
+        {
+            label: [(network["latency"], network["accuracy"]) for network in networks if network["way"] == way]
+            for label, way in (
+                ("kernels and depths, then channels, then bits", "sequential"),
+                ("all together", "joint"),
+            )
+        },
+    )
+
+
+def _accuracy_against(cost: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Points (cost, accuracy), joined in the order of their cost."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4))
         axes = figure.subplots()
-        paid = [network["costs"][cost] for network in networks]
-        for key, label, colour, marker in (
-            ("predicted_accuracy", "predicted", SECOND, "o"),
-            ("validation_accuracy", "validation, fine-tuned", ACCENT, "s"),
-            ("accuracy", "test, fine-tuned", INK, "^"),
-        ):
-            reached = [100 * network[key] for network in networks]
-            axes.plot(paid, reached, color=colour, marker=marker, markersize=4, label=label)
-        axes.set_xlabel(f"{cost.replace('_', ' ')} ({unit})")
+        for (label, points), colour, marker in zip(lines.items(), (SECOND, ACCENT, INK), "os^", strict=False):
+            costs, accuracies = zip(*sorted(points), strict=True)
+            axes.plot(costs, 100 * np.asarray(accuracies), color=colour, marker=marker, markersize=4, label=label)
+        axes.set_xlabel(cost)
         axes.set_ylabel("accuracy (%)")
         axes.legend(fontsize=8)
         return as_svg(figure, "Accuracy of the found networks against cost")
 
 
 def predictor_curve(curve: Sequence[Mapping[str, Any]]) -> str:
-    """Share of pairs put in order against the number of quantised records (the paper's Figure 7)."""
+    """Share of pairs put in order against the number of quantised records, and its range (the paper's Figure 7)."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4))
         axes = figure.subplots()
@@ -42,7 +66,9 @@ def predictor_curve(curve: Sequence[Mapping[str, Any]]) -> str:
             ("transferred", "transferred from float", ACCENT),
             ("from_scratch", "from scratch", SECOND),
         ):
-            axes.plot(counts, [100 * p[key]["pairwise"] for p in curve], color=colour, marker="o", ms=4, label=label)
+            each = 100 * np.asarray([point[key]["pairwise_of_each"] for point in curve])
+            axes.fill_between(counts, each.min(axis=1), each.max(axis=1), color=colour, alpha=0.15, linewidth=0)
+            axes.plot(counts, each.mean(axis=1), color=colour, marker="o", ms=4, label=label)
         axes.set_xscale("log")
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.minorticks_off()

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,8 +17,8 @@ from fliqs_jax import pretrained
 from hwcost import carbon
 from hwcost.format_plan import format_decision
 from launch import experiment, runs
-from launch.apq_pipeline import PREDICTOR, SEARCH, SUMMARY, SUPERNET, Pipeline
-from launch.apq_steps import read_supernet
+from launch.apq import supernet as supernet_step
+from launch.apq.pipeline import PREDICTOR, SEARCH, SUMMARY, SUPERNET, Pipeline
 
 
 def finish(pipeline: Pipeline) -> None:
@@ -27,11 +29,10 @@ def finish(pipeline: Pipeline) -> None:
         return
     state = None
     rows = []
-    for found in searched["found"]:
-        name = "-".join(f"{cost}-{limit:g}" for cost, limit in found["budget"].items())
+    for name, found in _named(searched["found"]):
         directory = pipeline.workdir / "found" / name
         if not (directory / "initial.safetensors").exists():
-            state = state or read_supernet(pipeline)
+            state = state or supernet_step.read(pipeline)
             _cut_out(pipeline, state, found, directory)
         prepared = experiment.prepare(_finishing_config(pipeline, found, directory), pipeline.source)
         runs.run(prepared, directory / "run", pipeline.console)
@@ -53,6 +54,15 @@ def finish(pipeline: Pipeline) -> None:
             "config": json.loads(pipeline.config.to_json_best_effort()),
         },
     )
+
+
+def _named(found: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Found networks by their budgets, and by a number where a front holds several."""
+    names = ["-".join(f"{cost}-{limit:g}" for cost, limit in network["budget"].items()) for network in found]
+    seen: Counter[str] = Counter()
+    for name, network in zip(names, found, strict=True):
+        seen[name] += 1
+        yield (f"{name}-{seen[name]}" if names.count(name) > 1 else name), network
 
 
 _TOLD = ("accuracy", "validation_accuracy", "seconds")

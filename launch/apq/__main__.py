@@ -5,17 +5,19 @@
 `all` is these steps in turn; each goes on where it was interrupted, and is skipped where it is done:
 
     supernet    trains the once-for-all network
-    records     measures networks in it, in float and under quantisation
+    records     measures networks in it, in float and under quantisation; --workers=ray over a Ray cluster
     predictor   fits the predictors, and tells how many records they need
     search      finds the best genome for each set of budgets
     finish      cuts the found networks out, fine-tunes and evaluates them, and writes the report
 
 `--budget` may be given several times, instead of `config.search.budgets`: `--budget=bitfusion_latency=6,8,12
---budget=bitfusion_energy=9` asks for three networks, all within 9 mJ, over any cost of hwcost/costs.py.
+--budget=bitfusion_energy=9` asks for three networks, all within 9 mJ, over any cost of hwcost/costs.py. With
+`--config.search.selection=nsga2` each set gives the whole front of accuracy and costs below it.
 """
 
 import pathlib
 import sys
+from functools import partial
 
 from absl import app, flags, logging
 from rich.console import Console
@@ -23,33 +25,35 @@ from rich.console import Console
 from launch import command_line
 
 _BUDGET = flags.DEFINE_multi_string("budget", [], "NAME=VALUE[,VALUE…], instead of config.search.budgets.")
+_WORKERS = flags.DEFINE_string("workers", "process", "What measures records: process, ray or ray:N.")
 
 
 def main(argv: list[str]) -> None:
     """Runs a step of APQ, or all."""
     # Imported here so that a misspelt flag is told at once.
     from apq_jax.evolution import BudgetError
-    from launch import apq_finish, apq_pipeline, apq_report, apq_steps, loop, runtime
+    from launch import loop, runtime
+    from launch.apq import finish, pipeline, predictor, records, report, search, supernet
 
     steps = {
-        "supernet": apq_steps.train_supernet,
-        "records": apq_steps.collect_records,
-        "predictor": apq_steps.fit_predictors,
-        "search": apq_steps.search,
-        "finish": apq_finish.finish,
+        "supernet": supernet.train,
+        "records": partial(records.collect, workers=_WORKERS.value),
+        "predictor": predictor.fit,
+        "search": search.search,
+        "finish": finish.finish,
     }
     if len(argv) != 2 or argv[1] not in (*steps, "all"):
         raise app.UsageError(f"expected one of {', '.join(steps)}, all; got {' '.join(argv[1:]) or 'nothing'}")
     logging.set_verbosity(logging.WARNING)
     console, workdir = Console(), pathlib.Path(command_line.WORKDIR.value)
     try:
-        pipeline = apq_pipeline.prepare(command_line.CONFIG.value, workdir, console, _BUDGET.value)
+        experiment = pipeline.prepare(command_line.CONFIG.value, workdir, console, _BUDGET.value)
         for name, step in steps.items():
             if argv[1] in (name, "all"):
-                step(pipeline)
+                step(experiment)
         if argv[1] in ("finish", "all"):
-            apq_report.print_table(pipeline.read(apq_pipeline.SUMMARY), console)
-            console.print(f"report: {apq_report.write(workdir)}", soft_wrap=True)
+            report.print_table(experiment.read(pipeline.SUMMARY), console)
+            console.print(f"report: {report.write(workdir)}", soft_wrap=True)
     except (ValueError, BudgetError, loop.NotFiniteError, runtime.CheckpointError) as error:
         sys.exit(f"error: {error}")
     except loop.Stopped:

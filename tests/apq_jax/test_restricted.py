@@ -1,0 +1,54 @@
+import jax
+import numpy as np
+import pytest
+
+from apq_jax import evolution
+from apq_jax import space as space_lib
+from apq_jax.evolution import Settings
+from apq_jax.restricted import RestrictedSpace
+from apq_jax.space import BIT_DECISIONS
+from hwcost import table as table_lib
+from hwcost.costs import COSTS
+
+SPACE = space_lib.find("digits")
+TABLES = {"bit_operations": SPACE.cost_table(COSTS["bit_operations"])}
+
+
+def restricted(kinds):
+    """The space, and which of its decisions are free."""
+    held = np.asarray(SPACE.with_bits(SPACE.sample(jax.random.key(1)), SPACE.largest))
+    free = np.asarray([d.name.rpartition(".")[2] in kinds for d in SPACE.search_space.decisions])
+    return RestrictedSpace(SPACE, held, kinds), free
+
+
+@pytest.mark.parametrize("kinds", [("kernel", "depth"), ("channels",), BIT_DECISIONS])
+def test_what_is_held_stays_and_the_rest_is_drawn(kinds):
+    space, free = restricted(kinds)
+    drawn = np.asarray(jax.vmap(space.sample)(jax.random.split(jax.random.key(0), 200)))
+    assert (drawn[:, ~free] == space.held[~free]).all()
+    assert np.asarray(SPACE.is_valid(drawn)).all()
+    assert (drawn.max(axis=0)[free] > drawn.min(axis=0)[free]).all()
+    assert space.is_valid(space.smallest)
+    np.testing.assert_array_equal(space.smallest[free], SPACE.smallest[free])
+    other = np.where(free, space.held, SPACE.smallest)
+    assert bool(space.is_valid(other)) == (other == space.held)[~free].all()
+
+
+def test_evolution_changes_what_is_searched_alone():
+    space, free = restricted(("channels",))
+    limit = 1.1 * table_lib.price_exactly(TABLES["bit_operations"], space.smallest)
+    result = evolution.make(space, TABLES, Settings(population=20, parents=5, generations=5)).evolve(
+        lambda genomes: genomes.sum(axis=1).astype("float32"), [[limit]], jax.random.key(0)
+    )
+    assert (result.genomes[0][:, ~free] == space.held[~free]).all()
+    assert (result.costs <= limit).all()
+    assert result.genome[0].sum() > space.smallest.sum()
+
+
+def test_what_cannot_be_held_or_searched_is_told():
+    paper = space_lib.find("paper")
+    excluded = np.where([d.name.endswith("kernel") for d in paper.search_space.decisions], 2, 0)
+    with pytest.raises(ValueError, match="leaves no valid one"):
+        RestrictedSpace(paper, excluded, ("channels",))
+    with pytest.raises(ValueError, match="no decisions of kind width: there are channels, depth"):
+        RestrictedSpace(SPACE, SPACE.largest, ("width",))
