@@ -7,7 +7,7 @@ import json
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -174,8 +174,13 @@ def _pretrained(state: search_lib.SearchState, config: ConfigDict, name: str, co
     return state._replace(**placed)
 
 
-def claim_directory(directory: pathlib.Path, config: ConfigDict) -> None:
+def claim_directory(directory: pathlib.Path, config: ConfigDict, *, free: Collection[str] = ()) -> None:
     """Makes `directory` that of `config`.
+
+    Args:
+      directory: of the run.
+      config: its config.
+      free: keys that may differ from what is there, beside those that change no result.
 
     Raises:
       ConfigError: it is that of another config; the message names the keys that differ.
@@ -190,7 +195,7 @@ def claim_directory(directory: pathlib.Path, config: ConfigDict) -> None:
     differing = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and key not in _FREE_KEYS
+        if there.get(key) != here.get(key) and key not in (*_FREE_KEYS, *free)
     ]
     if differing:
         raise ConfigError(f"{directory} holds a run of another config: {'; '.join(differing)}. Use another --workdir")

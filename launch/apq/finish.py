@@ -1,9 +1,8 @@
 """The last step of APQ: found networks are cut out, quantised, fine-tuned and evaluated."""
 
+import hashlib
 import json
 import pathlib
-from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,7 +28,8 @@ def finish(pipeline: Pipeline) -> None:
         return
     state = None
     rows = []
-    for name, found in _named(searched["found"]):
+    for found in searched["found"]:
+        name = name_of(found)
         directory = pipeline.workdir / "found" / name
         if not (directory / "initial.safetensors").exists():
             state = state or supernet_step.read(pipeline)
@@ -56,13 +56,11 @@ def finish(pipeline: Pipeline) -> None:
     )
 
 
-def _named(found: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Found networks by their budgets, and by a number where a front holds several."""
-    names = ["-".join(f"{cost}-{limit:g}" for cost, limit in network["budget"].items()) for network in found]
-    seen: Counter[str] = Counter()
-    for name, network in zip(names, found, strict=True):
-        seen[name] += 1
-        yield (f"{name}-{seen[name]}" if names.count(name) > 1 else name), network
+def name_of(found: dict[str, Any]) -> str:
+    """What a found network is called: by its budgets, and by what it is, since a front holds several."""
+    budgets = (f"{cost}-{limit:g}" for cost, limit in found["budget"].items())
+    digest = hashlib.sha256(json.dumps(found["choices"]).encode()).hexdigest()
+    return "-".join([*budgets, digest[:8]])
 
 
 _TOLD = ("accuracy", "validation_accuracy", "seconds")

@@ -115,7 +115,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, console: Console, budgets
     pipeline = Pipeline(
         config, workdir, console, source, space, network(space, space.largest), given, _tables(space, given)
     )
-    runs.claim_directory(workdir, config)
+    # Another search needs no other network: what was searched for stands in its document.
+    runs.claim_directory(workdir, config, free=[f"search.{key}" for key in config.search])
     return pipeline
 
 

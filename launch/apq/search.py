@@ -27,14 +27,17 @@ def search(pipeline: Pipeline) -> None:
     """
     if not pipeline.budgets:
         raise ConfigError("no budgets: give --budget=NAME=VALUE or --config.search.budgets")
-    asked = [dict(each) for each in pipeline.budgets]
-    if (pipeline.workdir / SEARCH).exists() and pipeline.read(SEARCH)["budgets"] == asked:
-        pipeline.note(f"already complete: {pipeline.workdir / SEARCH}")
-        return
     config, tables = pipeline.config.search, pipeline.tables
+    asked = [dict(each) for each in pipeline.budgets]
+    settings = {key: value for key, value in config.to_dict().items() if key != "budgets"}
+    if (pipeline.workdir / SEARCH).exists():
+        there = pipeline.read(SEARCH)
+        if (there["budgets"], there["settings"]) == (asked, settings):
+            pipeline.note(f"already complete: {pipeline.workdir / SEARCH}")
+            return
     fitness = Partial(partial(predictor.of_genomes, pipeline.space), predictor.read(pipeline))
-    settings = evolution.Settings(config.population, config.parents, config.mutation, config.generations)
-    evolve = evolution.make(pipeline.space, tables, settings, SELECTIONS[config.selection]).evolve
+    numbers = evolution.Settings(config.population, config.parents, config.mutation, config.generations)
+    evolve = evolution.make(pipeline.space, tables, numbers, SELECTIONS[config.selection]).evolve
     limits = np.asarray([list(each.values()) for each in asked])
     seconds = []
     for _ in ("compiling and searching", "searching"):
@@ -50,6 +53,7 @@ def search(pipeline: Pipeline) -> None:
         SEARCH,
         {
             "budgets": asked,
+            "settings": settings,
             "units": {name: find_cost(name).unit for name in tables},
             "seconds": round(seconds[1], 3),
             "seconds_with_compilation": round(seconds[0], 3),

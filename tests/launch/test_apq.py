@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 
 import numpy as np
@@ -84,6 +85,17 @@ def test_all_steps_and_their_report(config, tmp_path):
     assert [list(each["budget"].values()) for each in found] == [[0.011, 9000], [0.015, 9000]]
     assert all(each["costs"][name] <= limit for each in found for name, limit in each["budget"].items())
 
+    # So do other settings; NSGA-II gives a front for each set of budgets.
+    config.search.update({"selection": "nsga2", "budgets": ("bitfusion_latency=0.014,weight_bytes=9000",)})
+    search.search(pipeline_lib.prepare(config, tmp_path, Console(quiet=True)))
+    front = other.read(pipeline_lib.SEARCH)["found"]
+    assert len(front) > 1
+    for one, next_one in itertools.pairwise(front):
+        assert one["costs"]["bitfusion_latency"] <= next_one["costs"]["bitfusion_latency"] <= 0.014
+    names = {finish.name_of(network) for network in front}
+    assert len(names) == len(front)
+    assert all(name.startswith("bitfusion_latency-0.014-weight_bytes-9000-") for name in names)
+
     # A kill leaves half a line; what is missing is measured again, and comes out the same.
     path = tmp_path / pipeline_lib.RECORD_FILES["quantized"]
     whole = path.read_text()
@@ -115,6 +127,7 @@ def test_the_once_for_all_network_goes_on_after_a_stop(config, tmp_path, monkeyp
         ({"space": "huge"}, ValueError, "space 'huge'"),
         ({"space": "cifar"}, ConfigError, r"space='cifar' is for images of \(32, 32, 3\) in 10 classes; digits has"),
         ({"supernet.sampling": "all"}, ConfigError, "supernet.sampling='all'"),
+        ({"search.selection": "best"}, ConfigError, "search.selection='best': expected one of fittest, nsga2"),
         ({"predictor.held_out": 6}, ConfigError, "predictor.held_out=6: expected some of the 6 records"),
         ({"search.budgets": ("bitfusion_latency",)}, ConfigError, "expected NAME=VALUE"),
         ({"search.budgets": ("watts=1",)}, ValueError, "cost 'watts'"),
@@ -128,6 +141,13 @@ def test_bad_settings_are_told_before_anything_runs(config, tmp_path, changes, e
     with pytest.raises(error, match=message):
         pipeline_lib.prepare(config, tmp_path / "new", Console(quiet=True))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_of_data_can_be_named_on_the_command_line():
+    for name in ("apq_digits", "apq_cifar10", "apq_imagenet"):
+        config = importlib.import_module(f"configs.{name}").get_config()
+        assert config.data.get_type("data_dir") is str
+        config.data.data_dir = "somewhere"
 
 
 def test_steps_out_of_order_are_told(config, tmp_path):
