@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search apq test lint setup devices clean
+.PHONY: search apq test lint setup devices ray clean
 
 search: $(READY)
 	$(BIN)/python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits
@@ -26,6 +26,10 @@ setup: $(READY)
 # What measuring a device with ONNX Runtime or OpenVINO needs beside.
 devices: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-devices.txt
+
+# What `python -m launch.apq records --workers=ray` needs beside.
+ray: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-ray.txt
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; found " + sys.version)'

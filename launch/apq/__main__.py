@@ -33,11 +33,11 @@ def main(argv: list[str]) -> None:
     # Imported here so that a misspelt flag is told at once.
     from apq_jax.evolution import BudgetError
     from launch import loop, runtime
-    from launch.apq import finish, pipeline, predictor, records, report, search, supernet
+    from launch.apq import finish, pipeline, predictor, records, report, search, supernet, workers
 
     steps = {
         "supernet": supernet.train,
-        "records": partial(records.collect, workers=_WORKERS.value),
+        "records": records.collect,
         "predictor": predictor.fit,
         "search": search.search,
         "finish": finish.finish,
@@ -47,10 +47,12 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     console, workdir = Console(), pathlib.Path(command_line.WORKDIR.value)
     try:
-        experiment = pipeline.prepare(command_line.CONFIG.value, workdir, console, _BUDGET.value)
-        for name, step in steps.items():
-            if argv[1] in (name, "all"):
-                step(experiment)
+        with workers.started(_WORKERS.value) as mapped:
+            steps["records"] = partial(records.collect, mapped=mapped)
+            experiment = pipeline.prepare(command_line.CONFIG.value, workdir, console, _BUDGET.value)
+            for name, step in steps.items():
+                if argv[1] in (name, "all"):
+                    step(experiment)
         if argv[1] in ("finish", "all"):
             report.print_table(experiment.read(pipeline.SUMMARY), console)
             console.print(f"report: {report.write(workdir)}", soft_wrap=True)

@@ -1,7 +1,5 @@
 """Measures networks of the once-for-all network, in float and under quantisation: what predictors learn from (§4)."""
 
-from collections.abc import Iterator
-
 import jax
 import numpy as np
 from rich.progress import track
@@ -9,39 +7,19 @@ from rich.progress import track
 from apq_jax import records
 from hwcost import journal as journal_lib
 from hwcost.journal import Journal, JournalError
-from launch.apq import measurement, ray_workers, supernet
+from launch.apq import measurement, supernet
 from launch.apq.pipeline import RECORD_FILES, SUMMARY, SUPERNET, Pipeline
-from launch.experiment import ConfigError
+from launch.apq.workers import Mapped, in_process
 
 
-def measured(task: measurement.Measurement, genomes: np.ndarray, workers: str) -> Iterator[float]:
-    """Accuracies of genomes, int32[N, D], in order; they are the same whichever workers there are.
-
-    Args:
-      task: how to measure.
-      genomes: to be measured.
-      workers: `process` for one after the other, `ray` for those of a Ray cluster, `ray:N` for N of them.
-
-    Raises:
-      ConfigError: unknown workers, or Ray is not installed.
-    """
-    kind, _, count = workers.partition(":")
-    if workers == "process":
-        return map(measurement.measure_of(task), genomes)
-    if kind == "ray" and (count.isdigit() or workers == "ray"):
-        return ray_workers.mapped(measurement.measure_of, task, list(genomes), workers=int(count or 0))
-    raise ConfigError(f"--workers={workers}: expected process, ray or ray:N")
-
-
-def collect(pipeline: Pipeline, workers: str = "process") -> None:
+def collect(pipeline: Pipeline, mapped: Mapped = in_process) -> None:
     """Measures as many networks as the config says, of each kind; those that are there are not measured again.
 
     Args:
       pipeline: the experiment.
-      workers: as `measured` takes them.
+      mapped: who measures; records are the same whoever it is.
 
     Raises:
-      ConfigError: unknown workers, or Ray is not installed.
       JournalError: a file of records is damaged or of something else.
     """
     config, space = pipeline.config.records, pipeline.space
@@ -63,7 +41,8 @@ def collect(pipeline: Pipeline, workers: str = "process") -> None:
                 continue
             if state is None or found is None:
                 state, found = supernet.read(pipeline), measurement.batches(pipeline, pipeline.open_data())
-            reached = measured(measurement.of_kind(kind, pipeline, state, found), left, workers)
+            task = measurement.of_kind(kind, pipeline, state, found)
+            reached = mapped(measurement.measure_of, task, list(left))
             for genome, value in track(
                 zip(left, reached, strict=True), f"{kind} records", total=len(left), console=pipeline.console
             ):
