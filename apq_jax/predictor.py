@@ -1,4 +1,4 @@
-"""Predicting what a network reaches from its genome (APQ, §3.2): three dense layers over one-hot features.
+"""Predicting what a network reaches from its genome (APQ, §3.2): three layers of 400 over one-hot features.
 
 A predictor of float accuracies sees the architecture alone. `transferred` adds inputs for bits whose weights are zero,
 so that it starts out as the same function, and few quantised records teach it the rest (Figure 4).
@@ -15,7 +15,7 @@ import optax
 from jax.typing import ArrayLike
 from scipy.stats import kendalltau
 
-HIDDEN = 400
+HIDDEN, LAYERS = 400, 3
 
 
 class Dense(NamedTuple):
@@ -35,7 +35,7 @@ class Predictor(NamedTuple):
 
 def init(features: int, accuracies: ArrayLike, key: jax.Array, *, hidden: int = HIDDEN) -> Predictor:
     """An untrained predictor from `features` inputs, for accuracies like these."""
-    sizes = (features, hidden, hidden, 1)
+    sizes = (features, *[hidden] * LAYERS, 1)
     keys = jax.random.split(key, len(sizes) - 1)
     layers = tuple(
         Dense(jax.random.normal(key, (ins, outs)) * np.sqrt(2 / ins), jnp.zeros(outs))

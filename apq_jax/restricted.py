@@ -60,5 +60,9 @@ class RestrictedSpace:
 
     def sample(self, key: jax.Array) -> jax.Array:
         """A random valid genome, int32[D]."""
-        drawn = self.space.mended(jnp.where(self._free, self.space.sample(key), self.held))
+        drawn = self.mended(jnp.where(self._free, self.space.sample(key), self.held))
         return jnp.where(self.is_valid(drawn), drawn, self.smallest)
+
+    def mended(self, genome: Any) -> jax.Array:
+        """A valid genome, int32[..., D], for one whose decisions come from two valid ones."""
+        return self.space.mended(genome)

@@ -8,7 +8,7 @@ REPETITIONS = 15
 
 
 def interleaved_medians(
-    functions: Mapping[str, Callable[[], None]], repetitions: int = REPETITIONS
+    functions: Mapping[str, Callable[[], object]], repetitions: int = REPETITIONS
 ) -> dict[str, float]:
     """Median seconds of each function, which has to wait for its result, over turns after one untimed turn."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}

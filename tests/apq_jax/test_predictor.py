@@ -26,7 +26,7 @@ def test_fitting_learns_and_compiles_once():
     x, y = task(400)
     held_x, held_y = task(100, seed=1)
     start = predictor.init(12, y, jax.random.key(0), hidden=32)
-    assert [layer.kernel.shape for layer in start.layers] == [(12, 32), (32, 32), (32, 1)]
+    assert [layer.kernel.shape for layer in start.layers] == [(12, 32), (32, 32), (32, 32), (32, 1)]
     before = predictor.agreement(predictor.predict(start, held_x), held_y)
     compiled = predictor.fit._cache_size()
     for seed in range(2):

@@ -1,0 +1,271 @@
+"""The algorithm of APQ's original release, written down again without PyTorch: what its search is compared with.
+
+It draws genomes, mutants and children until one is within the budget; a block of a mutant is drawn anew whole, with a
+chance of 0.1; each block of a child comes from either parent; depths follow from the blocks that are there. Twice:
+`as_released` works as the release does, one child after the other, on lists that are copied deeply and with every
+layer looked up by a text of its sizes; `in_arrays` is the same search in NumPy, all children of a generation at once,
+in our genomes. Unlike the release, both let the predictor see the bits, keep the whole first population and let all
+children compete, which costs no time and can only help.
+"""
+
+import copy
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from apq_jax.evolution import Settings
+from apq_jax.predictor import Predictor
+from apq_jax.space import BIT_DECISIONS, ArchitectureSpace, Block
+from aqt_like import formats
+from hwcost.cost_model import CostModel
+from hwcost.table import CostTable
+from hwcost.workload import LayerSpec
+
+Price = Callable[[np.ndarray], np.ndarray]
+Fitness = Callable[[np.ndarray], np.ndarray]
+Spec = dict[str, list[Any]]  # by stage: `depth`; by block: `kernel`, `channels` and the bits
+PER_BLOCK = ("kernel", "channels", *BIT_DECISIONS)
+
+
+def dense(found: Predictor) -> Fitness:
+    """A predictor in NumPy: float32[P, F] → float32[P]."""
+    *hidden, last = [(np.asarray(layer.kernel), np.asarray(layer.bias)) for layer in found.layers]
+
+    def run(x: np.ndarray) -> np.ndarray:
+        for kernel, bias in hidden:
+            x = np.maximum(x @ kernel + bias, 0)
+        return (x @ last[0] + last[1])[:, 0]
+
+    return run
+
+
+class AsReleased:
+    """The search on lists and texts."""
+
+    def __init__(self, space: ArchitectureSpace, model: CostModel, found: Predictor, settings: Settings) -> None:
+        self._space, self._settings, self._dense = space, settings, dense(found)
+        self._options: list[dict[str, tuple[int, ...]]] = [
+            {"kernel": space.kernels, "channels": block.channels} | dict.fromkeys(BIT_DECISIONS, space.bits)
+            for block in space.blocks
+        ]
+        self._starts = [next(i for i, b in enumerate(space.blocks) if b.stage == s) for s in range(len(space.stages))]
+        self._table = dict(self._measured(model))
+        widest = formats.pair(f"int{space.bits[-1]}", f"int{space.bits[-1]}")
+        self._fixed = sum(float(model.of_layer(layer, [widest])[0]) for layer in space.fixed_layers())
+        places = itertools.count()
+        self._places: list[dict[str, dict[int, int]]] = [{} for _ in space.blocks]
+        for names in (("kernel",), ("channels",), BIT_DECISIONS):  # in our order, so that the predictor is the same
+            for block, found_places in zip(self._options, self._places, strict=True):
+                for name in names:
+                    found_places[name] = {option: next(places) for option in block[name]}
+        self._features = next(places)
+
+    def _measured(self, model: CostModel) -> Any:
+        """The lookup table: the cost of every layer at all bits, by its text."""
+        bits = list(itertools.product(self._space.bits, repeat=2))
+        pairs = [formats.pair(f"int{w}", f"int{a}") for w, a in bits]
+        for block in self._space.blocks:
+            for kernel, channels in itertools.product(self._space.kernels, block.channels):
+                for layer in self._space.block_layers(block, kernel, channels):
+                    for (w, a), cost in zip(bits, model.of_layer(layer, pairs), strict=True):
+                        yield _text(layer, w, a), float(cost)
+
+    def _random(self) -> Spec:
+        return {
+            "depth": [random.randint(stage.shallowest, stage.deepest) for stage in self._space.stages],
+            **{name: [random.choice(block[name]) for block in self._options] for name in PER_BLOCK},
+        }
+
+    def _is_valid(self, spec: Spec) -> bool:
+        kernels = zip(spec["kernel"], spec["depthwise_inputs"], strict=True)
+        return not any(each == self._space.excluded for each in kernels)
+
+    def _cost(self, spec: Spec) -> float:
+        total = self._fixed
+        for number, block in enumerate(self._space.blocks):
+            if block.place >= spec["depth"][block.stage]:
+                continue
+            expand, depthwise, project = _layers(block, spec["kernel"][number], spec["channels"][number])
+            pointwise = spec["pointwise_weights"][number], spec["pointwise_inputs"][number]
+            total += self._table[expand % pointwise]
+            total += self._table[depthwise % (spec["depthwise_weights"][number], spec["depthwise_inputs"][number])]
+            total += self._table[project % pointwise]
+        return total
+
+    def _until_it_fits(self, draw: Callable[[], Spec | None], limit: float) -> Spec:
+        while True:
+            spec = draw()
+            if spec is not None and self._is_valid(spec) and self._cost(spec) <= limit:
+                return spec
+
+    def _mutant(self, parent: Spec) -> Spec:
+        spec = copy.deepcopy(parent)
+        for number, block in enumerate(self._options):
+            if random.random() < self._settings.mutation:
+                for name in PER_BLOCK:
+                    spec[name][number] = random.choice(block[name])
+        return spec
+
+    def _child(self, one: Spec, other: Spec) -> Spec | None:
+        """None where the blocks that are there do not follow each other."""
+        spec, present = copy.deepcopy(one), []
+        for number, block in enumerate(self._space.blocks):
+            parent = copy.deepcopy(one) if random.random() < 0.5 else copy.deepcopy(other)
+            for name in PER_BLOCK:
+                spec[name][number] = parent[name][number]
+            present.append(block.place < parent["depth"][block.stage])
+        for stage, start in enumerate(self._starts):
+            end = self._starts[stage + 1] if stage + 1 < len(self._starts) else len(present)
+            there = present[start:end]
+            if there != sorted(there, reverse=True):
+                return None
+            spec["depth"][stage] = sum(there)
+        return spec
+
+    def _evaluate(self, specs: list[Spec]) -> list[float]:
+        x = np.zeros((len(specs), self._features), np.float32)
+        for row, spec in zip(x, specs, strict=True):
+            for number, block in enumerate(self._space.blocks):
+                if block.place < spec["depth"][block.stage]:
+                    for name, options in self._places[number].items():
+                        row[options[spec[name][number]]] = 1
+        return self._dense(x).tolist()
+
+    def run(self, limit: float, seed: int) -> float:
+        """The best fitness within a limit."""
+        random.seed(seed)
+        size = self._settings.population
+        specs = [self._until_it_fits(self._random, limit) for _ in range(size)]
+        population = list(zip(self._evaluate(specs), specs, strict=True))
+        for _ in range(self._settings.generations):
+            parents = sorted(population, key=lambda pair: pair[0], reverse=True)[: self._settings.parents]
+
+            def mutant(parents: list[tuple[float, Spec]] = parents) -> Spec:
+                return self._mutant(random.choice(parents)[1])
+
+            def child(parents: list[tuple[float, Spec]] = parents) -> Spec | None:
+                return self._child(random.choice(parents)[1], random.choice(parents)[1])
+
+            specs = [self._until_it_fits(mutant, limit) for _ in range(size // 2)]
+            specs += [self._until_it_fits(child, limit) for _ in range(size - size // 2)]
+            population = parents + list(zip(self._evaluate(specs), specs, strict=True))
+        return max(fitness for fitness, _ in population)
+
+
+def _layers(block: Block, kernel: int, channels: int) -> tuple[str, str, str]:
+    """Texts of a block's layers, which want bits yet."""
+    size, padding = block.size // block.stride, kernel // 2
+    return (
+        f"({block.in_channels}, {channels}, {block.size}, 1, 1, 0, 1)-W%dA%d",
+        f"({channels}, {channels}, {block.size}, {kernel}, {block.stride}, {padding}, {channels})-W%dA%d",
+        f"({channels}, {block.out_channels}, {size}, 1, 1, 0, 1)-W%dA%d",
+    )
+
+
+def _text(layer: LayerSpec, weight_bits: int, input_bits: int) -> str:
+    kernel, sizes = layer.kernel[0], (layer.in_channels, layer.out_channels, layer.input_size[0])
+    return f"{(*sizes, kernel, layer.stride[0], kernel // 2, layer.groups)}-W{weight_bits}A{input_bits}"
+
+
+def prices(table: CostTable) -> Price:
+    """Prices of genomes, int32[P, D], in NumPy."""
+
+    def price(genomes: np.ndarray) -> np.ndarray:
+        total = np.zeros(len(genomes))
+        for offset, decision, stride in zip(table.offset, table.decision, table.stride, strict=True):
+            used = np.flatnonzero(stride)
+            total += table.flat[offset + genomes[:, decision[used]] @ stride[used]]
+        return total
+
+    return price
+
+
+def fitness_of_genomes(space: ArchitectureSpace, found: Predictor) -> Fitness:
+    """A predictor of genomes, int32[P, D], in NumPy."""
+    decision, option, block = space._features
+    run = dense(found)
+    stages = np.asarray([b.stage for b in space.blocks])
+    columns = {
+        number: space.search_space.index(f"stage{number + 1}.depth")
+        for number, stage in enumerate(space.stages)
+        if stage.deepest > stage.shallowest
+    }
+    shallowest = np.asarray([space.stages[stage].shallowest for stage in stages])
+    place = np.asarray([b.place for b in space.blocks])
+
+    def fitness(genomes: np.ndarray) -> np.ndarray:
+        zero = np.zeros(len(genomes), np.int32)
+        depth = np.stack([genomes[:, columns[s]] if s in columns else zero for s in stages], axis=1) + shallowest
+        active = place < depth
+        return run(((genomes[:, decision] == option) & active[:, block]).astype(np.float32))
+
+    return fitness
+
+
+def sampler(space: ArchitectureSpace, seed: int) -> Callable[[int], np.ndarray]:
+    """Random valid genomes, drawn in large chunks so that drawing costs next to nothing."""
+    chunk = 4096
+    draw = jax.jit(lambda key: jax.vmap(space.sample)(jax.random.split(key, chunk)))
+    drawn, place = np.empty((0, len(space.search_space)), np.int32), 0
+    keys = itertools.count()
+
+    def sample(count: int) -> np.ndarray:
+        nonlocal drawn, place
+        while len(drawn) - place < count:
+            more = np.asarray(draw(jax.random.fold_in(jax.random.key(seed), next(keys))))
+            drawn, place = np.concatenate([drawn[place:], more]), 0
+        place += count
+        return drawn[place - count : place]
+
+    return sample
+
+
+def drawn_until_feasible(draw: Callable[[int], np.ndarray], price: Price, limit: float, count: int) -> np.ndarray:
+    """As many genomes within the limit: the places of those that are not are drawn again."""
+    found = np.empty((0, draw(1).shape[1]), np.int32)
+    while len(found) < count:
+        genomes = draw(count - len(found))
+        found = np.concatenate([found, genomes[price(genomes) <= limit]])
+    return found
+
+
+def in_arrays(
+    space: ArchitectureSpace, fitness: Fitness, price: Price, limit: float, settings: Settings, seed: int
+) -> Callable[[], float]:
+    """The search in NumPy; what it returns runs it and gives the best fitness."""
+    rng, sample = np.random.default_rng(seed), sampler(space, seed)
+    group = space.group
+
+    def mutants(count: int) -> np.ndarray:
+        parent = parents[rng.integers(len(parents), size=count)]
+        change = rng.random((count, int(group.max()) + 1)) < settings.mutation
+        return np.where(change[:, group], sample(count), parent)
+
+    def crossed(count: int) -> np.ndarray:
+        one, other = parents[rng.integers(len(parents), size=(2, count))]
+        return np.where((rng.random((count, int(group.max()) + 1)) < 0.5)[:, group], one, other)
+
+    parents = np.empty((0, len(group)), np.int32)
+
+    def run() -> float:
+        nonlocal parents
+        population = drawn_until_feasible(sample, price, limit, settings.population)
+        values = fitness(population)
+        for _ in range(settings.generations):
+            best = np.argsort(-values)[: settings.parents]
+            parents, kept = population[best], values[best]
+            half = settings.population // 2
+            children = np.concatenate(
+                [
+                    drawn_until_feasible(mutants, price, limit, half),
+                    drawn_until_feasible(crossed, price, limit, settings.population - half),
+                ]
+            )
+            population, values = np.concatenate([parents, children]), np.concatenate([kept, fitness(children)])
+        return float(values.max())
+
+    return run
