@@ -30,7 +30,7 @@ from apq_jax.space import BIT_DECISIONS
 from benchmarks import pictures
 from configs import apq_cifar10
 from hwcost import table as table_lib
-from launch.apq import figures, measurement, predictor, records, search, supernet
+from launch.apq import figures, measurement, predictor, records, report, search, supernet
 from launch.apq import pipeline as pipeline_lib
 from launch.apq.pipeline import Pipeline
 
@@ -132,11 +132,8 @@ def measured(pipeline: Pipeline) -> dict[str, Any]:
 
 def markdown(document: dict[str, Any]) -> str:
     """The tables of the README."""
-    lines = ["| quantised records | pairs in order, transferred | from scratch |", "|---|---|---|"]
-    for point in document["predictor"]["quantized"]:
-        shares = (f"{100 * point[kind]['pairwise']:.1f} %" for kind in ("transferred", "from_scratch"))
-        lines.append(f"| {point['records']} | {' | '.join(shares)} |")
-    lines += [
+    lines = [
+        *report.predictor_table(document["predictor"]["quantized"]),
         "",
         "| at most (ms) | predicted, joint | test, joint | predicted, sequential | test, sequential |",
         "|---|---|---|---|---|",

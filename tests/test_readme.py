@@ -16,7 +16,7 @@ from benchmarks import (
     this_device,
 )
 from hwcost.costs import COSTS
-from launch import apq_report
+from launch.apq import report as apq_report
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

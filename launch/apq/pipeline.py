@@ -22,7 +22,6 @@ from launch.experiment import ConfigError
 
 SUPERNET, PREDICTOR, SEARCH, SUMMARY = "supernet", "predictor", "search.json", "summary.json"
 RECORD_FILES = {"float": "records-float.jsonl", "quantized": "records-quantized.jsonl"}
-BIT_OPERATIONS = "bit_operations"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,24 +11,30 @@ from rich.table import Table
 
 from apq_jax import space as space_lib
 from launch.apq import figures
-from launch.apq.pipeline import BIT_OPERATIONS, SUMMARY
+from launch.apq.pipeline import SUMMARY
 from launch.page import card, page, table_of
 
 
 def _columns(summary: dict[str, Any]) -> list[str]:
     units = summary["search"]["units"]
-    names = [f"{name.replace('_', ' ')} ({unit})" for name, unit in units.items()]
-    return ["budget", *names, "Mbit ops", "predicted", "validation", "test"]
+    names = [f"{_words(cost)} ({unit})" if cost != "bit_operations" else "Mbit ops" for cost, unit in units.items()]
+    return ["budget", *names, "predicted", "validation", "test"]
 
 
 def _row(network: dict[str, Any]) -> list[str]:
     accuracies = [network[key] for key in ("predicted_accuracy", "validation_accuracy", "accuracy")]
     return [
         _budget(network),
-        *(f"{cost:.4g}" for cost in network["costs"].values()),
-        f"{network[BIT_OPERATIONS] / 1e6:,.1f}",
+        *(
+            f"{value / 1e6:,.1f}" if cost == "bit_operations" else f"{value:.4g}"
+            for cost, value in network["costs"].items()
+        ),
         *(f"{100 * value:.2f} %" for value in accuracies),
     ]
+
+
+def _words(cost: str) -> str:
+    return cost.replace("_", " ")
 
 
 def _budget(network: dict[str, Any]) -> str:
@@ -43,15 +49,37 @@ def print_table(summary: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def predictor_table(curve: list[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown: how predictors agree with held-out records, against the number that they learnt from."""
+    lines = [
+        "| quantised records | pairs in order, transferred / from scratch | Kendall τ | error (points) |",
+        "|---|---|---|---|",
+    ]
+    for point in curve:
+        both = [point["transferred"], point["from_scratch"]]
+        cells = (
+            " / ".join(f"{100 * each['pairwise']:.1f} %" for each in both),
+            " / ".join(f"{each['kendall']:.2f}" for each in both),
+            " / ".join(f"{100 * each['error']:.1f}" for each in both),
+        )
+        lines.append(f"| {point['records']} | {' | '.join(cells)} |")
+    return lines
+
+
 def markdown(summary: dict[str, Any]) -> str:
-    """The tables of the README: the found networks, and the predictors."""
+    """The tables of the README: the found networks, the predictors, and what it all cost."""
     columns = _columns(summary)
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [f"| {' | '.join(_row(network))} |" for network in summary["networks"]]
-    lines += ["", "| quantised records | pairs in order, transferred | from scratch |", "|---|---|---|"]
-    for point in summary["predictor"]["quantized"]:
-        shares = (f"{100 * point[kind]['pairwise']:.1f} %" for kind in ("transferred", "from_scratch"))
-        lines.append(f"| {point['records']} | {' | '.join(shares)} |")
+    lines += ["", *predictor_table(summary["predictor"]["quantized"])]
+    lines += ["", "| | seconds | CO2e (g) | cloud ($) |", "|---|---|---|---|"]
+    for name, key, seconds in (
+        ("once for all", "design", summary["supernet"]["seconds"]),
+        ("for each device", "search", summary["search"]["seconds_with_compilation"]),
+    ):
+        spent = summary["footprint"][key]
+        low, high = spent["dollars"]
+        lines.append(f"| {name} | {seconds:,.0f} | {1000 * spent['co2e_kilograms']:.2g} | {low:.2g} – {high:.2g} |")
     return "\n".join(lines) + "\n"
 
 
@@ -88,7 +116,7 @@ def _cards(summary: dict[str, Any]) -> list[str]:
     return [
         *(
             card(
-                f"Accuracy against {cost.replace('_', ' ')}",
+                f"Accuracy against {_words(cost)}",
                 "Each point is a network searched for one budget.",
                 figures.front(networks, cost, unit),
             )
