@@ -111,8 +111,9 @@ def measured(pipeline: Pipeline) -> dict[str, Any]:
     """All of it; `found_networks` once, since it takes a quarter of an hour."""
     for step in (supernet.train, records.collect, predictor.fit, search.search):
         step(pipeline)
-    if not pipeline.done("compared.json"):
-        pipeline.write("compared.json", {"networks": found_networks(pipeline)})
+    searched = pipeline.read(pipeline_lib.SEARCH)
+    if not pipeline.done("compared.json", search=searched):
+        pipeline.write("compared.json", {"search": searched, "networks": found_networks(pipeline)})
     rows = pipeline.read("compared.json")["networks"]
     joint = [row for row in rows if row["way"] == "joint"]
     ranks = kendalltau([row["predicted_accuracy"] for row in joint], [row["accuracy"] for row in joint])

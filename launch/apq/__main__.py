@@ -5,7 +5,8 @@
 `all` is these steps in turn; each goes on where it was interrupted, and is skipped where it is done:
 
     supernet    trains the once-for-all network
-    records     measures networks in it, in float and under quantisation; --workers=ray over a Ray cluster
+    records     measures networks in it, in float and under quantisation; --count=N [--quantized] asks for more of one
+                kind, --workers=ray spreads the work over a Ray cluster
     predictor   fits the predictors, and tells how many records they need
     search      finds the best genome for each set of budgets
     finish      cuts the found networks out, fine-tunes and evaluates them, and writes the report
@@ -26,6 +27,8 @@ from launch import command_line
 
 _BUDGET = flags.DEFINE_multi_string("budget", [], "NAME=VALUE[,VALUE…], instead of config.search.budgets.")
 _WORKERS = flags.DEFINE_string("workers", "process", "What measures records: process, ray or ray:N.")
+_COUNT = flags.DEFINE_integer("count", None, "How many records are wanted, not config.records.", lower_bound=1)
+_QUANTIZED = flags.DEFINE_bool("quantized", False, "Whether --count is of quantised records, instead of float ones.")
 
 
 def main(argv: list[str]) -> None:
@@ -48,7 +51,8 @@ def main(argv: list[str]) -> None:
     console, workdir = Console(), pathlib.Path(command_line.WORKDIR.value)
     try:
         with workers.started(_WORKERS.value) as mapped:
-            steps["records"] = partial(records.collect, mapped=mapped)
+            counts = {"quantized" if _QUANTIZED.value else "float": _COUNT.value} if _COUNT.value else None
+            steps["records"] = partial(records.collect, mapped=mapped, counts=counts)
             experiment = pipeline.prepare(command_line.CONFIG.value, workdir, console, _BUDGET.value)
             for name, step in steps.items():
                 if argv[1] in (name, "all"):

@@ -23,8 +23,7 @@ from launch.apq.pipeline import PREDICTOR, SEARCH, SUMMARY, SUPERNET, Pipeline
 def finish(pipeline: Pipeline) -> None:
     """Cuts the found networks out, quantises, fine-tunes and evaluates each, and writes the summary."""
     searched = pipeline.read(SEARCH)
-    if (pipeline.workdir / SUMMARY).exists() and pipeline.read(SUMMARY)["search"] == searched:
-        pipeline.note(f"already complete: {pipeline.workdir / SUMMARY}")
+    if pipeline.done(SUMMARY, search=searched):
         return
     state = None
     rows = []

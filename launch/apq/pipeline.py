@@ -73,12 +73,16 @@ class Pipeline:
         path.parent.mkdir(parents=True, exist_ok=True)
         runs.write_json(path, document)
 
-    def done(self, name: str) -> bool:
-        """Whether a step's document is there; tells so."""
-        if (self.workdir / name).exists():
-            self.note(f"already complete: {self.workdir / name}")
-            return True
-        return False
+    def done(self, name: str, **made_from: Any) -> bool:
+        """Whether a step's document is there, made from what it would be made from now; tells so."""
+        path = self.workdir / name
+        if not path.exists():
+            return False
+        document = self.read(name)
+        if any(document.get(key) != value for key, value in made_from.items()):
+            return False
+        self.note(f"already complete: {path}")
+        return True
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path, console: Console, budgets: Sequence[str] = ()) -> Pipeline:
@@ -114,8 +118,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, console: Console, budgets
     pipeline = Pipeline(
         config, workdir, console, source, space, network(space, space.largest), given, _tables(space, given)
     )
-    # Another search needs no other network: what was searched for stands in its document.
-    runs.claim_directory(workdir, config, free=[f"search.{key}" for key in config.search])
+    # More records go on from those that are there, and another search needs no other network.
+    free = [*(f"search.{key}" for key in config.search), *(f"records.{kind}" for kind in RECORD_FILES)]
+    runs.claim_directory(workdir, config, free=free)
     return pipeline
 
 

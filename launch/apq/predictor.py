@@ -23,9 +23,12 @@ def fit(pipeline: Pipeline) -> None:
     A point of that curve is the mean over as many random choices of records as `predictor.repeats` says. What the
     search uses is the transferred predictor that has seen all records but those held out.
     """
-    if pipeline.done(f"{PREDICTOR}/{SUMMARY}"):
-        return
     config, space = pipeline.config.predictor, pipeline.space
+    float_genomes, float_accuracies = records.read(pipeline, "float")
+    genomes, accuracies = records.read(pipeline, "quantized")
+    totals = {"float": len(float_genomes), "quantized": len(genomes)}
+    if pipeline.done(f"{PREDICTOR}/{SUMMARY}", records=totals):
+        return
     features = jax.jit(space.features)
     architecture = space.architecture_features
     train = partial(
@@ -36,14 +39,12 @@ def fit(pipeline: Pipeline) -> None:
         weight_decay=config.weight_decay,
     )
     keys = jax.random.split(jax.random.key(pipeline.config.seed + 2), 4)
-    float_genomes, float_accuracies = records.read(pipeline, "float")
     float_features = features(float_genomes)[:, :architecture]
     split = max(len(float_genomes) // 10, 1)
     fresh = predictor.init(architecture, float_accuracies, keys[0], hidden=config.hidden)
     of_float = train(fresh, float_features[split:], float_accuracies[split:], keys[1])
     float_agreement = predictor.agreement(predictor.predict(of_float, float_features[:split]), float_accuracies[:split])
 
-    genomes, accuracies = records.read(pipeline, "quantized")
     quantized, reached = features(genomes), jnp.asarray(accuracies)
     held = config.held_out
     seen = len(genomes) - held
@@ -79,6 +80,7 @@ def fit(pipeline: Pipeline) -> None:
     pipeline.write(
         f"{PREDICTOR}/{SUMMARY}",
         {
+            "records": totals,
             "float": float_agreement._asdict() | {"records": len(float_genomes) - split},
             "quantized": curve,
             "final": predictor.agreement(predictor.predict(final, quantized[:held]), accuracies[:held])._asdict(),

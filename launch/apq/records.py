@@ -1,5 +1,8 @@
 """Measures networks of the once-for-all network, in float and under quantisation: what predictors learn from (§4)."""
 
+from collections.abc import Mapping
+from functools import partial
+
 import jax
 import numpy as np
 from rich.progress import track
@@ -12,12 +15,13 @@ from launch.apq.pipeline import RECORD_FILES, SUMMARY, SUPERNET, Pipeline
 from launch.apq.workers import Mapped, in_process
 
 
-def collect(pipeline: Pipeline, mapped: Mapped = in_process) -> None:
-    """Measures as many networks as the config says, of each kind; those that are there are not measured again.
+def collect(pipeline: Pipeline, mapped: Mapped = in_process, counts: Mapping[str, int] | None = None) -> None:
+    """Measures as many networks of each kind as there shall be; those that are there are not measured again.
 
     Args:
       pipeline: the experiment.
       mapped: who measures; records are the same whoever it is.
+      counts: how many records there shall be of each of the `RECORD_FILES`; the config says, unless this does.
 
     Raises:
       JournalError: a file of records is damaged or of something else.
@@ -25,17 +29,17 @@ def collect(pipeline: Pipeline, mapped: Mapped = in_process) -> None:
     config, space = pipeline.config.records, pipeline.space
     supernet_digest = pipeline.read(f"{SUPERNET}/{SUMMARY}")["state_sha256"]
     keys = jax.random.split(jax.random.key(pipeline.config.seed + 1))
-    wanted = {
-        "float": records.float_genomes(space, config.float, keys[0]),
-        "quantized": records.quantized_genomes(space, config.quantized, keys[1], policies=config.policies),
+    drawn = {
+        "float": partial(records.float_genomes, key=keys[0]),
+        "quantized": partial(records.quantized_genomes, key=keys[1], policies=config.policies),
     }
     state, found = None, None
-    for kind, genomes in wanted.items():
+    for kind, count in (counts or {kind: config[kind] for kind in RECORD_FILES}).items():
         # How many there are to be is no part of what they are: more may be asked for later.
         settings = {key: value for key, value in config.to_dict().items() if key not in RECORD_FILES}
         head = {"kind": kind, "supernet_sha256": supernet_digest, "settings": settings}
         with Journal(pipeline.workdir / RECORD_FILES[kind], head, option="--workdir") as journal:
-            left = genomes[len(journal.entries) :]
+            left = drawn[kind](space, count)[len(journal.entries) :]
             if not len(left):
                 pipeline.note(f"already complete: {len(journal.entries)} {kind} records")
                 continue

@@ -14,7 +14,7 @@ from apq_jax.selection import SELECTIONS, on_front
 from hwcost import table as table_lib
 from hwcost.costs import find_cost
 from launch.apq import predictor
-from launch.apq.pipeline import SEARCH, Pipeline
+from launch.apq.pipeline import PREDICTOR, SEARCH, SUMMARY, Pipeline
 from launch.experiment import ConfigError
 
 TOLD = ("bitfusion_latency", "bitfusion_energy", "bit_operations")  # costs of what is found, as in the paper's Table 2
@@ -31,12 +31,13 @@ def search(pipeline: Pipeline) -> None:
         raise ConfigError("no budgets: give --budget=NAME=VALUE or --config.search.budgets")
     config, tables = pipeline.config.search, pipeline.tables
     asked = [dict(each) for each in pipeline.budgets]
-    settings = {key: value for key, value in config.to_dict().items() if key != "budgets"}
-    if (pipeline.workdir / SEARCH).exists():
-        there = pipeline.read(SEARCH)
-        if (there["budgets"], there["settings"]) == (asked, settings):
-            pipeline.note(f"already complete: {pipeline.workdir / SEARCH}")
-            return
+    made_from = {
+        "budgets": asked,
+        "settings": {key: value for key, value in config.to_dict().items() if key != "budgets"},
+        "records": pipeline.read(f"{PREDICTOR}/{SUMMARY}")["records"],
+    }
+    if pipeline.done(SEARCH, **made_from):
+        return
     fitness = Partial(partial(predictor.of_genomes, pipeline.space), predictor.read(pipeline))
     numbers = evolution.Settings(config.population, config.parents, config.mutation, config.generations)
     evolve = evolution.make(pipeline.space, tables, numbers, SELECTIONS[config.selection]).evolve
@@ -55,8 +56,7 @@ def search(pipeline: Pipeline) -> None:
     pipeline.write(
         SEARCH,
         {
-            "budgets": asked,
-            "settings": settings,
+            **made_from,
             "units": {name: find_cost(name).unit for name in costs},
             "seconds": round(seconds[1], 3),
             "seconds_with_compilation": round(seconds[0], 3),

@@ -100,8 +100,19 @@ def test_all_steps_and_their_report(config, tmp_path):
     path = tmp_path / pipeline_lib.RECORD_FILES["quantized"]
     whole = path.read_text()
     path.write_text(whole[:-40])
-    records.collect(pipeline)
+    records.collect(other)
     assert path.read_text() == whole
+
+    # More records go on from these, and make another predictor.
+    records.collect(other, counts={"float": 21})
+    assert path.read_text() == whole
+    float_path = tmp_path / pipeline_lib.RECORD_FILES["float"]
+    assert len(float_path.read_text().splitlines()) == 1 + 21
+    before = other.read("predictor/summary.json")
+    predictor.fit(other)
+    after = other.read("predictor/summary.json")
+    assert (before["records"], after["records"]) == ({"float": 20, "quantized": 6}, {"float": 21, "quantized": 6})
+    assert not other.done(pipeline_lib.SEARCH, records=after["records"])
 
 
 def test_the_once_for_all_network_goes_on_after_a_stop(config, tmp_path, monkeypatch):
