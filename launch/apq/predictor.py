@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from apq_jax import predictor
@@ -13,6 +14,7 @@ from apq_jax.predictor import Agreement, Dense, Predictor
 from apq_jax.space import ArchitectureSpace
 from launch.apq import records
 from launch.apq.pipeline import PREDICTOR, SUMMARY, Pipeline
+from launch.experiment import ConfigError
 
 FILES = {kind: f"{PREDICTOR}/{kind}.safetensors" for kind in ("float", "quantized")}
 
@@ -22,6 +24,9 @@ def fit(pipeline: Pipeline) -> None:
 
     A point of that curve is the mean over as many random choices of records as `predictor.repeats` says. What the
     search uses is the transferred predictor that has seen all records but those held out.
+
+    Raises:
+      ConfigError: fewer records than are held out.
     """
     config, space = pipeline.config.predictor, pipeline.space
     float_genomes, float_accuracies = records.read(pipeline, "float")
@@ -29,6 +34,8 @@ def fit(pipeline: Pipeline) -> None:
     totals = {"float": len(float_genomes), "quantized": len(genomes)}
     if pipeline.done(f"{PREDICTOR}/{SUMMARY}", records=totals):
         return
+    if len(genomes) <= config.held_out:
+        raise ConfigError(f"{len(genomes)} quantised records: expected more than predictor.held_out={config.held_out}")
     features = jax.jit(space.features)
     architecture = space.architecture_features
     train = partial(
@@ -107,10 +114,14 @@ def read(pipeline: Pipeline, kind: str = "quantized") -> Predictor:
     """The predictor of quantised, or of float, accuracies.
 
     Raises:
-      ConfigError: it is not fitted.
+      ConfigError: it is not fitted, or its file is damaged.
     """
     pipeline.read(f"{PREDICTOR}/{SUMMARY}")
-    flat = load_file(pipeline.workdir / FILES[kind])
+    path = pipeline.workdir / FILES[kind]
+    try:
+        flat = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"cannot read the predictor {path}: {error}; remove {path.parent} to fit it anew") from error
     layers = tuple(
         Dense(jnp.asarray(flat[f"{number}.kernel"]), jnp.asarray(flat[f"{number}.bias"]))
         for number in range(len(flat) // 2 - 1)

@@ -114,6 +114,14 @@ def test_all_steps_and_their_report(config, tmp_path):
     assert (before["records"], after["records"]) == ({"float": 20, "quantized": 6}, {"float": 21, "quantized": 6})
     assert not other.done(pipeline_lib.SEARCH, records=after["records"])
 
+    # Damage is told.
+    (tmp_path / predictor.FILES["quantized"]).write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match=r"cannot read the predictor .*quantized.safetensors"):
+        search.search(other)
+    path.write_text("".join(whole.splitlines(keepends=True)[:3]))
+    with pytest.raises(ConfigError, match="2 quantised records: expected more than predictor.held_out=2"):
+        predictor.fit(other)
+
 
 def test_the_once_for_all_network_goes_on_after_a_stop(config, tmp_path, monkeypatch):
     uninterrupted = run(config, tmp_path / "whole", STEPS[:1]).read("supernet/summary.json")
