@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -28,10 +29,15 @@ STEPS = (
 )
 
 
-@pytest.fixture
-def config(monkeypatch):
-    tiny = dataclasses.replace(space_lib.find("digits"), stages=(Stage(8, 1, 1, 2),))
-    monkeypatch.setitem(space_lib.SPACES, "tiny", tiny)
+@pytest.fixture(scope="module", autouse=True)
+def tiny_space():
+    with pytest.MonkeyPatch.context() as patch:
+        tiny = dataclasses.replace(space_lib.find("digits"), stages=(Stage(8, 1, 1, 2),))
+        patch.setitem(space_lib.SPACES, "tiny", tiny)
+        yield
+
+
+def make_config():
     config = apq_digits.get_config()
     config.space = "tiny"
     config.data.valid_examples = 1200
@@ -45,49 +51,76 @@ def config(monkeypatch):
     return config
 
 
+@pytest.fixture
+def config():
+    return make_config()
+
+
 def run(config, workdir, steps=STEPS):
-    pipeline = pipeline_lib.prepare(config, workdir, Console(quiet=True))
+    pipeline = prepare(config, workdir)
     for step in steps:
         step(pipeline)
     return pipeline
 
 
-def test_all_steps_and_their_report(config, tmp_path):
-    pipeline = run(config, tmp_path)
-    summary = pipeline.read(pipeline_lib.SUMMARY)
+def prepare(config, workdir, budgets=()):
+    return pipeline_lib.prepare(config, workdir, Console(quiet=True), budgets)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The directory of a finished experiment; not to be written to."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    run(make_config(), directory)
+    return directory
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def test_all_steps_and_their_report(finished):
+    summary = json.loads((finished / pipeline_lib.SUMMARY).read_text())
     assert len(summary["networks"]) == 1
     for network in summary["networks"]:
-        directory = tmp_path / "found" / network["name"]
-        finished = json.loads((directory / "run" / "summary.json").read_text())
+        directory = finished / "found" / network["name"]
+        of_run = json.loads((directory / "run" / "summary.json").read_text())
         # The price that was searched by is that of the network cut out.
-        assert finished["cost"] == pytest.approx(network["costs"]["bitfusion_latency"], rel=1e-9)
-        assert finished["cost"] <= network["budget"]["bitfusion_latency"]
-        formats = {layer["path"]: layer["format"] for layer in finished["layers"]}
+        assert of_run["cost"] == pytest.approx(network["costs"]["bitfusion_latency"], rel=1e-9)
+        assert of_run["cost"] <= network["budget"]["bitfusion_latency"]
+        assert set(network["costs"]) == {"bitfusion_latency", "bitfusion_energy", "bit_operations"}
+        formats = {layer["path"]: layer["format"] for layer in of_run["layers"]}
         choices = network["choices"]
         bits = {choices[f"stage1_block1.pointwise_{kind}"] for kind in ("weights", "inputs")}
         assert set(formats["stage1_block1/expand/conv"].split("/")) == bits
         assert formats["stem/conv"] == formats["classifier"] == "int8"
-        assert network["accuracy"] == finished["accuracy"]
-    page = report.write(tmp_path).read_text()
-    for text in ("Found networks", "Predictors", "Accuracy against bitfusion latency"):
-        assert text in page
-    report.print_table(summary, Console(quiet=True))
+        assert network["accuracy"] == of_run["accuracy"]
+    for point in summary["predictor"]["quantized"]:
+        each = point["transferred"]["pairwise_of_each"]
+        assert point["transferred"]["pairwise"] == pytest.approx(np.mean(each))
 
-    # Once more: all is there already. Another budget searches anew, and needs nothing else.
-    before = (tmp_path / pipeline_lib.SUMMARY).read_text()
-    run(config, tmp_path)
-    assert (tmp_path / pipeline_lib.SUMMARY).read_text() == before
-    other = pipeline_lib.prepare(
-        config, tmp_path, Console(quiet=True), ["bitfusion_latency=0.011,0.015", "weight_bytes=9000"]
-    )
+
+def test_the_report(workdir):
+    page = report.write(workdir).read_text()
+    for text in ("Found networks", "Predictors", "Accuracy against bitfusion latency", "Accuracy against bit operat"):
+        assert text in page
+    report.print_table(json.loads((workdir / pipeline_lib.SUMMARY).read_text()), Console(quiet=True))
+
+
+def test_what_is_done_is_not_done_again_and_another_search_needs_nothing_else(config, workdir):
+    before = (workdir / pipeline_lib.SUMMARY).read_text()
+    run(config, workdir)
+    assert (workdir / pipeline_lib.SUMMARY).read_text() == before
+    other = prepare(config, workdir, ["bitfusion_latency=0.011,0.015", "weight_bytes=9000"])
     search.search(other)
     found = other.read(pipeline_lib.SEARCH)["found"]
     assert [list(each["budget"].values()) for each in found] == [[0.011, 9000], [0.015, 9000]]
     assert all(each["costs"][name] <= limit for each in found for name, limit in each["budget"].items())
 
-    # So do other settings; NSGA-II gives a front for each set of budgets.
     config.search.update({"selection": "nsga2", "budgets": ("bitfusion_latency=0.014,weight_bytes=9000",)})
-    search.search(pipeline_lib.prepare(config, tmp_path, Console(quiet=True)))
+    search.search(prepare(config, workdir))
     front = other.read(pipeline_lib.SEARCH)["found"]
     assert len(front) > 1
     for one, next_one in itertools.pairwise(front):
@@ -96,31 +129,34 @@ def test_all_steps_and_their_report(config, tmp_path):
     assert len(names) == len(front)
     assert all(name.startswith("bitfusion_latency-0.014-weight_bytes-9000-") for name in names)
 
-    # A kill leaves half a line; what is missing is measured again, and comes out the same.
-    path = tmp_path / pipeline_lib.RECORD_FILES["quantized"]
+
+def test_records_go_on_after_a_kill_and_more_may_be_asked_for(config, workdir):
+    pipeline = prepare(config, workdir)
+    path = workdir / pipeline_lib.RECORD_FILES["quantized"]
     whole = path.read_text()
-    path.write_text(whole[:-40])
-    records.collect(other)
+    path.write_text(whole[:-40])  # half a line
+    records.collect(pipeline)
     assert path.read_text() == whole
 
-    # More records go on from these, and make another predictor.
-    records.collect(other, counts={"float": 21})
+    records.collect(pipeline, counts={"float": 21})
     assert path.read_text() == whole
-    float_path = tmp_path / pipeline_lib.RECORD_FILES["float"]
-    assert len(float_path.read_text().splitlines()) == 1 + 21
-    before = other.read("predictor/summary.json")
-    predictor.fit(other)
-    after = other.read("predictor/summary.json")
+    assert len((workdir / pipeline_lib.RECORD_FILES["float"]).read_text().splitlines()) == 1 + 21
+    before = pipeline.read("predictor/summary.json")
+    predictor.fit(pipeline)
+    after = pipeline.read("predictor/summary.json")
     assert (before["records"], after["records"]) == ({"float": 20, "quantized": 6}, {"float": 21, "quantized": 6})
-    assert not other.done(pipeline_lib.SEARCH, records=after["records"])
+    assert not pipeline.done(pipeline_lib.SEARCH, records=after["records"])
 
-    # Damage is told.
-    (tmp_path / predictor.FILES["quantized"]).write_bytes(b"damaged")
+
+def test_damage_and_too_few_records_are_told(config, workdir):
+    pipeline = prepare(config, workdir, ["weight_bytes=9000"])
+    (workdir / predictor.FILES["quantized"]).write_bytes(b"damaged")
     with pytest.raises(ConfigError, match=r"cannot read the predictor .*quantized.safetensors"):
-        search.search(other)
-    path.write_text("".join(whole.splitlines(keepends=True)[:3]))
-    with pytest.raises(ConfigError, match="2 quantised records: expected more than predictor.held_out=2"):
-        predictor.fit(other)
+        search.search(pipeline)
+    path = workdir / pipeline_lib.RECORD_FILES["quantized"]
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    with pytest.raises(ConfigError, match=r"2 quantised records: expected more than predictor.held_out=2"):
+        predictor.fit(pipeline)
 
 
 def test_the_once_for_all_network_goes_on_after_a_stop(config, tmp_path, monkeypatch):
