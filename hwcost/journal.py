@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 from types import TracebackType
 from typing import Any
@@ -35,8 +36,10 @@ class Journal:
             found, self.entries = _parsed(path, lines)
             if found != head:
                 raise JournalError(f"{path} is of {found}, not of {head}: give another {option}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(lines) or json.dumps(head) + "\n")
+            os.truncate(path, sum(map(len, lines)))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(head) + "\n")
         self._file = path.open("a")
 
     def append(self, entry: dict[str, Any]) -> None:
@@ -71,17 +74,17 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return _parsed(path, lines)
 
 
-def _whole_lines(path: pathlib.Path) -> list[str]:
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+def _whole_lines(path: pathlib.Path) -> list[bytes]:
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def _digest(entry: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(entry).encode()).hexdigest()[:16]
 
 
-def _parsed(path: pathlib.Path, lines: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _parsed(path: pathlib.Path, lines: list[bytes]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     documents: list[dict[str, Any]] = []
-    for number, line in enumerate(lines or [""], start=1):
+    for number, line in enumerate(lines or [b""], start=1):
         try:
             document = json.loads(line)
             if number > 1 and document.pop("sha256") != _digest(document):
