@@ -77,10 +77,11 @@ def fit(
     accuracies: jax.Array,
     key: jax.Array,
     *,
+    anchor: Predictor | None = None,
     steps: int = 2000,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
-    weight_decay: float = 1.0,
+    weight_decay: float = 3.0,
 ) -> Predictor:
     """Least squares by AdamW with a cosine schedule, on random batches; all of it is one compiled call.
 
@@ -89,24 +90,30 @@ def fit(
       features: float32[N, F].
       accuracies: float32[N].
       key: of the batches.
+      anchor: what weights decay towards instead of zero. Decaying towards zero, a transferred predictor would forget
+        what it came with.
       steps, batch_size, learning_rate, weight_decay: of the training.
     """
     targets = (accuracies - predictor.mean) / predictor.deviation
     optimizer = optax.adamw(optax.cosine_decay_schedule(learning_rate, steps), weight_decay=weight_decay)
+    origin = jax.tree.map(jnp.zeros_like, predictor.layers) if anchor is None else anchor.layers
+
+    def moved(change: tuple[Dense, ...]) -> tuple[Dense, ...]:
+        return jax.tree.map(jnp.add, origin, change)
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
-        layers, opt_state = carry
+        change, opt_state = carry
         chosen = jax.random.randint(key, (min(batch_size, len(features)),), 0, len(features))
 
-        def loss(layers: Sequence[Dense]) -> jax.Array:
-            return jnp.mean(jnp.square(_standardised(layers, features[chosen]) - targets[chosen]))
+        def loss(change: tuple[Dense, ...]) -> jax.Array:
+            return jnp.mean(jnp.square(_standardised(moved(change), features[chosen]) - targets[chosen]))
 
-        updates, opt_state = optimizer.update(jax.grad(loss)(layers), opt_state, layers)
-        return (optax.apply_updates(layers, updates), opt_state), None
+        updates, opt_state = optimizer.update(jax.grad(loss)(change), opt_state, change)
+        return (optax.apply_updates(change, updates), opt_state), None
 
-    start = (predictor.layers, optimizer.init(predictor.layers))
-    (layers, _), _ = jax.lax.scan(step, start, jax.random.split(key, steps))
-    return predictor._replace(layers=layers)
+    change = jax.tree.map(jnp.subtract, predictor.layers, origin)
+    (change, _), _ = jax.lax.scan(step, (change, optimizer.init(change)), jax.random.split(key, steps))
+    return predictor._replace(layers=moved(change))
 
 
 class Agreement(NamedTuple):

@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
                 "steps": 2000,
                 "batch_size": 128,
                 "learning_rate": 1e-3,
-                "weight_decay": 1.0,  # records are few, and their accuracies noisy
+                "weight_decay": 3.0,  # to zero, or to what was transferred: records are few, and their accuracies noisy
                 "held_out": 50,  # of the quantised records, to judge by
                 "counts": (10, 25, 50, 100),  # numbers of records to learn from, for the curve
                 "repeats": 5,  # random choices of that many records, which the curve is the mean of

@@ -60,8 +60,8 @@ def fit(pipeline: Pipeline) -> None:
     def fitted(chosen: jax.Array, key: jax.Array, start: Predictor | None) -> Predictor:
         """From the records `chosen`, int32[N], and from scratch where there is no start."""
         key, init_key = jax.random.split(key)
-        start = start or predictor.init(quantized.shape[1], reached[chosen], init_key, hidden=config.hidden)
-        return train(start, quantized[chosen], reached[chosen], key)
+        fresh = predictor.init(quantized.shape[1], reached[chosen], init_key, hidden=config.hidden)
+        return train(start or fresh, quantized[chosen], reached[chosen], key, anchor=start)
 
     @partial(jax.jit, static_argnames="count")
     def held_out_predictions(key: jax.Array, start: Predictor | None, count: int) -> jax.Array:

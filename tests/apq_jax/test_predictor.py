@@ -51,6 +51,19 @@ def test_transfer_helps_where_records_are_few():
     assert scores[0] > scores[1] + 0.05
 
 
+def test_weights_decay_towards_the_anchor():
+    x, y = task(64)
+    start = predictor.init(12, y, jax.random.key(0), hidden=16)
+    pulled = {
+        anchor is None: predictor.fit(start, x, y, jax.random.key(1), anchor=anchor, steps=200, weight_decay=100.0)
+        for anchor in (None, start)
+    }
+    for of_start, to_zero, to_start in zip(start.layers, pulled[True].layers, pulled[False].layers, strict=True):
+        size = jnp.abs(of_start.kernel).mean()
+        assert jnp.abs(to_zero.kernel).mean() < 0.1 * size
+        assert jnp.abs(to_start.kernel - of_start.kernel).mean() < 0.1 * size
+
+
 def test_agreement_is_what_counting_pairs_gives():
     rng = np.random.default_rng(0)
     predicted, true = rng.normal(size=30), np.round(rng.normal(size=30), 1)
