@@ -118,8 +118,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, console: Console, budgets
     pipeline = Pipeline(
         config, workdir, console, source, space, network(space, space.largest), given, _tables(space, given)
     )
-    # More records go on from those that are there, and another search needs no other network.
-    free = [*(f"search.{key}" for key in config.search), *(f"records.{kind}" for kind in RECORD_FILES)]
+    # More records go on from those that are there; another predictor or search needs no other network.
+    steps = [f"{step}.{key}" for step in ("predictor", "search") for key in config[step]]
+    free = [*steps, *(f"records.{kind}" for kind in RECORD_FILES)]
     runs.claim_directory(workdir, config, free=free)
     return pipeline
 

@@ -1,5 +1,6 @@
 """Fits the predictors, and tells how many quantised records they need with and without transfer (paper, Figure 7)."""
 
+import json
 from functools import partial
 
 import jax
@@ -31,8 +32,11 @@ def fit(pipeline: Pipeline) -> None:
     config, space = pipeline.config.predictor, pipeline.space
     float_genomes, float_accuracies = records.read(pipeline, "float")
     genomes, accuracies = records.read(pipeline, "quantized")
-    totals = {"float": len(float_genomes), "quantized": len(genomes)}
-    if pipeline.done(f"{PREDICTOR}/{SUMMARY}", records=totals):
+    made_from = {
+        "records": {"float": len(float_genomes), "quantized": len(genomes)},
+        "settings": json.loads(config.to_json_best_effort()),
+    }
+    if pipeline.done(f"{PREDICTOR}/{SUMMARY}", **made_from):
         return
     if len(genomes) <= config.held_out:
         raise ConfigError(f"{len(genomes)} quantised records: expected more than predictor.held_out={config.held_out}")
@@ -87,7 +91,7 @@ def fit(pipeline: Pipeline) -> None:
     pipeline.write(
         f"{PREDICTOR}/{SUMMARY}",
         {
-            "records": totals,
+            **made_from,
             "float": float_agreement._asdict() | {"records": len(float_genomes) - split},
             "quantized": curve,
             "final": predictor.agreement(predictor.predict(final, quantized[:held]), accuracies[:held])._asdict(),

@@ -31,10 +31,11 @@ def search(pipeline: Pipeline) -> None:
         raise ConfigError("no budgets: give --budget=NAME=VALUE or --config.search.budgets")
     config, tables = pipeline.config.search, pipeline.tables
     asked = [dict(each) for each in pipeline.budgets]
+    of_predictor = pipeline.read(f"{PREDICTOR}/{SUMMARY}")
     made_from = {
         "budgets": asked,
         "settings": {key: value for key, value in config.to_dict().items() if key != "budgets"},
-        "records": pipeline.read(f"{PREDICTOR}/{SUMMARY}")["records"],
+        "predictor": {key: of_predictor[key] for key in ("records", "settings")},
     }
     if pipeline.done(SEARCH, **made_from):
         return
