@@ -12,8 +12,8 @@ def get_config() -> ConfigDict:
     config = apq_common.get_config()
     config.data.valid_examples = 400
     config.supernet.epochs = 100.0
-    config.predictor.repeats = 3
-    config.search.budgets = tuple(f"bitfusion_latency={ms}" for ms in (0.012, 0.014, 0.017, 0.021, 0.027, 0.036))
+    config.predictor.update({"repeats": 3, "steps": 1000, "learning_rate": 2e-3})
+    config.search.budgets = tuple(f"bitfusion_latency={ms}" for ms in (0.012, 0.016, 0.023, 0.036))
     config.finish.epochs = 20.0
     config.finish.optimizer.learning_rate = 0.02
     return config
