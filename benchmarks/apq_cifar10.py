@@ -1,6 +1,6 @@
 """APQ on CIFAR-10: how many records predictors need, whether they rank what is found, and joint against sequential.
 
-    python -m benchmarks.apq_cifar10 --data_dir=DIR [--workdir=runs/apq_cifar10]     (about eighty minutes on two cores)
+    python -m benchmarks.apq_cifar10 --data_dir=DIR [--workdir=runs/apq_cifar10]     (an hour and a half on two cores)
 
 Runs the steps of `configs/apq_cifar10.py` up to the search. Then it searches once more as separate tools would: kernels
 and depths with float accuracy as the aim and 8 bits, then channels, then bits, each within its share of the latency.

@@ -5,6 +5,7 @@ import pathlib
 import re
 
 from benchmarks import (
+    apq_cifar10,
     apq_search,
     assignments,
     cifar10,
@@ -76,6 +77,7 @@ def test_the_page_on_devices_has_what_is_stored_and_known():
 def test_what_is_told_of_apq_is_stored():
     summary = json.loads((ROOT / "benchmarks" / "results" / "apq_digits.json").read_text())
     assert apq_report.markdown(summary) in README
+    assert apq_cifar10.markdown(json.loads(apq_cifar10.RESULTS.read_text())) in README
     assert apq_search.markdown(json.loads(apq_search.RESULTS.read_text())) in README
 
 
