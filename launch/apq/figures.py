@@ -15,8 +15,9 @@ Found = Mapping[str, Any]
 
 def front(networks: Sequence[Found], cost: str, unit: str) -> str:
     """Accuracy of the found networks against a cost: predicted, and as fine-tuned."""
+    words = cost.replace("_", " ")
     return _accuracy_against(
-        f"{cost.replace('_', ' ')} ({unit})",
+        unit if unit == words else f"{words} ({unit})",
         {
             label: [(network["costs"][cost], network[key]) for network in networks]
             for label, key in (
@@ -50,6 +51,7 @@ def _accuracy_against(cost: str, lines: Mapping[str, Sequence[tuple[float, float
         for (label, points), colour, marker in zip(lines.items(), (SECOND, ACCENT, INK), "os^", strict=False):
             costs, accuracies = zip(*sorted(points), strict=True)
             axes.plot(costs, 100 * np.asarray(accuracies), color=colour, marker=marker, markersize=4, label=label)
+        axes.locator_params(axis="x", nbins=6)
         axes.set_xlabel(cost)
         axes.set_ylabel("accuracy (%)")
         axes.legend(fontsize=8)
