@@ -151,7 +151,9 @@ def contractions(jaxpr: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         names = [name for name in (prefix, str(equation.source_info.name_stack)) if name]
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             yield module_path("/".join(names)), equation
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+        inside = list(jax.extend.core.jaxprs_in_params(equation.params))
+        # One branch runs; the last is the default where they differ by platform.
+        for inner in inside[-1:] if equation.primitive.name == "cond" else inside:
             yield from contractions(inner, "/".join(names))
 
 
