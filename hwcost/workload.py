@@ -152,8 +152,8 @@ def contractions(jaxpr: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             yield module_path("/".join(names)), equation
         inside = list(jax.extend.core.jaxprs_in_params(equation.params))
-        # One branch runs; the last is the default where they differ by platform.
-        for inner in inside[-1:] if equation.primitive.name == "cond" else inside:
+        # Branches by platform are one computation written several times; the last is the default.
+        for inner in inside[-1:] if equation.params.get("branches_platforms") else inside:
             yield from contractions(inner, "/".join(names))
 
 
