@@ -18,9 +18,9 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from apq_jax.selection import Select, fittest
-from hwcost import table as table_lib
+from hwcost import pricing
+from hwcost.pricing import CostTable
 from hwcost.space import SearchSpace
-from hwcost.table import CostTable
 
 Fitness = Callable[[jax.Array], jax.Array]
 """int32[P, D] → float32[P], the higher the better."""
@@ -33,7 +33,7 @@ class BudgetError(ValueError):
 
 
 class Space(Protocol):
-    """What evolution has to know of a space, such as `apq_jax.space.ArchitectureSpace`."""
+    """What evolution has to know of a space, such as `apq_jax.architectures.ArchitectureSpace`."""
 
     @property
     def search_space(self) -> SearchSpace:
@@ -187,7 +187,7 @@ def _repaired(
         return jnp.where(made[group], child, parent)
 
     def price(columns: jax.Array) -> jax.Array:
-        return jnp.stack([jax.vmap(functools.partial(table_lib.price, t), 1)(columns) for t in tables.values()])
+        return jnp.stack([jax.vmap(functools.partial(pricing.price, t), 1)(columns) for t in tables.values()])
 
     def attempt(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         step, last, kept, kept_costs = carry
@@ -227,9 +227,9 @@ def cheapest(space: Space, tables: Tables, limits: ArrayLike) -> np.ndarray:
     choices, genome = _choices(space), space.smallest
     for (name, table), limit in zip(tables.items(), limits, strict=True):
         genome = _descended(space.smallest, choices, [table], np.ones(1))
-        lowest = table_lib.price_exactly(table, genome)
+        lowest = pricing.price_exactly(table, genome)
         if not lowest <= limit:
-            highest = table_lib.price_exactly(table, _descended(space.smallest, choices, [table], -np.ones(1)))
+            highest = pricing.price_exactly(table, _descended(space.smallest, choices, [table], -np.ones(1)))
             raise BudgetError(f"{name}: no genome is within {limit:g}, reachable is {lowest:g} to {highest:g}")
     if len(tables) > 1:
         genome = _descended(space.smallest, choices, list(tables.values()), 1 / np.maximum(limits, 1e-300))
@@ -244,7 +244,7 @@ def verify(tables: Tables, genomes: np.ndarray, limits: ArrayLike) -> np.ndarray
       BudgetError: a cost above its limit.
     """
     rows = genomes.reshape(-1, genomes.shape[-1])
-    costs = np.asarray([[table_lib.price_exactly(table, row) for table in tables.values()] for row in rows])
+    costs = np.asarray([[pricing.price_exactly(table, row) for table in tables.values()] for row in rows])
     for name, found, limit in zip(tables, costs.max(axis=0), np.asarray(limits, np.float64), strict=True):
         if not found <= limit:
             others = " together with the other budgets" if len(tables) > 1 else ""
@@ -284,7 +284,7 @@ def _costs(table: CostTable, genome: np.ndarray, columns: np.ndarray, options: n
     """Costs of a genome with each of `options`, int32[C, k], at `columns`: float64[C]."""
     add = np.maximum if table.peak else np.add
     touched = (np.isin(table.decision, columns) & (table.stride != 0)).any(axis=1)
-    rest = table_lib.price_layers(table, genome)[~touched]
+    rest = pricing.price_layers(table, genome)[~touched]
     total = np.full(len(options), add.reduce(rest, initial=0.0))
     for row in np.flatnonzero(touched):
         place = np.full(len(options), table.offset[row])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from apq_jax.space import ArchitectureSpace
+from apq_jax.architectures import ArchitectureSpace
 
 
 def float_genomes(space: ArchitectureSpace, count: int, key: jax.Array) -> np.ndarray:
@@ -36,7 +36,7 @@ def quantized_genomes(space: ArchitectureSpace, count: int, key: jax.Array, *, p
 
 
 def entry(genome: np.ndarray, accuracy: float) -> dict[str, Any]:
-    """A record for a journal (hwcost/journal.py)."""
+    """A record for a journal (launch/journal.py)."""
     return {"genome": np.asarray(genome).tolist(), "accuracy": accuracy}
 
 

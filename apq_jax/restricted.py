@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from apq_jax.space import ArchitectureSpace
+from apq_jax.architectures import ArchitectureSpace
 from hwcost.space import SearchSpace
 
 

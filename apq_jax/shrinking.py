@@ -14,8 +14,8 @@ import numpy as np
 import optax
 
 from apq_jax import supernet
-from apq_jax.network import BlockNetwork
-from apq_jax.space import ArchitectureSpace
+from apq_jax.architectures import ArchitectureSpace
+from apq_jax.block_network import BlockNetwork
 from apq_jax.supernet import Params, Weights
 
 Batch = dict[str, jax.Array]

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from apq_jax.network import BlockNetwork, network
-from apq_jax.space import ArchitectureSpace
+from apq_jax.architectures import ArchitectureSpace
+from apq_jax.block_network import BlockNetwork, network
 
 Params = Any  # a tree of arrays
 

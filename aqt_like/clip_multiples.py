@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqt_like import calibration
-from aqt_like import formats as formats_lib
+from aqt_like.formats import Format, format_table, parse_format
 
 _TABLE_FILE = pathlib.Path(__file__).with_name("clip_multiples.json")
 _SHAPES = ("gaussian", "laplacian")
@@ -31,7 +31,7 @@ _TABULATED = (
 )
 
 
-def precomputed_multiples(formats: Sequence[formats_lib.Format], distribution: str = "gaussian") -> tuple[float, ...]:
+def precomputed_multiples(formats: Sequence[Format], distribution: str = "gaussian") -> tuple[float, ...]:
     """Clip multiples from the stored table; 1 for unscaled formats, which do not clip.
 
     Unsigned formats are calibrated on the rectified distribution (what a ReLU leaves of it, zeros included).
@@ -78,7 +78,7 @@ def quantiles(distribution: str, count: int = 2**16) -> np.ndarray:
 
 
 def _compute_table() -> dict[str, dict[str, float]]:
-    formats = [formats_lib.parse(name) for name in _TABULATED]
+    formats = [parse_format(name) for name in _TABULATED]
     best_multiples = jax.jit(calibration.best_multiples)
     table = {}
     for distribution in DISTRIBUTIONS:
@@ -86,7 +86,7 @@ def _compute_table() -> dict[str, dict[str, float]]:
         multiples = {}
         for signed in (True, False):
             members = [f for f in formats if (f.lowest < 0) == signed]
-            rows = formats_lib.format_table(members, [1.0] * len(members))
+            rows = format_table(members, [1.0] * len(members))
             best = best_multiples(jnp.asarray(sample if signed else np.maximum(sample, 0)), rows)
             multiples |= {f.name: round(float(m), 4) for f, m in zip(members, best, strict=True)}
         table[distribution] = {name: multiples[name] for name in _TABULATED}

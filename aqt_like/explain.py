@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from aqt_like import formats
+from aqt_like.formats import Format, parse_format
 
 _LISTED_VALUES = 64
 _LINE_WIDTH = 96
@@ -14,7 +14,7 @@ def describe(name: str) -> str:
     Raises:
       UnknownFormatError: no such format.
     """
-    fmt = formats.parse(name)
+    fmt = parse_format(name)
     magnitudes = fmt.magnitudes()
     smallest_normal = 2.0**fmt.smallest_exponent
     lines = [f"{fmt.name}: {fmt.bits} bits", f"  values               {_count(fmt, magnitudes)}"]
@@ -41,7 +41,7 @@ def explain(name: str) -> None:
     print(describe(name))
 
 
-def _count(fmt: formats.Format, magnitudes: np.ndarray) -> str:
+def _count(fmt: Format, magnitudes: np.ndarray) -> str:
     if fmt.lowest == 0:
         return f"{len(magnitudes)}"
     return f"{2 * len(magnitudes) - 1}, zero counted once, of {2**fmt.bits} codes"

@@ -34,7 +34,7 @@ class Format:
     """A number format: the values ±k · 2^(e − mantissa_bits), e ≥ smallest_exponent, between lowest and largest.
 
     Attributes:
-      name: lower-case name, as parsed by `parse`.
+      name: lower-case name, as parsed by `parse_format`.
       bits: total storage bits; what bit operations count.
       smallest_exponent: exponent of the smallest normal number; below it the step no longer shrinks.
       mantissa_bits: stored fraction bits.
@@ -73,7 +73,7 @@ class Format:
     @property
     def unsigned_twin(self) -> "Format":
         """The unsigned integer of the same number of bits; a float format, having no such twin, is its own."""
-        return parse("u" + self.name) if self.name.startswith("int") else self
+        return parse_format("u" + self.name) if self.name.startswith("int") else self
 
     @property
     def weights(self) -> "Format":
@@ -117,7 +117,7 @@ class UnknownFormatError(ValueError):
 
 
 @functools.cache
-def parse(name: str) -> Format:
+def parse_format(name: str) -> Format:
     """Parses `int2`…`int16`, `uint2`…`uint16`, `eXmY` (sign, X exponent bits, Y mantissa bits), `bf16` or `fp32`.
 
     `eXmY` has subnormals, no infinities and no NaN codes, and an exponent bias of 2^(X−1) − 1 (FLIQS, A.5). Hardware
@@ -158,19 +158,19 @@ def parse(name: str) -> Format:
     )
 
 
-def pair(weights: str, inputs: str) -> LayerFormat:
+def format_pair(weights: str, inputs: str) -> LayerFormat:
     """A layer's format from those of its weights and of its input; where they are the same, that format."""
-    return parse(weights) if weights == inputs else FormatPair(parse(weights), parse(inputs))
+    return parse_format(weights) if weights == inputs else FormatPair(parse_format(weights), parse_format(inputs))
 
 
-def parse_layer(name: str) -> LayerFormat:
-    """A layer's format: one that `parse` knows, or `WEIGHTS/INPUTS`, as in `int4/int8`.
+def parse_layer_format(name: str) -> LayerFormat:
+    """A layer's format: one that `parse_format` knows, or `WEIGHTS/INPUTS`, as in `int4/int8`.
 
     Raises:
       UnknownFormatError: the name is none of these.
     """
     weights, slash, inputs = name.partition("/")
-    return pair(weights, inputs if slash else weights)
+    return format_pair(weights, inputs if slash else weights)
 
 
 def format_space(space: str | Sequence[str]) -> tuple[LayerFormat, ...]:
@@ -187,7 +187,7 @@ def format_space(space: str | Sequence[str]) -> tuple[LayerFormat, ...]:
         space = FORMAT_SPACES.get(space) or [name.strip() for name in space.split(",") if name.strip()]
     if len(set(space)) < len(space):
         raise UnknownFormatError(f"a format named twice: {', '.join(space)}")
-    return tuple(parse_layer(name) for name in space)
+    return tuple(parse_layer_format(name) for name in space)
 
 
 class FormatTable(NamedTuple):

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aqt_like import calibration, formats, numerics
+from aqt_like import calibration, numerics
 from aqt_like.calibration import Statistic
-from aqt_like.formats import FormatTable
+from aqt_like.formats import FormatTable, format_table, parse_format
 
 Granularity = Callable[[jax.Array, Statistic], jax.Array]
 ScaleRule = Callable[[jax.Array, FormatTable], jax.Array]
@@ -134,11 +134,11 @@ def saturation_free_power_of_two(clip: jax.Array, row: FormatTable) -> jax.Array
 
 def scale_in_format(name: str) -> ScaleRule:
     """Scales are codes of the format `name` times one float32 for the whole tensor, as in NVFP4."""
-    scale_format = formats.parse(name)
+    scale_format = parse_format(name)
     smallest = float(scale_format.magnitudes()[1])
 
     def rule(clip: jax.Array, row: FormatTable) -> jax.Array:
-        scale_row = formats.format_table([scale_format], [1.0]).row(0)
+        scale_row = format_table([scale_format], [1.0]).row(0)
         scale = clip / row.largest
         unit = jnp.max(scale) / scale_row.largest
         unit = jnp.where(unit > 0, unit, 1.0)
@@ -177,7 +177,7 @@ class BlockFormat(NamedTuple):
     @property
     def bits(self) -> float:
         """Storage bits per value, the block's scale included."""
-        return formats.parse(self.element).bits + self.scale_bits / self.size
+        return parse_format(self.element).bits + self.scale_bits / self.size
 
 
 BLOCK_FORMATS: dict[str, BlockFormat] = {
@@ -210,7 +210,7 @@ def block_clip(x: jax.Array, name: str, *, axis: int = -1) -> tuple[Blocks, jax.
         raise ValueError(f"unknown block format {name!r}: expected one of {', '.join(BLOCK_FORMATS)}")
     block = BLOCK_FORMATS[name]
     blocks = per_block(block.size, axis)
-    row = formats.format_table([formats.parse(block.element)], [1.0]).row(0)
+    row = format_table([parse_format(block.element)], [1.0]).row(0)
     return blocks, block.scale_rule(blocks.thresholds(x, calibration.absolute_max), row)
 
 

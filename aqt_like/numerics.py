@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from aqt_like import formats
-from aqt_like.formats import FormatTable
+from aqt_like.formats import FormatTable, format_table, parse_format
 
 _SIGN_BIT = -(2**31)
 _EXPONENT_FIELD = 0x7F800000
@@ -95,7 +94,7 @@ def quantize(x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | 
 
     Args:
       x: float32, or bfloat16 or float16, which are exact in float32, of any shape.
-      fmt: name of the format, as in `formats.parse`.
+      fmt: name of the format, as in `formats.parse_format`.
       clip: the value that the format's largest code stands for, broadcasts against `x`; unscaled formats (bf16, fp32)
         ignore it. The largest finite magnitude of `x` if None.
 
@@ -107,15 +106,15 @@ def quantize(x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | 
       ValueError: a clip that is negative, infinite or NaN.
     """
     values, scale = quantize_to_grid(x, fmt, clip=clip)
-    return values * scale if formats.parse(fmt).scaled else values
+    return values * scale if parse_format(fmt).scaled else values
 
 
 def quantize_to_grid(
     x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """As `quantize`, but before the values are scaled back: values of the format, and what its unit stands for."""
-    parsed = formats.parse(fmt)
-    row = formats.format_table([parsed], [1.0]).row(0)
+    parsed = parse_format(fmt)
+    row = format_table([parsed], [1.0]).row(0)
     values = jnp.asarray(x, jnp.float32)
     if not parsed.scaled:  # Not even divided by 1, which flushes subnormals on some hardware.
         return round_to_grid(values, row), jnp.ones(())

@@ -19,7 +19,8 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from aqt_like import formats, numerics
+from aqt_like import numerics
+from aqt_like.formats import format_table, parse_format
 from aqt_like.granularity import BLOCK_FORMATS, Blocks, block_clip
 
 VERSION = 2
@@ -64,7 +65,7 @@ def pack(
     if fmt in BLOCK_FORMATS:
         blocks, clip = block_clip(x, fmt)
         fmt = BLOCK_FORMATS[fmt].element
-    parsed = formats.parse(fmt)
+    parsed = parse_format(fmt)
     if parsed.bits > 8:
         raise ValueError(f"{fmt} has {parsed.bits} bits: formats of at most 8 bits are packed")
     if blocks is None:
@@ -73,7 +74,7 @@ def pack(
         raise ValueError("blocks need a clip: one value for each")
     else:
         values, _ = numerics.quantize_to_grid(x, fmt, clip=blocks.spread(jnp.asarray(clip), x.shape))
-        scale = numerics.scale_for(formats.format_table([parsed], [1.0]).row(0), jnp.asarray(clip, jnp.float32))
+        scale = numerics.scale_for(format_table([parsed], [1.0]).row(0), jnp.asarray(clip, jnp.float32))
     values, scale = np.asarray(values), np.asarray(scale)
     if np.isnan(values).any():
         raise ValueError(f"{np.isnan(values).sum()} of {values.size} values are NaN, which {fmt} has no code for")
@@ -86,7 +87,7 @@ def pack(
 
 def unpack(packed: Packed) -> np.ndarray:
     """The float32 values of a packed tensor."""
-    fmt = formats.parse(packed.format)
+    fmt = parse_format(packed.format)
     size = int(np.prod(packed.shape))
     bits = np.unpackbits(packed.codes, count=size * fmt.bits, bitorder="little").reshape(size, fmt.bits)
     codes = np.packbits(bits, axis=1, bitorder="little")[:, 0] if size else np.zeros(0, np.uint8)

@@ -25,14 +25,14 @@ from rich.progress import track
 from scipy.stats import kendalltau
 
 from apq_jax import evolution
+from apq_jax.architectures import BIT_DECISIONS
 from apq_jax.restricted import RestrictedSpace
-from apq_jax.space import BIT_DECISIONS
 from benchmarks import pictures
 from configs import apq_cifar10
-from hwcost import table as table_lib
-from launch.apq import figures, measurement, predictor, records, report, search, supernet
-from launch.apq import pipeline as pipeline_lib
-from launch.apq.pipeline import Pipeline
+from hwcost import pricing
+from launch.apq import evolve, fit_predictor, measure_records, record_task, train_supernet
+from launch.apq.pipeline import PREDICTOR, RECORD_FILES, SEARCH, SUMMARY, SUPERNET, Pipeline, prepare_pipeline
+from launch.reports import apq_figures, apq_page
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "apq_cifar10.json"
 COST = "bitfusion_latency"
@@ -65,8 +65,10 @@ def sequential(pipeline: Pipeline, limit: float) -> np.ndarray:
     settings = evolution.Settings(config.population, config.parents, config.mutation, config.generations)
     for stage in SEQUENCE:
         space = RestrictedSpace(pipeline.space, genome, stage.kinds)
-        least = table_lib.price_exactly(tables[COST], evolution.cheapest(space, tables, np.asarray([np.inf])))
-        fitness = Partial(partial(predictor.of_genomes, pipeline.space), predictor.read(pipeline, stage.predictor))
+        least = pricing.price_exactly(tables[COST], evolution.cheapest(space, tables, np.asarray([np.inf])))
+        fitness = Partial(
+            partial(fit_predictor.of_genomes, pipeline.space), fit_predictor.read(pipeline, stage.predictor)
+        )
         within = max(stage.share * limit, least * (1 + 1e-5)) if stage.share > 1 else limit
         result = evolution.make(space, tables, settings).evolve(
             fitness, [[within]], jax.random.key(pipeline.config.seed + 3)
@@ -79,8 +81,8 @@ def found_networks(pipeline: Pipeline) -> list[dict[str, Any]]:
     """Predicted cost and accuracy, and accuracy on the test images, of what is found for each budget either way."""
     space = pipeline.space
     rows: list[dict[str, Any]] = []
-    predict = jax.jit(partial(predictor.of_genomes, space, predictor.read(pipeline)))
-    for found in track(pipeline.read(pipeline_lib.SEARCH)["found"], "sequential search", console=pipeline.console):
+    predict = jax.jit(partial(fit_predictor.of_genomes, space, fit_predictor.read(pipeline)))
+    for found in track(pipeline.read(SEARCH)["found"], "sequential search", console=pipeline.console):
         limit = found["budget"][COST]
         for way, genome in (
             ("joint", space.search_space.encode(found["choices"])),
@@ -90,18 +92,18 @@ def found_networks(pipeline: Pipeline) -> list[dict[str, Any]]:
                 {
                     "way": way,
                     "budget": limit,
-                    "latency": table_lib.price_exactly(pipeline.tables[COST], genome),
+                    "latency": pricing.price_exactly(pipeline.tables[COST], genome),
                     "predicted_accuracy": float(predict(genome[None])[0]),
                     "choices": space.search_space.decode(genome),
                 }
             )
-    dataset, state = pipeline.open_data(), supernet.read(pipeline)
+    dataset, state = pipeline.open_data(), train_supernet.read(pipeline)
     longer = pipeline.config.copy_and_resolve_references()
     longer.records.fine_tuning_steps = FINE_TUNING_STEPS
-    batches = measurement.batches(dataclasses.replace(pipeline, config=longer), dataset)._replace(
+    batches = record_task.batches(dataclasses.replace(pipeline, config=longer), dataset)._replace(
         validation=list(dataset.eval_batches("test", batch_size=longer.records.batch_size))
     )
-    measure = measurement.measure_of(measurement.of_kind("quantized", pipeline, state, batches))
+    measure = record_task.measure_of(record_task.of_kind("quantized", pipeline, state, batches))
     for row in track(rows, "found networks", console=pipeline.console):
         row["accuracy"] = measure(space.search_space.encode(row["choices"]))
     return rows
@@ -109,9 +111,9 @@ def found_networks(pipeline: Pipeline) -> list[dict[str, Any]]:
 
 def measured(pipeline: Pipeline) -> dict[str, Any]:
     """All of it; `found_networks` once, since it takes a quarter of an hour."""
-    for step in (supernet.train, records.collect, predictor.fit, search.search):
+    for step in (train_supernet.train, measure_records.collect, fit_predictor.fit, evolve.search):
         step(pipeline)
-    searched = pipeline.read(pipeline_lib.SEARCH)
+    searched = pipeline.read(SEARCH)
     if not pipeline.done("compared.json", search=searched):
         pipeline.write("compared.json", {"search": searched, "networks": found_networks(pipeline)})
     rows = pipeline.read("compared.json")["networks"]
@@ -120,11 +122,11 @@ def measured(pipeline: Pipeline) -> dict[str, Any]:
     return {
         "command": "python -m benchmarks.apq_cifar10 --data_dir=DIR",
         "fine_tuning_steps": FINE_TUNING_STEPS,
-        "supernet": pipeline.read(f"{pipeline_lib.SUPERNET}/{pipeline_lib.SUMMARY}"),
-        "predictor": pipeline.read(f"{pipeline_lib.PREDICTOR}/{pipeline_lib.SUMMARY}"),
+        "supernet": pipeline.read(f"{SUPERNET}/{SUMMARY}"),
+        "predictor": pipeline.read(f"{PREDICTOR}/{SUMMARY}"),
         "records": {
             kind: dict(zip(("least", "mean", "most"), (v.min(), v.mean(), v.max()), strict=True))
-            for kind, v in ((kind, records.read(pipeline, kind)[1].astype(float)) for kind in pipeline_lib.RECORD_FILES)
+            for kind, v in ((kind, measure_records.read(pipeline, kind)[1].astype(float)) for kind in RECORD_FILES)
         },
         "networks": rows,
         "kendall_of_front": float(ranks.statistic),
@@ -134,7 +136,7 @@ def measured(pipeline: Pipeline) -> dict[str, Any]:
 def markdown(document: dict[str, Any]) -> str:
     """The tables of the README."""
     lines = [
-        *report.predictor_table(document["predictor"]["quantized"]),
+        *apq_page.predictor_table(document["predictor"]["quantized"]),
         "",
         "| at most (ms) | predicted, joint | test, joint | predicted, sequential | test, sequential |",
         "|---|---|---|---|---|",
@@ -161,10 +163,10 @@ def main() -> None:
     logging.set_verbosity(logging.WARNING)
     config = apq_cifar10.get_config()
     config.data.data_dir = arguments.data_dir
-    document = measured(pipeline_lib.prepare(config, arguments.workdir, Console()))
+    document = measured(prepare_pipeline(config, arguments.workdir, Console()))
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
-    pictures.write("apq_predictors.svg", figures.predictor_curve(document["predictor"]["quantized"]))
-    pictures.write("apq_joint.svg", figures.joint_and_sequential(document["networks"]))
+    pictures.write("apq_predictors.svg", apq_figures.predictor_curve(document["predictor"]["quantized"]))
+    pictures.write("apq_joint.svg", apq_figures.joint_and_sequential(document["networks"]))
     print(markdown(document))
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from apq_jax.architectures import BIT_DECISIONS, ArchitectureSpace, Block
 from apq_jax.evolution import Settings
 from apq_jax.predictor import Predictor
-from apq_jax.space import BIT_DECISIONS, ArchitectureSpace, Block
-from aqt_like import formats
+from aqt_like.formats import format_pair
 from hwcost.cost_model import CostModel
-from hwcost.table import CostTable
+from hwcost.pricing import CostTable
 from hwcost.workload import LayerSpec
 
 Price = Callable[[np.ndarray], np.ndarray]
@@ -54,7 +54,7 @@ class AsReleased:
         ]
         self._starts = [next(i for i, b in enumerate(space.blocks) if b.stage == s) for s in range(len(space.stages))]
         self._table = dict(self._measured(model))
-        widest = formats.pair(f"int{space.bits[-1]}", f"int{space.bits[-1]}")
+        widest = format_pair(f"int{space.bits[-1]}", f"int{space.bits[-1]}")
         self._fixed = sum(float(model.of_layer(layer, [widest])[0]) for layer in space.fixed_layers())
         places = itertools.count()
         self._places: list[dict[str, dict[int, int]]] = [{} for _ in space.blocks]
@@ -67,7 +67,7 @@ class AsReleased:
     def _measured(self, model: CostModel) -> Any:
         """The lookup table: the cost of every layer at all bits, by its text."""
         bits = list(itertools.product(self._space.bits, repeat=2))
-        pairs = [formats.pair(f"int{w}", f"int{a}") for w, a in bits]
+        pairs = [format_pair(f"int{w}", f"int{a}") for w, a in bits]
         for block in self._space.blocks:
             for kernel, channels in itertools.product(self._space.kernels, block.channels):
                 for layer in self._space.block_layers(block, kernel, channels):

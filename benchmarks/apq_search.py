@@ -21,15 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from apq_jax import evolution, predictor
-from apq_jax import space as space_lib
+from apq_jax import architectures, evolution, predictor
+from apq_jax.architectures import ArchitectureSpace
 from apq_jax.evolution import PAPER, Settings
 from apq_jax.predictor import Predictor
-from apq_jax.space import ArchitectureSpace
 from benchmarks import apq_original, timing
 from hwcost.costs import COSTS
-from hwcost.table import CostTable
-from launch.apq.predictor import of_genomes
+from hwcost.pricing import CostTable
+from launch.apq.fit_predictor import of_genomes
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "apq_search.json"
 COST = COSTS["bitfusion_latency"]
@@ -115,9 +114,9 @@ def quality(space: ArchitectureSpace, table: CostTable, effort: Effort) -> Docum
 
 def small_space() -> ArchitectureSpace:
     """Three blocks, or two: 221,184 genomes."""
-    stages = (space_lib.Stage(8, 1, 1, 2), space_lib.Stage(16, 2, 1, 1))
+    stages = (architectures.Stage(8, 1, 1, 2), architectures.Stage(16, 2, 1, 1))
     return dataclasses.replace(
-        space_lib.find("digits"), stages=stages, bits=(4, 8), expansion=(2, 3), kernels=(3, 5), excluded=(5, 4)
+        architectures.find("digits"), stages=stages, bits=(4, 8), expansion=(2, 3), kernels=(3, 5), excluded=(5, 4)
     )
 
 
@@ -150,7 +149,7 @@ def optimum(effort: Effort) -> Document:
 
 def measure(effort: Effort) -> Document:
     """All of it."""
-    space = space_lib.find("paper")
+    space = architectures.find("paper")
     table = space.cost_table(COST)
     return {
         "command": "python -m benchmarks.apq_search",

@@ -20,15 +20,19 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from benchmarks import cifar10
-from hwcost import table as table_lib
-from launch import experiment, report, runs, runtime, sensitivity
+from hwcost import pricing
+from launch import sensitivity
+from launch.reports import recorded_runs
+from launch.training import runs
+from launch.training.experiment import Experiment, prepare_experiment
+from launch.training.interruption import stop_on_signals
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "assignments.json"
 RANDOM_GENOMES = 2  # per seed
 NAMES = {"random": "random assignment", "greedy": "greedy by sensitivity", "knapsack": "knapsack by sensitivity"}
 
 
-def random_genomes(prepared: experiment.Experiment, seed: int) -> list[np.ndarray]:
+def random_genomes(prepared: Experiment, seed: int) -> list[np.ndarray]:
     """Random genomes that cost 95 to 100 % of the target."""
     rng, search = np.random.default_rng(seed), prepared.search
     counts = prepared.plan.space.option_counts
@@ -37,7 +41,7 @@ def random_genomes(prepared: experiment.Experiment, seed: int) -> list[np.ndarra
         # How likely each format is, is drawn too: formats drawn evenly would nearly always cost too much.
         weights = rng.dirichlet(np.ones(counts.max()))
         genome = rng.choice(counts.max(), size=len(counts), p=weights)
-        cost = table_lib.price_exactly(search.budgets[0].table, genome) / search.budgets[0].target
+        cost = pricing.price_exactly(search.budgets[0].table, genome) / search.budgets[0].target
         if 0.95 <= cost <= 1:
             found.append(genome)
     return found
@@ -45,8 +49,8 @@ def random_genomes(prepared: experiment.Experiment, seed: int) -> list[np.ndarra
 
 def train(config: ConfigDict, directory: pathlib.Path, console: Console, stop: Any) -> dict[str, Any]:
     """The summary of a run, which is done if it is not there."""
-    runs.run_all(experiment.prepare(config), directory, console, stop)
-    return report.read_runs([directory])[0].summary
+    runs.run_all(prepare_experiment(config), directory, console, stop)
+    return recorded_runs.read_runs([directory])[0].summary
 
 
 def run_seed(seed: int, data_dir: str, workdir: pathlib.Path, console: Console) -> dict[str, list[dict[str, Any]]]:
@@ -55,11 +59,11 @@ def run_seed(seed: int, data_dir: str, workdir: pathlib.Path, console: Console) 
     for config in variants.values():
         config.seed, config.data.data_dir = seed, data_dir
     found: dict[str, list[dict[str, Any]]] = {}
-    with runtime.stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         found["FLIQS"] = [train(variants["int_s"], workdir / "int_s", console, stop)]
         train(variants["int"], workdir / "int", console, stop)
         sensitivity.main([str(workdir / "int" / "uniform-bf16")])
-        prepared = experiment.prepare(variants["int_s"])
+        prepared = prepare_experiment(variants["int_s"])
         genomes = {
             method: [workdir / "int" / "uniform-bf16" / f"genome-{method}.json"] for method in sensitivity.METHODS
         }

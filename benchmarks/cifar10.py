@@ -19,7 +19,10 @@ from rich.console import Console
 
 from benchmarks import pictures
 from configs import common, fliqs_cifar10_resnet8
-from launch import experiment, figures, report, runs, runtime
+from launch.reports import figures, fliqs_page, recorded_runs
+from launch.training import runs
+from launch.training.experiment import prepare_experiment
+from launch.training.interruption import stop_on_signals
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "cifar10.json"
 PAPER_CONTROLLER = "int_s-paper-controller"
@@ -53,7 +56,7 @@ def read(workdir: pathlib.Path, seeds: int) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(seeds):
         for variant in variants():
-            for run in report.read_runs([workdir / f"seed{seed}" / variant]):
+            for run in recorded_runs.read_runs([workdir / f"seed{seed}" / variant]):
                 name = ABLATIONS.get(variant, run.summary["name"])
                 found.setdefault(name, []).append(run.summary)
     return found
@@ -128,11 +131,11 @@ def main() -> None:
     arguments = parse_arguments(str(__doc__))
     logging.set_verbosity(logging.WARNING)
     console = Console()
-    with runtime.stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         for seed in range(arguments.seeds):
             for name, config in variants().items():
                 config.seed, config.data.data_dir = seed, arguments.data_dir
-                runs.run_all(experiment.prepare(config), arguments.workdir / f"seed{seed}" / name, console, stop)
+                runs.run_all(prepare_experiment(config), arguments.workdir / f"seed{seed}" / name, console, stop)
     found = read(arguments.workdir, arguments.seeds)
     rows = tabulate(found)
     draw(found)
@@ -141,7 +144,7 @@ def main() -> None:
     RESULTS.write_text(json.dumps({"command": command, "epochs": epochs, "networks": rows}, indent=1) + "\n")
     console.print(markdown(rows), soft_wrap=True)
     page = arguments.workdir / "report.html"
-    report.write([arguments.workdir / "seed0" / name for name in variants()], page)
+    fliqs_page.write([arguments.workdir / "seed0" / name for name in variants()], page)
     console.print(f"wrote {RESULTS} and {page}")
 
 

@@ -17,15 +17,15 @@ import jax
 import numpy as np
 from scipy.stats import spearmanr
 
-from aqt_like import formats
+from aqt_like.formats import format_space, parse_format
 from benchmarks import pictures
 from fliqs_jax import models
-from hwcost import bitfusion, workload
-from hwcost import table as table_lib
+from hwcost import bitfusion, pricing, workload
 from hwcost.costs import COSTS
 from hwcost.format_plan import FormatPlan, format_plan
 from hwcost.workload import LayerSpec, Workload
-from launch import figures, lut
+from launch import lut
+from launch.reports import figures
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "devices.json"
 NETWORKS = ("resnet18", "mobilenetv2")
@@ -55,12 +55,12 @@ def random_genomes(plan: FormatPlan) -> np.ndarray:
 
 def prices(name: str) -> dict[str, np.ndarray]:
     """Each cost of the same random genomes."""
-    plan = format_plan(layers_of(name), formats.format_space("int4,int5,int6,int7,int8"))
+    plan = format_plan(layers_of(name), format_space("int4,int5,int6,int7,int8"))
     genomes = random_genomes(plan)
     found = {}
     for cost in ("bit_operations", *COMPARED):
         table = COSTS[cost].table(plan)
-        price = jax.jit(jax.vmap(lambda genome, table=table: table_lib.price(table, genome)))
+        price = jax.jit(jax.vmap(lambda genome, table=table: pricing.price(table, genome)))
         found[cost] = np.asarray(price(genomes), np.float64)
     return found
 
@@ -72,7 +72,7 @@ def against_apq(path: pathlib.Path) -> dict[str, Any]:
     clock = bitfusion.APQ_ACCELERATOR.clock * 1e-3
     cycles_off = [round((ours[key]["latency"] - values["latency"]) * clock) for key, values in published.items()]
     energy_errors = [abs(ours[key]["energy"] / values["energy"] - 1) for key, values in published.items()]
-    layers, int8 = layers_of("mobilenetv2"), formats.parse("int8")
+    layers, int8 = layers_of("mobilenetv2"), parse_format("int8")
     return {
         "settings": len(published),
         "latencies_off": int(np.count_nonzero(cycles_off)),
@@ -85,7 +85,7 @@ def against_apq(path: pathlib.Path) -> dict[str, Any]:
 
 def roofline_points(layers: Workload, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Multiply-accumulates per byte that a layer has to move at least, and per second that it reaches on BitFusion."""
-    fmt = formats.parse(f"int{bits}")
+    fmt = parse_format(f"int{bits}")
     model = bitfusion.cost_models()["latency"]
 
     def point(layer: LayerSpec) -> tuple[float, float]:

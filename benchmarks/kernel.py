@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aqt_like import calibration, formats, gradients, numerics
-from aqt_like.formats import FormatTable
+from aqt_like import calibration, gradients, numerics
+from aqt_like.formats import FormatTable, format_table, parse_format
 from benchmarks import timing
 
 SIZES_MIB = (64, 2)
@@ -66,7 +66,7 @@ KERNELS: dict[str, Kernel] = {
 def ratios(size_mib: int, seed: int) -> dict[str, float]:
     """Median time of each kernel over that of the copy, on a tensor of so many MiB."""
     x = jnp.asarray(np.random.default_rng(seed).standard_normal(size_mib * 2**18), jnp.float32)
-    row = formats.format_table([formats.parse("e4m3")], [1.0]).row(0)
+    row = format_table([parse_format("e4m3")], [1.0]).row(0)
 
     def looped(kernel: Kernel) -> Callable[[], None]:
         # Multiplied in each round, so that no round sees numbers that are on the grid already.

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aqt_like import formats, numerics
+from aqt_like import numerics
+from aqt_like.formats import Format, format_table, parse_format
 
 FORMATS = ("e2m1", "e2m3", "e3m2", "e1m4", "e3m1", "e2m2", "e1m3", "e4m1", "e3m4", "e4m3", "e5m2")
 VALUES = 2**20
@@ -30,13 +31,13 @@ def nearest(x: np.ndarray, grid: np.ndarray) -> np.ndarray:
     return np.copysign(np.where(up, grid[upper], grid[upper - 1]), x)
 
 
-def ours(fmt: formats.Format) -> Rounding:
+def ours(fmt: Format) -> Rounding:
     """`numerics.round_to_grid`."""
-    row = formats.format_table([fmt], [1.0]).row(0)
+    row = format_table([fmt], [1.0]).row(0)
     return lambda x: np.asarray(jax.jit(numerics.round_to_grid)(x, row))
 
 
-def aqt(fmt: formats.Format) -> Rounding:
+def aqt(fmt: Format) -> Rounding:
     """AQT's `FpNumerics`, on its own scale."""
     from aqt.jax.v2 import utils
     from aqt.jax.v2.numerics import fp_numerics
@@ -51,13 +52,13 @@ def aqt(fmt: formats.Format) -> Rounding:
     return lambda x: np.asarray(fp.vjp_fwd(jnp.asarray(x / unit), context)[0], np.float32) * np.float32(unit)
 
 
-def reduce_precision(fmt: formats.Format) -> Rounding:
+def reduce_precision(fmt: Format) -> Rounding:
     """`lax.reduce_precision` with the same numbers of exponent and mantissa bits."""
     exponent_bits = int(fmt.name[1])
     return lambda x: np.asarray(jax.lax.reduce_precision(x, exponent_bits, fmt.mantissa_bits))
 
 
-def share_of_mismatches(fmt: formats.Format, rounding: Rounding, largest: float) -> float:
+def share_of_mismatches(fmt: Format, rounding: Rounding, largest: float) -> float:
     """The share of values up to `largest` that `rounding` does not take to the nearest of the format."""
     x = (np.random.default_rng(0).standard_normal(VALUES) * fmt.largest / 3).astype(np.float32)
     x = x[np.abs(x) <= largest]
@@ -68,7 +69,7 @@ def measure() -> dict[str, dict[str, float]]:
     """Shares of mismatches, by format and emulation."""
     table = {}
     for name in FORMATS:
-        fmt = formats.parse(name)
+        fmt = parse_format(name)
         magnitudes = fmt.magnitudes()
         ieee_largest = magnitudes[-(2**fmt.mantissa_bits) - 1]
         table[name] = {

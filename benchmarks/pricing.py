@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aqt_like import formats
+from aqt_like.formats import format_space
 from benchmarks import timing
 from fliqs_jax import models
-from hwcost import table as table_lib
-from hwcost import workload
+from hwcost import pricing, workload
 from hwcost.costs import COSTS
 from hwcost.format_plan import format_plan
 
@@ -31,7 +30,7 @@ POPULATION = 1 << 20
 def pricers(space: str) -> dict[str, Callable[[], None]]:
     """By name, functions that price the same population."""
     layers = workload.trace(models.create("resnet18", classes=1000), (224, 224, 3), train=False)
-    plan = format_plan(layers, formats.format_space(space))
+    plan = format_plan(layers, format_space(space))
     table = COSTS["bit_operations"].table(plan)
     rng = np.random.default_rng(0)
     host = rng.integers(0, plan.space.option_counts, (POPULATION, len(plan.space))).astype(np.int32)
@@ -45,7 +44,7 @@ def pricers(space: str) -> dict[str, Callable[[], None]]:
         return lambda: jax.block_until_ready(compiled(genomes))
 
     return {
-        "ours": jitted(lambda genome: table_lib.price(table, genome)),
+        "ours": jitted(lambda genome: pricing.price(table, genome)),
         "one gather of all terms": jitted(at_once),
         "NumPy": lambda: host_flat[table.offset + host[:, table.decision[:, 0]]].sum(axis=1),
     }

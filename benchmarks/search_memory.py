@@ -8,26 +8,60 @@ compiled training steps in float32, of which none is run. Writes results/search_
 
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
-from aqt_like import formats
+from aqt_like.formats import format_space
 from benchmarks import training_step
 from benchmarks.training_step import Setting
 from fliqs_jax import models
-from hwcost import search_memory, workload
+from hwcost import workload
+from hwcost.workload import Workload
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "search_memory.json"
 SETTING = Setting(models.create("resnet18", classes=1000), (224, 224, 3), 32)
 SPACE = "int_s"
 # Gradient, weight and activation (MB), and parameters of the search.
 PAPER = {"FLIQS": (46.8, 23.4, 73.6, 51), "branched": (92.6, 70.2, 220.8, 51)}
+WEIGHT_BYTES = ACTIVATION_BYTES = 2  # "model weights and activations are stored in half-precision"
+GRADIENT_BYTES = 4  # "gradients are full-precision with no gradient checkpointing"
+
+
+class SearchMemory(NamedTuple):
+    """Bytes of gradients, weights and kept activations, and the number of parameters that the search itself adds."""
+
+    gradient: int
+    weight: int
+    activation: int
+    search_parameters: int
+
+
+def one_shot(workload: Workload, *, batch_size: int, formats: int) -> SearchMemory:
+    """A search that runs each layer under one of its formats: the memory of training, whatever their number."""
+    weights = sum(layer.weights for layer in workload)
+    return SearchMemory(
+        gradient=GRADIENT_BYTES * weights,
+        weight=WEIGHT_BYTES * weights,
+        activation=ACTIVATION_BYTES * batch_size * sum(layer.output_values for layer in workload),
+        search_parameters=formats * len(workload),
+    )
+
+
+def branched(workload: Workload, *, batch_size: int, formats: int) -> SearchMemory:
+    """A search that runs each layer once for every format, each with weights of its own, and mixes the results."""
+    single = one_shot(workload, batch_size=batch_size, formats=formats)
+    return SearchMemory(
+        gradient=formats * single.gradient,
+        weight=formats * single.weight,
+        activation=formats * single.activation,
+        search_parameters=single.search_parameters,
+    )
 
 
 def estimates() -> dict[str, dict[str, Any]]:
     """From the workload."""
     layers = workload.trace(SETTING.model, SETTING.image, train=False)
-    count = len(formats.format_space(SPACE))
-    searches = {"FLIQS": search_memory.one_shot, "branched": search_memory.branched}
+    count = len(format_space(SPACE))
+    searches = {"FLIQS": one_shot, "branched": branched}
     return {
         name: estimate(layers, batch_size=SETTING.batch_size, formats=count)._asdict()
         for name, estimate in searches.items()
@@ -40,7 +74,7 @@ def paper_reading() -> dict[str, int]:
     main_path = [layer for layer in layers if "shortcut" not in layer.path and layer.kind == "conv"]
     return {
         "activation": SETTING.batch_size * sum(layer.output_values for layer in main_path),
-        "search_parameters": len(formats.format_space(SPACE)) * len(main_path),
+        "search_parameters": len(format_space(SPACE)) * len(main_path),
     }
 
 

@@ -17,13 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aqt_like import gradients, layers
+from aqt_like import gradients, interception
 from benchmarks import timing, training_step
 from configs import fliqs_digits
-from fliqs_jax import losses, quality
-from fliqs_jax import search as search_lib
+from fliqs_jax import losses
 from fliqs_jax.models.resnet import ResNet
-from launch import data, experiment, optimizers, runs
+from fliqs_jax.quality import accuracy
+from fliqs_jax.search import make_search_step
+from launch import data
+from launch.training import optimizers, runs
+from launch.training.experiment import prepare_experiment
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "search_step.json"
 CUSTOM_VJP = "3 formats, custom_vjp"
@@ -51,10 +54,10 @@ def search_step(formats: str, estimator: gradients.Estimator = gradients.straigh
     config = fliqs_digits.get_config()
     config.update({"formats": formats, "baselines": (), "model": {"depth": 20, "width": 16}})
     config.data.valid_examples = BATCH
-    prepared = experiment.prepare(config, source=images())
+    prepared = prepare_experiment(config, source=images())
     state = runs.initial_state(prepared, prepared.trials[0])
-    search = dataclasses.replace(prepared.search, quantizer=layers.Quantizer(estimator))
-    step = jax.jit(search_lib.make_search_step(search), donate_argnums=0)
+    search = dataclasses.replace(prepared.search, quantizer=interception.Quantizer(estimator))
+    step = jax.jit(make_search_step(search), donate_argnums=0)
     return step.lower(state, batch(0), batch(1)).compile(), state
 
 
@@ -78,7 +81,7 @@ def fp32_step() -> tuple[Any, Any]:
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         params: Any = optax.apply_updates(params, updates)
         logits = apply({"params": params, "batch_stats": new_stats}, valid["input"], train=False)
-        metrics = {"loss": loss, "valid_quality": quality.accuracy.of_batch(logits, valid)}
+        metrics = {"loss": loss, "valid_quality": accuracy.of_batch(logits, valid)}
         return (params, new_stats, opt_state), metrics
 
     state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))

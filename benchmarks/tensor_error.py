@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
-from aqt_like import calibration, clip_multiples, formats, gradients
-from aqt_like.formats import FormatTable
+from aqt_like import calibration, clip_multiples, gradients
+from aqt_like.formats import FormatTable, format_table, parse_format
 from benchmarks import pictures
-from launch import figures
+from launch.reports import figures
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "tensor_error.json"
 DISTRIBUTIONS = ("gaussian", "laplacian", "gaussian-1:1000", "laplacian-1:1000", "gaussian-1:10", "laplacian-1:10")
@@ -48,7 +48,7 @@ def tensors(distribution: str, count: int) -> jax.Array:
 
 def rows(names: list[str], multiples: list[float] | None = None) -> FormatTable:
     """A format table; clip multiples of 1 unless given."""
-    return formats.format_table([formats.parse(name) for name in names], multiples or [1.0] * len(names))
+    return format_table([parse_format(name) for name in names], multiples or [1.0] * len(names))
 
 
 @jax.jit
@@ -105,7 +105,7 @@ def measure(distribution: str) -> dict[str, Any]:
     integers = rows([f"int{bits}" for bits in BITS])
     switching = np.asarray(switching_errors(tensors(distribution, 1000), integers))
     clipping = np.asarray(clipping_errors(tensors(distribution, 100), integers))
-    multiples = clip_multiples.precomputed_multiples([formats.parse(name) for name in FP8], distribution)
+    multiples = clip_multiples.precomputed_multiples([parse_format(name) for name in FP8], distribution)
     fp8 = relative_errors(tensors(distribution, 100), rows(list(FP8), list(multiples)))
     return {
         "switching_error": {f"{bits}-{bits + 1}": float(e) for bits, e in zip(BITS, switching, strict=False)},

@@ -22,13 +22,14 @@ from rich.console import Console
 from rich.progress import track
 from scipy.stats import spearmanr
 
-from aqt_like import formats
+from aqt_like.formats import parse_format
 from benchmarks import pictures
 from fliqs_jax import models
-from hwcost import analytic, measure, runtimes
-from hwcost.measure import Network, Samples, Setting
-from hwcost.runtimes import Run, Runtime
-from launch import figures
+from hwcost import analytic
+from launch.reports import figures
+from launch.runtimes import engines, layer_timing
+from launch.runtimes.engines import Run, Runtime
+from launch.runtimes.layer_timing import Network, Samples, Setting
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "this_device.json"
 NETWORKS = ("resnet18", "mobilenetv2")
@@ -49,8 +50,8 @@ def measured_with(
     """Samples of a network, its layers, and mixtures of formats."""
     with tempfile.TemporaryDirectory() as directory:
         samples = Samples(pathlib.Path(directory, "samples.jsonl"), device=runtime.device, batch=1)
-        measure.take(
-            {**measure.settings_of(network, runtime), **mixed},
+        layer_timing.take(
+            {**layer_timing.settings_of(network, runtime), **mixed},
             samples,
             repetitions=REPETITIONS,
             progress=lambda items, label: track(list(items), label, console=console),
@@ -71,8 +72,8 @@ def compare(network: Network, runtime: Runtime, console: Console) -> dict[str, A
     }
     samples = measured_with(runtime, network, mixed, console)
     measured = [samples.entry(setting).value for setting in mixed]
-    model = measure.table(samples, device=runtime.device, batch=1).cost_model()
-    by_width = {8: formats.parse("int8"), 32: formats.parse("fp32")}
+    model = layer_timing.table(samples, device=runtime.device, batch=1).cost_model()
+    by_width = {8: parse_format("int8"), 32: parse_format("fp32")}
     rows = []
     for row, milliseconds in zip(widths, measured, strict=True):
         chosen = [(layer, by_width[width]) for layer, width in zip(network.layers, row.tolist(), strict=True)]
@@ -86,7 +87,7 @@ def compare(network: Network, runtime: Runtime, console: Console) -> dict[str, A
         )
     columns = {key: [row[key] for row in rows] for key in ("predicted", "measured", "gbops")}
     return {
-        "uniform": [check._asdict() for check in measure.check(network, samples, runtime.widths)],
+        "uniform": [check._asdict() for check in layer_timing.check(network, samples, runtime.widths)],
         "mixed": rows,
         "rank_correlation_with_measured": {
             name: float(spearmanr(columns[key], columns["measured"]).statistic)
@@ -115,17 +116,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    runtime, console = runtimes.find("onnxruntime", threads=arguments.threads), Console()
+    runtime, console = engines.find("onnxruntime", threads=arguments.threads), Console()
     networks = {
-        name: measure.network(name, models.create(name, classes=1000), (1, *models.find(name).input_shape), train=False)
+        name: layer_timing.network(
+            name, models.create(name, classes=1000), (1, *models.find(name).input_shape), train=False
+        )
         for name in NETWORKS
     }
     found = {name: compare(network, runtime, console) for name, network in networks.items()}
     others = {}
     for backend in ("openvino", "jax"):
-        other, network = runtimes.find(backend, threads=arguments.threads), networks[NETWORKS[0]]
+        other, network = engines.find(backend, threads=arguments.threads), networks[NETWORKS[0]]
         samples = measured_with(other, network, {}, console)
-        others[other.device] = [check._asdict() for check in measure.check(network, samples, other.widths)]
+        others[other.device] = [check._asdict() for check in layer_timing.check(network, samples, other.widths)]
     document = {
         "command": "python -m benchmarks.this_device",
         "device": runtime.device,

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aqt_like import format_state, formats, gradients, layers, numerics
+from aqt_like import format_choice, gradients, interception, numerics
+from aqt_like.formats import FormatTable, format_space
 from benchmarks import timing
 from fliqs_jax.models.resnet import ResNet
 from hwcost import workload
@@ -106,11 +107,11 @@ def fp32(setting: Setting = RESNET20) -> Step:
     return model_step(setting)
 
 
-def bank_and_multiples(space: Any, layer_count: int) -> tuple[format_state.FormatBank, format_state.ClipMultiples]:
+def bank_and_multiples(space: Any, layer_count: int) -> tuple[format_choice.FormatBank, format_choice.ClipMultiples]:
     """The formats of a space, and their stored clip multiples for every layer."""
-    members = formats.format_space(space)
-    multiples = format_state.precomputed_clip_multiples(members, layer_count, "gaussian", use_unsigned=True)
-    return format_state.format_bank(members, use_unsigned=True), multiples
+    members = format_space(space)
+    multiples = format_choice.precomputed_clip_multiples(members, layer_count, "gaussian", use_unsigned=True)
+    return format_choice.format_bank(members, use_unsigned=True), multiples
 
 
 def ours(
@@ -124,27 +125,27 @@ def ours(
     variables = model.init(jax.random.key(0), setting.batch()[0], train=True)
     collections = {
         "batch_stats": variables["batch_stats"],
-        "calibration": layers.empty_calibration(paths),
+        "calibration": interception.empty_calibration(paths),
         "genome": jnp.ones(len(paths), jnp.int32),
     }
 
     def forward(params: Any, collections: Any, images: jax.Array) -> tuple[jax.Array, Any]:
         genome, calibration = collections["genome"], collections["calibration"]
-        profile = layers.stacked_calibration(paths, calibration)
-        rows = format_state.format_state(paths, bank, multiples, genome, profile, jnp.asarray(True))
+        profile = interception.stacked_calibration(paths, calibration)
+        rows = format_choice.format_state(paths, bank, multiples, genome, profile, jnp.asarray(True))
         variables = {
             "params": params,
             "batch_stats": collections["batch_stats"],
             "calibration": calibration,
             "formats": rows,
         }
-        logits, updated = layers.apply_quantized(
+        logits, updated = interception.apply_quantized(
             model,
             variables,
             images,
             train=True,
             mutable=["batch_stats", "calibration"],
-            quantizer=layers.Quantizer(estimator),
+            quantizer=interception.Quantizer(estimator),
         )
         return logits, {**updated, "genome": genome}
 
@@ -152,13 +153,13 @@ def ours(
 
 
 @jax.custom_vjp
-def straight_through_by_custom_vjp(x: jax.Array, row: formats.FormatTable, clip: jax.Array) -> jax.Array:
+def straight_through_by_custom_vjp(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
     """The other realisation of the straight-through estimator, for comparison only."""
     scale = numerics.scale_for(row, clip)
     return numerics.round_to_grid(x / scale, row) * scale
 
 
-def _custom_vjp_forward(x: jax.Array, row: formats.FormatTable, clip: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _custom_vjp_forward(x: jax.Array, row: FormatTable, clip: jax.Array) -> tuple[jax.Array, jax.Array]:
     scale = numerics.scale_for(row, clip)
     inside = (x >= row.lowest * scale) & (x <= row.largest * scale)
     return straight_through_by_custom_vjp(x, row, clip), inside
@@ -187,7 +188,7 @@ def aqt() -> Step:
             return fake_quantize(leaf, list(range(leaf.ndim - 1))) if is_kernel else leaf
 
         def quantize_input(call: Any, call_args: Any, call_kwargs: Any, context: Any) -> Any:
-            if layers.is_layer_call(context):
+            if interception.is_layer_call(context):
                 call_args = (fake_quantize(call_args[0], list(range(call_args[0].ndim))), *call_args[1:])
             return call(*call_args, **call_kwargs)
 
@@ -212,27 +213,27 @@ def branched(space: Any, *, mix_outputs: bool, setting: Setting = RESNET20) -> S
     model, paths = setting.model, setting.paths
     bank, multiples = bank_and_multiples(space, len(paths))
     variables = model.init(jax.random.key(0), setting.batch()[0], train=True)
-    count = len(formats.format_space(space))
+    count = len(format_space(space))
 
     def forward(params: Any, collections: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-        profile = layers.stacked_calibration(paths, collections["calibration"])
+        profile = interception.stacked_calibration(paths, collections["calibration"])
         states = [
-            format_state.format_state(
+            format_choice.format_state(
                 paths, bank, multiples, jnp.full(len(paths), k, jnp.int32), profile, jnp.asarray(True)
             )
             for k in range(count)
         ]
 
         def mixed(call: Any, call_args: Any, call_kwargs: Any, context: Any) -> Any:
-            if not layers.is_layer_call(context):
+            if not interception.is_layer_call(context):
                 return call(*call_args, **call_kwargs)
             layer, (x,) = context.module, call_args
-            seen = layer.get_variable("calibration", "input", layers.LayerCalibration.empty())
+            seen = layer.get_variable("calibration", "input", interception.LayerCalibration.empty())
             layer.put_variable("calibration", "input", seen.update(x))
             shares = jax.nn.softmax(params["architecture"][paths.index("/".join(layer.path))])
             kernel = layer.get_variable("params", "kernel")
             rows = [_at(state, layer.path) for state in states]
-            weight_clip = layers.DEFAULT_QUANTIZER.weight_clip
+            weight_clip = interception.DEFAULT_QUANTIZER.weight_clip
             kernels = [gradients.straight_through(kernel, r.weights, weight_clip(kernel, r.weights)) for r in rows]
             inputs = [gradients.straight_through(x, r.inputs, r.input_clip) for r in rows]
             if mix_outputs:
@@ -246,7 +247,7 @@ def branched(space: Any, *, mix_outputs: bool, setting: Setting = RESNET20) -> S
             return model.apply(variables, images, train=True, mutable=["batch_stats", "calibration"])
 
     params = {"weights": variables["params"], "architecture": jnp.zeros((len(paths), count))}
-    collections = {"batch_stats": variables["batch_stats"], "calibration": layers.empty_calibration(paths)}
+    collections = {"batch_stats": variables["batch_stats"], "calibration": interception.empty_calibration(paths)}
     return training_step(setting, params, collections, forward)
 
 

@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
         {
             "seed": 0,
             "data": fliqs.data.to_dict(preserve_field_references=True),  # placeholders stay such
-            "space": "digits",  # apq_jax/space.py
+            "space": "digits",  # apq_jax/architectures.py
             "image_size": 0,  # of the space's networks, if not its own
             # The once-for-all network (apq_jax/shrinking.py).
             "supernet": {

@@ -52,14 +52,14 @@ def get_config() -> ConfigDict:
             # inputs in int8.
             "formats": "int_s",
             # Which layers may have which: 'EXPRESSION: WHAT' over layer paths, as in ("stem: bf16", "shortcut: tie").
-            # hwcost/format_plan.py says more; python -m launch.inspect lists the paths.
+            # hwcost/format_plan.py says more; python -m launch.layers lists the paths.
             "rules": (),
             "products": False,  # whether products of activations (attention) are searched too, or stay in float
             # reinforce searches; uniform is random search; fixed trains config.genome, a format name or a genome file.
             "policy": "reinforce",
             "genome": "",
             "baselines": (),  # formats whose uniform networks are trained as well, by the same compiled step
-            # What is paid: one of hwcost/costs.py, a table's file (hwcost/lut.py), or your own as package.module:name
+            # What is paid: one of hwcost/costs.py, a table's file (hwcost/measured_tables.py), or your own as package.module:name
             # (hwcost/cost_model.py).
             "cost": "bit_operations",
             # Its target, in units of the cost with every layer in target_unit (a format), or "absolute".

@@ -4,7 +4,7 @@
 
 The model below knows nothing of quantisation. What rules can name, and where the cost is:
 
-    python -m launch.inspect --model=examples.digits_mlp:make_model --input=1,8,8,1
+    python -m launch.layers --model=examples.digits_mlp:make_model --input=1,8,8,1
 """
 
 import pathlib
@@ -14,7 +14,9 @@ import flax.linen as nn
 from rich.console import Console
 
 from configs import fliqs_digits
-from launch import experiment, report, runs
+from launch.reports import fliqs_page, recorded_runs
+from launch.training import runs
+from launch.training.experiment import prepare_experiment
 
 
 class Perceptron(nn.Module):
@@ -42,8 +44,8 @@ def main(workdir: pathlib.Path, epochs: float = 100.0) -> None:
     config.model = {"name": "examples.digits_mlp:make_model"}
     config.rules = ("hidden1: int8",)
     config.epochs, config.target, config.baselines = epochs, 3.0, ("int8",)
-    directories = runs.run(experiment.prepare(config), workdir, Console())
-    report.print_table(report.read_runs(directories), Console())
+    directories = runs.run(prepare_experiment(config), workdir, Console())
+    fliqs_page.print_table(recorded_runs.read_runs(directories), Console())
 
 
 if __name__ == "__main__":

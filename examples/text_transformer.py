@@ -17,7 +17,10 @@ import optax
 from rich.console import Console
 
 from configs import common
-from launch import data, experiment, report, runs
+from launch import data
+from launch.reports import fliqs_page, recorded_runs
+from launch.training import runs
+from launch.training.experiment import prepare_experiment
 
 LENGTH = 64
 
@@ -66,8 +69,8 @@ def main(workdir: pathlib.Path, epochs: float = 8.0) -> None:
     config.optimizer.name, config.optimizer.learning_rate = "adamw", 3e-3
     config.data.valid_examples, config.target = 1000, 2.0
     config.baselines, config.epochs = ("int4", "bf16"), epochs
-    directories = runs.run(experiment.prepare(config), workdir, Console())
-    report.print_table(report.read_runs(directories), Console())
+    directories = runs.run(prepare_experiment(config), workdir, Console())
+    fliqs_page.print_table(recorded_runs.read_runs(directories), Console())
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hwcost import table as table_lib
+from hwcost import pricing
 from hwcost.format_plan import FormatPlan
-from hwcost.table import CostTable
+from hwcost.pricing import CostTable
 
 _KEPT = 50_000  # partial genomes of the knapsack
 
@@ -38,7 +38,7 @@ def options(plan: FormatPlan, cost_table: CostTable, layer_losses: np.ndarray) -
         loss[decision] += layer_losses[layer, plan.format_of_option[decision]]
     for option in range(width):
         genome = np.minimum(option, plan.space.option_counts - 1)
-        priced = table_lib.price_layers(cost_table, genome)
+        priced = pricing.price_layers(cost_table, genome)
         np.add.at(cost[:, option], cost_table.decision[:, 0], priced)
     return Options(loss, np.where(exists, cost, np.inf))
 

@@ -16,7 +16,7 @@ POLICIES = ("reinforce", "uniform", "fixed")
 
 
 class Policy(NamedTuple):
-    """Categorical distributions over the options of each decision.
+    """Independent categorical distributions over the options of each decision.
 
     Attributes:
       logits: float32[D, Kmax]; −inf where a decision has no such option, or where it may not be sampled.
@@ -26,8 +26,32 @@ class Policy(NamedTuple):
     logits: jax.Array
     learns: jax.Array
 
+    def uniform(self) -> "Policy":
+        """The policy in which all options that may be sampled are equally probable."""
+        return self._replace(logits=_flat_logits(jnp.isfinite(self.logits)))
 
-def init(space: SearchSpace, kind: str, genome: Sequence[int] | np.ndarray | None = None) -> Policy:
+    def sample(self, key: jax.Array) -> jax.Array:
+        """A genome drawn at random, int32[D]."""
+        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+
+    def log_prob(self, genome: jax.Array) -> jax.Array:
+        """Log-probability of a genome, int32[D]: a sum over decisions, float32 scalar (FLIQS, Eq. 3)."""
+        log_probs = jax.nn.log_softmax(self.logits)
+        return jnp.sum(jnp.take_along_axis(log_probs, genome[:, None], axis=1))
+
+    def entropy(self) -> jax.Array:
+        """Entropy in nats: a sum over decisions, float32 scalar (FLIQS, Eq. 6)."""
+        log_probs = jax.nn.log_softmax(self.logits)
+        # −inf logits have probability 0 and must give neither NaN nor a NaN gradient.
+        finite = jnp.where(jnp.isfinite(self.logits), log_probs, 0.0)
+        return -jnp.sum(jnp.exp(log_probs) * finite)
+
+    def mode(self) -> jax.Array:
+        """The most probable genome, int32[D]."""
+        return jnp.argmax(self.logits, axis=1).astype(jnp.int32)
+
+
+def init_policy(space: SearchSpace, kind: str, genome: Sequence[int] | np.ndarray | None = None) -> Policy:
     """A new policy.
 
     Args:
@@ -50,34 +74,5 @@ def init(space: SearchSpace, kind: str, genome: Sequence[int] | np.ndarray | Non
     return Policy(_flat_logits(jnp.asarray(allowed)), jnp.asarray(kind == "reinforce"))
 
 
-def uniform(policy: Policy) -> Policy:
-    """The same options, all equally probable."""
-    return policy._replace(logits=_flat_logits(jnp.isfinite(policy.logits)))
-
-
 def _flat_logits(allowed: jax.Array) -> jax.Array:
     return jnp.where(allowed, jnp.float32(0), -jnp.inf)
-
-
-def sample(policy: Policy, key: jax.Array) -> jax.Array:
-    """Draws a genome, int32[D]."""
-    return jax.random.categorical(key, policy.logits).astype(jnp.int32)
-
-
-def log_prob(policy: Policy, genome: jax.Array) -> jax.Array:
-    """Log-probability of a genome: a sum over decisions."""
-    log_probs = jax.nn.log_softmax(policy.logits)
-    return jnp.sum(jnp.take_along_axis(log_probs, genome[:, None], axis=1))
-
-
-def entropy(policy: Policy) -> jax.Array:
-    """Entropy in nats: a sum over decisions (FLIQS, Eq. 6)."""
-    log_probs = jax.nn.log_softmax(policy.logits)
-    # −inf logits have probability 0 and must give neither NaN nor a NaN gradient.
-    finite = jnp.where(jnp.isfinite(policy.logits), log_probs, 0.0)
-    return -jnp.sum(jnp.exp(log_probs) * finite)
-
-
-def mode(policy: Policy) -> jax.Array:
-    """The most probable genome, int32[D]."""
-    return jnp.argmax(policy.logits, axis=1).astype(jnp.int32)

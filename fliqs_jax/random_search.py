@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fliqs_jax import policy as policy_lib
 from fliqs_jax.search import Search, SearchState
-from hwcost import table as table_lib
+from hwcost import pricing
 
 
 def best_of_random(
@@ -33,10 +32,10 @@ def best_of_random(
     Returns:
       int32[D].
     """
-    flat = policy_lib.uniform(state.policy)
-    drawn = jax.jit(jax.vmap(lambda k: policy_lib.sample(flat, k)))(jax.random.split(key, draws))
+    flat = state.policy.uniform()
+    drawn = jax.jit(jax.vmap(flat.sample))(jax.random.split(key, draws))
     genomes = jnp.unique(drawn, axis=0)
-    relative = jax.jit(jax.vmap(lambda g: table_lib.price_relative(search.budgets, g)))(genomes)
+    relative = jax.jit(jax.vmap(lambda g: pricing.price_relative(search.budgets, g)))(genomes)
     nearest = jnp.argsort(jnp.abs(relative - 1))[:evaluated]
     rewards = [float(search.reward(jnp.asarray(quality(genomes[i])), relative[i], search.gamma)) for i in nearest]
     return genomes[nearest[int(np.argmax(rewards))]]

@@ -15,16 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aqt_like import calibration, layers
-from aqt_like import format_state as format_state_lib
+from aqt_like import calibration, format_choice, interception
 from fliqs_jax import models
-from fliqs_jax import policy as policy_lib
 from fliqs_jax.losses import Batch, Loss
+from fliqs_jax.policy import Policy
 from fliqs_jax.quality import Quality
 from fliqs_jax.reward import Reward
 from fliqs_jax.schedule import EntropySchedule
-from hwcost import table as table_lib
-from hwcost.table import Budget
+from hwcost import pricing
+from hwcost.pricing import Budget
 
 Metrics = dict[str, jax.Array]
 
@@ -60,7 +59,7 @@ class Search:
     model: nn.Module
     paths: tuple[str, ...]
     choice: Callable[[jax.Array], jax.Array]
-    bank: format_state_lib.FormatBank
+    bank: format_choice.FormatBank
     budgets: tuple[Budget, ...]
     optimizer: optax.GradientTransformation
     policy_optimizer: optax.GradientTransformation
@@ -76,7 +75,7 @@ class Search:
     warmup_steps: int
     input_quantization_step: int
     profile_steps: int
-    quantizer: layers.Quantizer = layers.DEFAULT_QUANTIZER
+    quantizer: interception.Quantizer = interception.DEFAULT_QUANTIZER
 
 
 class SearchState(NamedTuple):
@@ -99,8 +98,8 @@ class SearchState(NamedTuple):
     batch_stats: Any
     calibration: Any
     opt_state: Any
-    clip_multiples: format_state_lib.ClipMultiples
-    policy: policy_lib.Policy
+    clip_multiples: format_choice.ClipMultiples
+    policy: Policy
     policy_opt_state: Any
     reward_mean: jax.Array
     quality_mean: jax.Array
@@ -108,8 +107,8 @@ class SearchState(NamedTuple):
 
 def init_state(
     search: Search,
-    policy: policy_lib.Policy,
-    clip_multiples: format_state_lib.ClipMultiples,
+    policy: Policy,
+    clip_multiples: format_choice.ClipMultiples,
     key: jax.Array,
     inputs: jax.Array,
 ) -> SearchState:
@@ -121,7 +120,7 @@ def init_state(
         key=run_key,
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
-        calibration=layers.empty_calibration(search.paths),
+        calibration=interception.empty_calibration(search.paths),
         opt_state=search.optimizer.init(variables["params"]),
         # Copies: a step donates its state, and other runs start from the same multiples.
         clip_multiples=jax.tree.map(jnp.copy, clip_multiples),
@@ -133,13 +132,13 @@ def init_state(
 
 
 def quantized_variables(search: Search, state: SearchState, genome: jax.Array, quantize_inputs: Any) -> dict[str, Any]:
-    """The model's variables under `genome`, for `layers.apply_quantized`."""
-    formats = format_state_lib.format_state(
+    """The model's variables under `genome`, for `interception.apply_quantized`."""
+    formats = format_choice.format_state(
         search.paths,
         search.bank,
         state.clip_multiples,
         search.choice(genome),
-        layers.stacked_calibration(search.paths, state.calibration),
+        interception.stacked_calibration(search.paths, state.calibration),
         quantize_inputs,
     )
     return {
@@ -155,7 +154,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
 
     Batches hold `"input"` (`[B, …]`), `"label"`, and what else the loss reads. Metrics are scalars, but for `"genome"`.
     """
-    apply = functools.partial(layers.apply_quantized, quantizer=search.quantizer)
+    apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
     training = models.mode(search.model, train=True)
 
     def step_fn(state: SearchState, train_batch: Batch, valid_batch: Batch) -> tuple[SearchState, Metrics]:
@@ -164,9 +163,9 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
         quantize_inputs = state.step >= search.input_quantization_step
 
         # Sample a genome: uniformly in warm-up, from the policy afterwards.
-        flat = policy_lib.uniform(state.policy)
+        flat = state.policy.uniform()
         sampled_from = state.policy._replace(logits=jnp.where(exploring, flat.logits, state.policy.logits))
-        genome = policy_lib.sample(sampled_from, jax.random.fold_in(state.key, state.step))
+        genome = sampled_from.sample(jax.random.fold_in(state.key, state.step))
 
         # Train the weights under it.
         def train_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
@@ -199,7 +198,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             mutable=["batch_stats"],
         )
         quality = search.quality.of_batch(valid_logits, valid_batch)
-        relative_cost = table_lib.price_relative(search.budgets, genome)
+        relative_cost = pricing.price_relative(search.budgets, genome)
         reward = search.reward(quality, relative_cost, search.gamma)
 
         # Reinforce what did better than usual, before this step counts as usual.
@@ -213,8 +212,8 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
 
         def policy_loss(logits: jax.Array) -> jax.Array:
             policy = state.policy._replace(logits=logits)
-            log_probs = jax.vmap(lambda genome: policy_lib.log_prob(policy, genome))(genomes)
-            return -jnp.sum(advantages * log_probs) + entropy_weight * policy_lib.entropy(policy)
+            log_probs = jax.vmap(policy.log_prob)(genomes)
+            return -jnp.sum(advantages * log_probs) + entropy_weight * policy.entropy()
 
         policy_updates, policy_opt_state = search.policy_optimizer.update(
             jax.grad(policy_loss)(state.policy.logits), state.policy_opt_state, state.policy.logits
@@ -227,11 +226,11 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             "loss": loss,
             "train_quality": search.quality.of_batch(logits, train_batch),
             "valid_quality": quality,
-            "cost": table_lib.price(search.budgets[0].table, genome),
+            "cost": pricing.price(search.budgets[0].table, genome),
             "relative_cost": relative_cost,
             "reward": reward,
             "advantage": advantages[0],
-            "entropy": policy_lib.entropy(sampled_from),
+            "entropy": sampled_from.entropy(),
             "entropy_weight": jnp.where(searching, entropy_weight, 0.0),
             "genome": genome,
         }
@@ -250,7 +249,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
 def _reinforcement(
     search: Search,
     state: SearchState,
-    sampled_from: policy_lib.Policy,
+    sampled_from: Policy,
     genome: jax.Array,
     relative_cost: jax.Array,
     reward: jax.Array,
@@ -269,8 +268,8 @@ def _reinforcement(
         return search.reward(state.quality_mean, relative_cost, search.gamma)
 
     keys = jax.random.split(jax.random.fold_in(state.key, search.total_steps + state.step), search.cost_samples)
-    drawn = jax.vmap(lambda key: policy_lib.sample(sampled_from, key))(keys)
-    rewards = at_usual_quality(jax.vmap(lambda genome: table_lib.price_relative(search.budgets, genome))(drawn))
+    drawn = jax.vmap(sampled_from.sample)(keys)
+    rewards = at_usual_quality(jax.vmap(lambda genome: pricing.price_relative(search.budgets, genome))(drawn))
     # Each genome's baseline is the mean of the others, hence N − 1.
     advantages = (rewards - jnp.mean(rewards)) / (search.cost_samples - 1)
     return (
@@ -281,7 +280,7 @@ def _reinforcement(
 
 def make_recalibrate(search: Search) -> Callable[[SearchState, jax.Array, Batch], SearchState]:
     """A function `(state, genome, train_batch) -> state` that moves batch statistics towards those under `genome`."""
-    apply = functools.partial(layers.apply_quantized, quantizer=search.quantizer)
+    apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
     training = models.mode(search.model, train=True)
 
     def recalibrate(state: SearchState, genome: jax.Array, batch: Batch) -> SearchState:
@@ -294,7 +293,7 @@ def make_recalibrate(search: Search) -> Callable[[SearchState, jax.Array, Batch]
 
 def make_logits(search: Search) -> Callable[[SearchState, jax.Array, jax.Array], jax.Array]:
     """A function `(state, genome, inputs) -> logits` of the trained network."""
-    apply = functools.partial(layers.apply_quantized, quantizer=search.quantizer)
+    apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
     inference = models.mode(search.model, train=False)
 
     def logits(state: SearchState, genome: jax.Array, inputs: jax.Array) -> jax.Array:
@@ -321,10 +320,10 @@ def make_profile_clip_multiples(
     def profile(state: SearchState, batch: Batch) -> SearchState:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         training = models.mode(search.model, train=True)
-        operands = layers.layer_operands(search.model, variables, batch["input"], **training, mutable=["batch_stats"])
-        multiples = format_state_lib.profiled_clip_multiples(
-            search.paths, search.bank, state.params, operands, criterion
+        operands = interception.layer_operands(
+            search.model, variables, batch["input"], **training, mutable=["batch_stats"]
         )
+        multiples = format_choice.profiled_clip_multiples(search.paths, search.bank, state.params, operands, criterion)
         return state._replace(clip_multiples=multiples)
 
     return profile

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from aqt_like.formats import Format, LayerFormat
-from hwcost import table as table_lib
+from hwcost import pricing
 from hwcost.format_plan import FormatPlan
 from hwcost.workload import LayerSpec, Workload
 
@@ -33,7 +33,7 @@ class CostModel(NamedTuple):
     total: Literal["sum", "mean", "peak"] = "sum"
     estimates: Callable[[LayerSpec], bool] = lambda _: False
 
-    def table(self, plan: FormatPlan) -> table_lib.CostTable:
+    def table(self, plan: FormatPlan) -> pricing.CostTable:
         """Prices for the genomes of a plan."""
         formats = {f.name: f for f in plan.formats}
         share = len(plan.workload) if self.total == "mean" else 1
@@ -41,8 +41,8 @@ class CostModel(NamedTuple):
         for layer, index in zip(plan.workload, plan.decision_of, strict=True):
             decision = plan.space.decisions[index]
             costs = self.of_layer(layer, [formats[option] for option in decision.options])
-            terms.append(table_lib.Term((decision.name,), np.asarray(costs, np.float64) / share))
-        return table_lib.build(plan.space, terms, peak=self.total == "peak")
+            terms.append(pricing.Term((decision.name,), np.asarray(costs, np.float64) / share))
+        return pricing.build(plan.space, terms, peak=self.total == "peak")
 
     def uniform(self, workload: Workload, fmt: LayerFormat) -> float:
         """The cost of a network with every layer in `fmt`."""

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from hwcost import analytic, bitfusion, fpga, gpu, lut, registry
+from hwcost import analytic, bitfusion, fpga, gpu, measured_tables, registry
 from hwcost.cost_model import CostModel
 
 COSTS: dict[str, CostModel] = {
@@ -24,7 +24,7 @@ def find_cost(name: str) -> CostModel:
     """
     if name.endswith((".json", ".csv")):
         file = name.removeprefix("interpolated:")
-        return lut.read(pathlib.Path(file)).cost_model(interpolated=file != name)
+        return measured_tables.read(pathlib.Path(file)).cost_model(interpolated=file != name)
     found = registry.lookup("cost", name, COSTS)
     if not isinstance(found, CostModel):
         raise ValueError(f"cost {name!r}: expected a hwcost.cost_model.CostModel, got {type(found).__name__}")

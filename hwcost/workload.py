@@ -11,7 +11,7 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 
-from aqt_like.layers import Product, is_layer_call
+from aqt_like.interception import Product, is_layer_call
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from aqt_like import formats
-from aqt_like.formats import LayerFormat
+from aqt_like.formats import LayerFormat, parse_layer_format
 from fliqs_jax import models
 from hwcost import analytic, workload
 from hwcost.costs import find_cost
@@ -53,7 +52,7 @@ def layer_formats(layers: Workload, name: str) -> list[LayerFormat]:
       ValueError: no such format, an unreadable file, or one that lacks a layer or has one too many.
     """
     if not name.endswith(".json"):
-        return [formats.parse_layer(name)] * len(layers)
+        return [parse_layer_format(name)] * len(layers)
     try:
         choices = json.loads(pathlib.Path(name).read_text())["choices"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -61,7 +60,7 @@ def layer_formats(layers: Workload, name: str) -> list[LayerFormat]:
     expected = {format_decision(layer.path) for layer in layers}
     if unknown := sorted(expected ^ set(choices)):
         raise ValueError(f"{name} is a genome of another network: only one of the two has {', '.join(unknown)}")
-    return [formats.parse_layer(choices[format_decision(layer.path)]) for layer in layers]
+    return [parse_layer_format(choices[format_decision(layer.path)]) for layer in layers]
 
 
 def device_costs(layers: Workload, chosen: list[LayerFormat], names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -19,20 +19,23 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # Imported here so that a misspelt flag is told at once.
-    from launch import experiment, loop, report, runs, runtime
+    from launch.reports import fliqs_page, recorded_runs
+    from launch.training import loop, runs
+    from launch.training.checkpoints import CheckpointError
+    from launch.training.experiment import prepare_experiment
 
     logging.set_verbosity(logging.WARNING)
     console, workdir = Console(), pathlib.Path(command_line.WORKDIR.value)
     try:
-        prepared = experiment.prepare(command_line.CONFIG.value)
+        prepared = prepare_experiment(command_line.CONFIG.value)
         directories = runs.run(prepared, workdir, console)
-    except (ValueError, loop.NotFiniteError, runtime.CheckpointError) as error:
+    except (ValueError, loop.NotFiniteError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     except loop.Stopped:
         console.print("stopped after a checkpoint; the same command goes on from there")
         raise
-    report.print_table(report.read_runs(directories), console)
-    console.print(f"report: {report.write(directories, workdir / 'report.html')}", soft_wrap=True)
+    fliqs_page.print_table(recorded_runs.read_runs(directories), console)
+    console.print(f"report: {fliqs_page.write(directories, workdir / 'report.html')}", soft_wrap=True)
 
 
 if __name__ == "__main__":

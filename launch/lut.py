@@ -7,7 +7,7 @@
 
 `build` fills keys of APQ's form, `(in, out, size, kernel, stride, padding, groups)-W8A8`, from a JSON list or the keys
 of an object, with latency in ms and energy in mJ. `convert` reads a published table and writes it in our own form
-(hwcost/lut.py), JSON or CSV, which `--config.cost=LATENCY.csv` searches by. `measure` times a network's layers on this
+(hwcost/measured_tables.py), JSON or CSV, which `--config.cost=LATENCY.csv` searches by. `measure` times a network's layers on this
 machine, and the whole network too, to tell how far the sum over layers can be trusted. It goes on where it was
 stopped; measured for another network into the same file, layers are added.
 """
@@ -28,8 +28,9 @@ from rich.progress import track
 from rich.table import Table
 
 from fliqs_jax import models
-from hwcost import bitfusion, lut, measure, runtimes
-from launch import cost, inspect
+from hwcost import bitfusion, measured_tables
+from launch import cost, layers
+from launch.runtimes import engines, layer_timing
 
 
 def build_bitfusion(keys: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -38,9 +39,9 @@ def build_bitfusion(keys: Sequence[str]) -> dict[str, dict[str, float]]:
     Raises:
       ValueError: a key that cannot be understood or computed.
     """
-    settings: dict[bitfusion.Geometry, list[tuple[str, lut.Bits]]] = defaultdict(list)
+    settings: dict[bitfusion.Geometry, list[tuple[str, measured_tables.Bits]]] = defaultdict(list)
     for key in keys:
-        layer, bits = lut.parse_apq_key(key)
+        layer, bits = measured_tables.parse_apq_key(key)
         settings[bitfusion.geometry_of(layer)].append((key, bits))
     table = {}
     for geometry, members in settings.items():
@@ -56,7 +57,7 @@ def _build(arguments: argparse.Namespace) -> None:
     try:
         keys = list(json.loads(arguments.keys.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise lut.LutError(f"cannot read keys from {arguments.keys}: {error}") from error
+        raise measured_tables.LutError(f"cannot read keys from {arguments.keys}: {error}") from error
     start = time.perf_counter()
     table = build_bitfusion(keys)
     seconds = time.perf_counter() - start
@@ -66,38 +67,42 @@ def _build(arguments: argparse.Namespace) -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     if arguments.apq:
-        table = lut.read_apq(arguments.apq, arguments.metric)
+        table = measured_tables.read_apq(arguments.apq, arguments.metric)
     else:
         if not arguments.model:
-            raise lut.LutError("--haq needs --model: its table names layers by their place in the network alone")
-        table = lut.read_haq(arguments.haq, cost.network_workload(arguments.model, width=1.0))
-    lut.write(arguments.out, table)
+            raise measured_tables.LutError(
+                "--haq needs --model: its table names layers by their place in the network alone"
+            )
+        table = measured_tables.read_haq(arguments.haq, cost.network_workload(arguments.model, width=1.0))
+    measured_tables.write(arguments.out, table)
     print(f"{len(table.entries)} settings of {table.device}, {table.metric} in {table.unit}: {arguments.out}")
 
 
 def _measure(arguments: argparse.Namespace) -> None:
     shape = (arguments.batch, *_example_shape(arguments))
-    runtime = runtimes.find(arguments.backend, threads=arguments.threads)
+    runtime = engines.find(arguments.backend, threads=arguments.threads)
     classes = arguments.classes or models.find(arguments.model).classes
     model = models.create(arguments.model, classes=classes, **_settings(arguments.set))
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=120)
     console.print(f"{arguments.model} on {runtime.device}, batch {arguments.batch}")
-    network = measure.network(arguments.model, model, shape, dtype=arguments.dtype, **models.mode(model, train=False))
+    network = layer_timing.network(
+        arguments.model, model, shape, dtype=arguments.dtype, **models.mode(model, train=False)
+    )
     identity = {"device": runtime.device, "batch": arguments.batch}
-    samples = measure.Samples(arguments.out.with_suffix(".samples.jsonl"), **identity)
+    samples = layer_timing.Samples(arguments.out.with_suffix(".samples.jsonl"), **identity)
     try:
-        measure.take(
-            measure.settings_of(network, runtime),
+        layer_timing.take(
+            layer_timing.settings_of(network, runtime),
             samples,
             repetitions=arguments.repetitions,
             progress=lambda items, label: track(list(items), label, console=console),
         )
     finally:
         samples.close()
-    table = measure.table(samples, **identity)
-    lut.write(arguments.out, table)
-    console.print(_checks(measure.check(network, samples, runtime.widths)))
+    table = layer_timing.table(samples, **identity)
+    measured_tables.write(arguments.out, table)
+    console.print(_checks(layer_timing.check(network, samples, runtime.widths)))
     console.print(f"{len(table.entries)} settings, {table.metric} in {table.unit}: {arguments.out}", soft_wrap=True)
 
 
@@ -116,13 +121,13 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
 def _example_shape(arguments: argparse.Namespace) -> tuple[int, ...]:
     shape = models.find(arguments.model).input_shape
     if arguments.input:
-        shape = inspect.input_shape(f"1,{arguments.input}")[1:]
+        shape = layers.input_shape(f"1,{arguments.input}")[1:]
     if not shape:
         raise ValueError(f"--model={arguments.model} needs --input, the shape of one example, as in 32,32,3")
     return shape
 
 
-def _checks(checks: Sequence[measure.Check]) -> Table:
+def _checks(checks: Sequence[layer_timing.Check]) -> Table:
     rows = Table("whole network", *("sum over layers", "measured", "sum / measured"), box=None)
     for column in rows.columns[1:]:
         column.justify = "right"
@@ -157,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     measuring.add_argument("--set", action="append", default=[], help="NAME=VALUE, of the network, as in width=0.25")
     measuring.add_argument("--dtype", choices=("float32", "int32"), default="float32", help="of the input")
     measuring.add_argument("--classes", type=int, help="of the classifier, if not as published")
-    measuring.add_argument("--backend", choices=tuple(runtimes.RUNTIMES), default="onnxruntime")
+    measuring.add_argument("--backend", choices=tuple(engines.RUNTIMES), default="onnxruntime")
     measuring.add_argument("--batch", type=int, default=1)
     measuring.add_argument("--threads", type=int, default=os.cpu_count())
     measuring.add_argument("--repetitions", type=int, default=25, help="samples of each setting")

@@ -22,12 +22,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fliqs_jax import assignment, sensitivity
-from fliqs_jax import search as search_lib
-from fliqs_jax.sensitivity import Sensitivity
-from hwcost import table as table_lib
-from launch import data, figures, runs, runtime
-from launch.experiment import Experiment
+from fliqs_jax import assignment, layer_sensitivity
+from fliqs_jax.layer_sensitivity import Sensitivity
+from fliqs_jax.search import make_evaluate, make_recalibrate, quality_over
+from hwcost import pricing
+from launch import data
+from launch.reports import figures
+from launch.training import runs
+from launch.training.checkpoints import CheckpointError
+from launch.training.experiment import Experiment
 
 METHODS = {"greedy": assignment.greedy, "knapsack": assignment.knapsack}
 
@@ -36,8 +39,8 @@ def assign(prepared: Experiment, state: Any, dataset: data.Dataset, measured: Se
     """For each method its genome, cost, and quality on test without any training."""
     search, config = prepared.search, prepared.config
     choices = assignment.options(prepared.plan, search.budgets[0].table, measured.noise_to_signal)
-    evaluate = jax.jit(search_lib.make_evaluate(search))
-    recalibrate = jax.jit(search_lib.make_recalibrate(search))
+    evaluate = jax.jit(make_evaluate(search))
+    recalibrate = jax.jit(make_recalibrate(search))
     found = {}
     for name, method in METHODS.items():
         genome = method(choices, search.budgets[0].target)
@@ -46,8 +49,8 @@ def assign(prepared: Experiment, state: Any, dataset: data.Dataset, measured: Se
         for batch in itertools.islice(stream, config.recalibration_batches):
             recalibrated = recalibrate(recalibrated, genome, batch)
         batches = dataset.eval_batches("test", batch_size=config.valid_batch_size)
-        quality = search_lib.quality_over(search, evaluate, recalibrated, jnp.asarray(genome), batches)
-        cost = table_lib.price_exactly(search.budgets[0].table, genome)
+        quality = quality_over(search, evaluate, recalibrated, jnp.asarray(genome), batches)
+        cost = pricing.price_exactly(search.budgets[0].table, genome)
         found[name] = {
             "genome": genome.tolist(),
             "cost": cost,
@@ -87,9 +90,9 @@ def main(argv: list[str] | None = None) -> None:
         size = prepared.config.valid_batch_size
         batches = dataset.eval_batches("valid", batch_size=size)
         few = itertools.islice(batches, max(arguments.examples // size, 1))
-        measured = sensitivity.measure_over(prepared.search, state, few)
+        measured = layer_sensitivity.measure_over(prepared.search, state, few)
         assignments = assign(prepared, state, dataset, measured)
-    except (ValueError, runtime.CheckpointError) as error:
+    except (ValueError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     paths, name = prepared.search.paths, prepared.search.quality.name
     names = [fmt.name for fmt in prepared.plan.formats]

@@ -5,8 +5,8 @@ import pytest
 
 from configs import fliqs_digits
 from examples import digits_mlp, text_transformer
-from hwcost.table import price_exactly
-from launch import experiment
+from hwcost.pricing import price_exactly
+from launch.training.experiment import prepare_experiment
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_a_transformer_on_text_is_searched(tmp_path):
 def test_a_device_of_ones_own_is_a_cost():
     config = fliqs_digits.get_config()
     config.cost, config.target, config.target_unit = "examples.microcontroller:LATENCY", 1.1, "int8"
-    prepared = experiment.prepare(config)
+    prepared = prepare_experiment(config)
     table, plan = prepared.search.budgets[0].table, prepared.plan
     four, eight, sixteen = (price_exactly(table, plan.uniform_genome(name)) for name in ("int4", "int8", "bf16"))
     assert eight < four  # four bits save no time there

@@ -17,7 +17,7 @@ from benchmarks import (
     this_device,
 )
 from hwcost.costs import COSTS
-from launch.apq import report as apq_report
+from launch.reports import apq_page
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -76,7 +76,7 @@ def test_the_page_on_devices_has_what_is_stored_and_known():
 
 def test_what_is_told_of_apq_is_stored():
     summary = json.loads((ROOT / "benchmarks" / "results" / "apq_digits.json").read_text())
-    assert apq_report.markdown(summary) in README
+    assert apq_page.markdown(summary) in README
     assert apq_cifar10.markdown(json.loads(apq_cifar10.RESULTS.read_text())) in README
     assert apq_search.markdown(json.loads(apq_search.RESULTS.read_text())) in README
 

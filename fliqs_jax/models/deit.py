@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aqt_like.layers import Product
+from aqt_like.interception import Product
 
 NORM_EPSILON = 1e-6
 

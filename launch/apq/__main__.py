@@ -35,14 +35,17 @@ def main(argv: list[str]) -> None:
     """Runs a step of APQ, or all."""
     # Imported here so that a misspelt flag is told at once.
     from apq_jax.evolution import BudgetError
-    from launch import loop, runtime
-    from launch.apq import finish, pipeline, predictor, records, report, search, supernet, workers
+    from launch.apq import evolve, finish, fit_predictor, measure_records, train_supernet, workers
+    from launch.apq.pipeline import SUMMARY, prepare_pipeline
+    from launch.reports import apq_page
+    from launch.training import loop
+    from launch.training.checkpoints import CheckpointError
 
     steps = {
-        "supernet": supernet.train,
-        "records": records.collect,
-        "predictor": predictor.fit,
-        "search": search.search,
+        "supernet": train_supernet.train,
+        "records": measure_records.collect,
+        "predictor": fit_predictor.fit,
+        "search": evolve.search,
         "finish": finish.finish,
     }
     if len(argv) != 2 or argv[1] not in (*steps, "all"):
@@ -52,15 +55,15 @@ def main(argv: list[str]) -> None:
     try:
         with workers.started(_WORKERS.value) as mapped:
             counts = {"quantized" if _QUANTIZED.value else "float": _COUNT.value} if _COUNT.value else None
-            steps["records"] = partial(records.collect, mapped=mapped, counts=counts)
-            experiment = pipeline.prepare(command_line.CONFIG.value, workdir, console, _BUDGET.value)
+            steps["records"] = partial(measure_records.collect, mapped=mapped, counts=counts)
+            experiment = prepare_pipeline(command_line.CONFIG.value, workdir, console, _BUDGET.value)
             for name, step in steps.items():
                 if argv[1] in (name, "all"):
                     step(experiment)
         if argv[1] in ("finish", "all"):
-            report.print_table(experiment.read(pipeline.SUMMARY), console)
-            console.print(f"report: {report.write(workdir)}", soft_wrap=True)
-    except (ValueError, BudgetError, loop.NotFiniteError, runtime.CheckpointError) as error:
+            apq_page.print_table(experiment.read(SUMMARY), console)
+            console.print(f"report: {apq_page.write(workdir)}", soft_wrap=True)
+    except (ValueError, BudgetError, loop.NotFiniteError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     except loop.Stopped:
         console.print("stopped after a checkpoint; the same command goes on from there")

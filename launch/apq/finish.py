@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from apq_jax import accuracy, supernet
+from apq_jax import subnet_accuracy, supernet
 from apq_jax.shrinking import ShrinkingState
-from fliqs_jax import pretrained
+from fliqs_jax.models import pretrained
 from hwcost import carbon
 from hwcost.format_plan import format_decision
-from launch import experiment, runs
-from launch.apq import supernet as supernet_step
+from launch.apq import train_supernet
 from launch.apq.pipeline import PREDICTOR, SEARCH, SUMMARY, SUPERNET, Pipeline
+from launch.training import runs
+from launch.training.experiment import prepare_experiment
 
 
 def finish(pipeline: Pipeline) -> None:
@@ -31,9 +32,9 @@ def finish(pipeline: Pipeline) -> None:
         name = name_of(found)
         directory = pipeline.workdir / "found" / name
         if not (directory / "initial.safetensors").exists():
-            state = state or supernet_step.read(pipeline)
+            state = state or train_supernet.read(pipeline)
             _cut_out(pipeline, state, found, directory)
-        prepared = experiment.prepare(_finishing_config(pipeline, found, directory), pipeline.source)
+        prepared = prepare_experiment(_finishing_config(pipeline, found, directory), pipeline.source)
         runs.run(prepared, directory / "run", pipeline.console)
         summary = json.loads((directory / "run" / runs.SUMMARY).read_text())
         rows.append(found | {"name": name, **{key: summary[key] for key in _TOLD}})
@@ -72,7 +73,7 @@ def _cut_out(pipeline: Pipeline, state: ShrinkingState, found: dict[str, Any], d
     genome = space.search_space.encode(found["choices"])
     space.search_space.save_genome(directory / "genome.json", genome)
     _, variables = supernet.cut_out(space, state.params, state.batch_stats, genome)
-    of_genomes = accuracy.formats_of_genomes(space)
+    of_genomes = subnet_accuracy.formats_of_genomes(space)
     names = [of_genomes.members[index].name for index in np.asarray(of_genomes.choice(jnp.asarray(genome)))]
     kept = variables["params"]
     formats = {
@@ -88,7 +89,7 @@ def _finishing_config(pipeline: Pipeline, found: dict[str, Any], directory: path
     """A FLIQS experiment that trains the found network under its formats."""
     config = ConfigDict(pipeline.config.finish.to_dict())
     cost, limit = next(iter(found["budget"].items()))
-    members = accuracy.formats_of_genomes(pipeline.space).members
+    members = subnet_accuracy.formats_of_genomes(pipeline.space).members
     config.update(
         {
             "seed": pipeline.config.seed,
@@ -104,7 +105,7 @@ def _finishing_config(pipeline: Pipeline, found: dict[str, Any], directory: path
     )
     config.model = ConfigDict(
         {
-            "name": "apq_jax.network:from_genome",
+            "name": "apq_jax.block_network:from_genome",
             "space": pipeline.config.space,
             "image": pipeline.config.image_size,
             "genome": str(directory / "genome.json"),

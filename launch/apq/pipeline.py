@@ -11,14 +11,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from apq_jax import evolution, shrinking
-from apq_jax import space as space_lib
-from apq_jax.network import BlockNetwork, network
+from apq_jax import architectures, evolution, shrinking
+from apq_jax.architectures import ArchitectureSpace
+from apq_jax.block_network import BlockNetwork, network
 from apq_jax.selection import SELECTIONS
-from apq_jax.space import ArchitectureSpace
 from hwcost.costs import find_cost
-from launch import data, runs
-from launch.experiment import ConfigError
+from launch import data
+from launch.training import runs
+from launch.training.experiment import ConfigError
 
 SUPERNET, PREDICTOR, SEARCH, SUMMARY = "supernet", "predictor", "search.json", "summary.json"
 RECORD_FILES = {"float": "records-float.jsonl", "quantized": "records-quantized.jsonl"}
@@ -85,7 +85,9 @@ class Pipeline:
         return True
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path, console: Console, budgets: Sequence[str] = ()) -> Pipeline:
+def prepare_pipeline(
+    config: ConfigDict, workdir: pathlib.Path, console: Console, budgets: Sequence[str] = ()
+) -> Pipeline:
     """Checks `config`, within seconds, and makes `workdir` its own.
 
     Args:
@@ -97,7 +99,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, console: Console, budgets
     Raises:
       ConfigError, ValueError: with a message for the person who wrote the config.
     """
-    space = space_lib.find(config.space, config.image_size)
+    space = architectures.find(config.space, config.image_size)
     source = data.find(config.data)
     expected = (space.image, space.image, space.image_channels)
     if tuple(source.example.shape) != expected or source.classes != space.classes:

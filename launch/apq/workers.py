@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from launch.experiment import ConfigError
+from launch.training.experiment import ConfigError
 
 _SENT = ("apq_jax", "aqt_like", "fliqs_jax", "hwcost", "launch")  # nodes need requirements.txt, but not this project
 

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from apq_jax import evolution as evolution_lib
-from apq_jax import selection
-from apq_jax import space as space_lib
+from apq_jax import architectures, evolution, selection
 from apq_jax.evolution import BudgetError, Settings
-from hwcost import table as table_lib
+from hwcost import pricing
 from hwcost.costs import COSTS
 
-DIGITS = dataclasses.replace(space_lib.find("digits"), excluded=(5, 2))
+DIGITS = dataclasses.replace(architectures.find("digits"), excluded=(5, 2))
 SHORT = Settings(population=40, parents=10, generations=30)
 ONE = {"bit_operations": DIGITS.cost_table(COSTS["bit_operations"])}
 THREE = {name: DIGITS.cost_table(COSTS[name]) for name in ("bit_operations", "weight_bytes", "peak_activation_bytes")}
@@ -45,12 +43,12 @@ def predictor(seed):
 
 
 @functools.cache
-def evolution(select=selection.fittest):
-    return evolution_lib.make(DIGITS, ONE, SHORT, select)
+def small_evolution(select=selection.fittest):
+    return evolution.make(DIGITS, ONE, SHORT, select)
 
 
 def lowest(table, space=DIGITS):
-    return table_lib.price_exactly(table, evolution_lib.cheapest(space, {"cost": table}, [np.inf]))
+    return pricing.price_exactly(table, evolution.cheapest(space, {"cost": table}, [np.inf]))
 
 
 networks = jax.vmap(DIGITS.canonical)
@@ -62,7 +60,7 @@ def check(result, tables, limits):
         assert (genomes >= 0).all()
         assert (genomes < DIGITS.search_space.option_counts).all()
         assert np.asarray(DIGITS.is_valid(genomes)).all()
-        exact = [[table_lib.price_exactly(table, genome) for table in tables.values()] for genome in genomes]
+        exact = [[pricing.price_exactly(table, genome) for table in tables.values()] for genome in genomes]
         np.testing.assert_array_equal(costs, exact)
         assert (costs <= row).all()
 
@@ -71,7 +69,7 @@ def test_genomes_are_valid_within_limits_and_differ():
     least = lowest(ONE["bit_operations"])
     for factors in ((1.0, 1 + 1e-9, 1.001), (1.3, 3.0, 100.0)):
         limits = [[least * factor] for factor in factors]
-        result = evolution().evolve(predictor(0), limits, jax.random.key(0))
+        result = small_evolution().evolve(predictor(0), limits, jax.random.key(0))
         check(result, ONE, limits)
         assert np.isfinite(result.fitness[:, 0]).all()
         assert (np.diff(result.history, axis=1) >= 0).all()
@@ -84,7 +82,7 @@ def test_genomes_are_valid_within_limits_and_differ():
 def test_several_budgets_hold_at_once():
     least = np.asarray([lowest(table) for table in THREE.values()])
     limits = [least * 1.2, least * (1.05, 3.0, 3.0), least * (3.0, 3.0, 1.0)]
-    result = evolution_lib.make(DIGITS, THREE, SHORT).evolve(predictor(0), limits, jax.random.key(0))
+    result = evolution.make(DIGITS, THREE, SHORT).evolve(predictor(0), limits, jax.random.key(0))
     check(result, THREE, limits)
     assert np.isfinite(result.fitness[:, 0]).all()
 
@@ -93,41 +91,41 @@ def test_a_budget_out_of_reach_is_named():
     least = lowest(ONE["bit_operations"])
     message = re.escape(f"bit_operations: no genome is within 5, reachable is {least:g} to ") + r"\d"
     with pytest.raises(BudgetError, match=message):
-        evolution().evolve(predictor(0), [[10 * least], [5.0]], jax.random.key(0))
+        small_evolution().evolve(predictor(0), [[10 * least], [5.0]], jax.random.key(0))
 
 
 def test_budgets_out_of_reach_together_are_named():
     """One block, whose two costs are least at opposite ends of one decision."""
     space = tiny()
-    terms = [table_lib.Term(("stage1_block1.kernel",), np.asarray(values)) for values in ([1.0, 2.0], [2.0, 1.0])]
-    tables = {name: table_lib.build(space.search_space, [term]) for name, term in zip("ab", terms, strict=True)}
+    terms = [pricing.Term(("stage1_block1.kernel",), np.asarray(values)) for values in ([1.0, 2.0], [2.0, 1.0])]
+    tables = {name: pricing.build(space.search_space, [term]) for name, term in zip("ab", terms, strict=True)}
     with pytest.raises(BudgetError, match=r"[ab]: no genome was found within 1\.5 together with the other budgets"):
-        evolution_lib.cheapest(space, tables, [1.5, 1.5])
+        evolution.cheapest(space, tables, [1.5, 1.5])
 
 
 def test_limits_are_sets_of_budgets():
     with pytest.raises(ValueError, match=r"limits of shape \(1,\): expected sets of budgets × bit_operations"):
-        evolution().evolve(predictor(0), [1e9], jax.random.key(0))
+        small_evolution().evolve(predictor(0), [1e9], jax.random.key(0))
 
 
 def test_fewer_children_than_parents_are_refused():
     with pytest.raises(ValueError, match="10 children: expected at least as many as parents, 25"):
-        evolution_lib.make(DIGITS, ONE, Settings(population=10))
+        evolution.make(DIGITS, ONE, Settings(population=10))
 
 
 def test_the_cheapest_is_the_cheapest():
     space = tiny()
     genomes = everything(space)
     table = space.cost_table(COSTS["bit_operations"])
-    costs = [table_lib.price_exactly(table, genome) for genome in genomes]
+    costs = [pricing.price_exactly(table, genome) for genome in genomes]
     assert lowest(table, space) == min(costs)
     with pytest.raises(BudgetError, match=re.escape(f"reachable is {min(costs):g} to {max(costs):g}")):
-        evolution_lib.cheapest(space, {"cost": table}, [0.5 * min(costs)])
+        evolution.cheapest(space, {"cost": table}, [0.5 * min(costs)])
 
 
 def test_sets_of_budgets_are_searched_as_if_alone():
     limits = np.asarray([[1.1], [1.5], [2.5]]) * lowest(ONE["bit_operations"])
-    evolve = evolution().evolve
+    evolve = small_evolution().evolve
     together = evolve(predictor(0), limits, jax.random.key(3))
     for number, row in enumerate(limits):
         alone = evolve(predictor(0), row[None], jax.random.key(3))
@@ -136,21 +134,19 @@ def test_sets_of_budgets_are_searched_as_if_alone():
 
 def test_other_limits_weights_and_keys_compile_nothing():
     limits = np.asarray([[1.1], [1.5], [2.5]]) * lowest(ONE["bit_operations"])
-    evolution().evolve(predictor(0), limits, jax.random.key(0))
+    small_evolution().evolve(predictor(0), limits, jax.random.key(0))
     before = traced
-    evolution().evolve(predictor(1), 2 * limits, jax.random.key(1))
+    small_evolution().evolve(predictor(1), 2 * limits, jax.random.key(1))
     assert 0 < before == traced
 
 
 def test_fitness_that_is_no_number_and_repetitions_are_kept_last():
-    start = evolution_lib.Population(
+    start = evolution.Population(
         jnp.zeros((2, 3), jnp.int32), jnp.asarray([1.0, -jnp.inf]), jnp.asarray([[5.0], [jnp.inf]])
     )
-    state = evolution_lib.State(jax.random.key(0), jnp.asarray([9.0]), start)
-    children = evolution_lib.Children(
-        jnp.asarray([[0, 0, 0], [1, 0, 0], [2, 0, 0]]), jnp.asarray([[5.0], [1.0], [2.0]])
-    )
-    parents = evolution().tell(state, children, jnp.asarray([1.0, jnp.nan, 0.5])).parents
+    state = evolution.State(jax.random.key(0), jnp.asarray([9.0]), start)
+    children = evolution.Children(jnp.asarray([[0, 0, 0], [1, 0, 0], [2, 0, 0]]), jnp.asarray([[5.0], [1.0], [2.0]]))
+    parents = small_evolution().tell(state, children, jnp.asarray([1.0, jnp.nan, 0.5])).parents
     np.testing.assert_array_equal(parents.genomes, [[0, 0, 0], [2, 0, 0]])
     np.testing.assert_array_equal(parents.fitness, [1.0, 0.5])
     np.testing.assert_array_equal(parents.costs, [[5.0], [2.0]])
@@ -159,7 +155,7 @@ def test_fitness_that_is_no_number_and_repetitions_are_kept_last():
 def tiny():
     """Two blocks at most; two options per decision: 2 · 48² genomes."""
     return dataclasses.replace(
-        DIGITS, stages=(space_lib.Stage(8, 1, 1, 2),), bits=(4, 8), expansion=(2, 3), excluded=(5, 4)
+        DIGITS, stages=(architectures.Stage(8, 1, 1, 2),), bits=(4, 8), expansion=(2, 3), excluded=(5, 4)
     )
 
 
@@ -174,10 +170,10 @@ def test_the_optimum_of_a_small_space_is_found():
     genomes = everything(space)
     assert len(genomes) == 2 * 48**2
     table = space.cost_table(COSTS["bit_operations"])
-    costs = np.asarray([table_lib.price_exactly(table, genome) for genome in genomes])
+    costs = np.asarray([pricing.price_exactly(table, genome) for genome in genomes])
     limit = float(np.quantile(costs, 0.2))
     fitness = functools.partial(predict, space)
-    evolve = evolution_lib.make(space, {"cost": table}, Settings(generations=100)).evolve
+    evolve = evolution.make(space, {"cost": table}, Settings(generations=100)).evolve
     hits = 0
     for seed in range(10):
         weights = weights_of(seed, space)
@@ -218,7 +214,7 @@ def test_nsga2_keeps_the_ends_of_a_front_and_drops_the_crowded():
 
 def test_nsga2_gives_a_front():
     limit = 4 * lowest(ONE["bit_operations"])
-    result = evolution(selection.nsga2).evolve(predictor(0), [[limit]], jax.random.key(0))
+    result = small_evolution(selection.nsga2).evolve(predictor(0), [[limit]], jax.random.key(0))
     check(result, ONE, [[limit]])
     front = slow_fronts(np.column_stack([result.fitness[0], -result.costs[0]]))
     assert (front == 0).all()

@@ -1,11 +1,10 @@
 import jax
 import numpy as np
 
-from apq_jax import records
-from apq_jax import space as space_lib
-from apq_jax.space import BIT_DECISIONS
+from apq_jax import architectures, records
+from apq_jax.architectures import BIT_DECISIONS
 
-SPACE = space_lib.find("digits")
+SPACE = architectures.find("digits")
 
 
 def test_entries_are_stacked():

@@ -4,15 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from apq_jax import evolution
-from apq_jax import space as space_lib
+from apq_jax import architectures, evolution
+from apq_jax.architectures import BIT_DECISIONS
 from apq_jax.evolution import Settings
 from apq_jax.restricted import RestrictedSpace
-from apq_jax.space import BIT_DECISIONS
-from hwcost import table as table_lib
+from hwcost import pricing
 from hwcost.costs import COSTS
 
-SPACE = dataclasses.replace(space_lib.find("digits"), excluded=(5, 2))
+SPACE = dataclasses.replace(architectures.find("digits"), excluded=(5, 2))
 TABLES = {"bit_operations": SPACE.cost_table(COSTS["bit_operations"])}
 
 
@@ -39,7 +38,7 @@ def test_what_is_held_stays_and_the_rest_is_drawn(kinds):
 
 def test_evolution_changes_what_is_searched_alone():
     space, free = restricted(("channels",))
-    limit = 1.1 * table_lib.price_exactly(TABLES["bit_operations"], space.smallest)
+    limit = 1.1 * pricing.price_exactly(TABLES["bit_operations"], space.smallest)
     result = evolution.make(space, TABLES, Settings(population=20, parents=5, generations=5)).evolve(
         lambda genomes: genomes.sum(axis=1).astype("float32"), [[limit]], jax.random.key(0)
     )
@@ -49,7 +48,7 @@ def test_evolution_changes_what_is_searched_alone():
 
 
 def test_what_cannot_be_held_or_searched_is_told():
-    paper = space_lib.find("paper")
+    paper = architectures.find("paper")
     excluded = np.where([d.name.endswith("kernel") for d in paper.search_space.decisions], 2, 0)
     with pytest.raises(ValueError, match="leaves no valid one"):
         RestrictedSpace(paper, excluded, ("channels",))

@@ -6,12 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from apq_jax import shrinking
-from apq_jax import space as space_lib
-from apq_jax.network import network
-from apq_jax.space import Stage
+from apq_jax import architectures, shrinking
+from apq_jax.architectures import Stage
+from apq_jax.block_network import network
 
-SPACE = dataclasses.replace(space_lib.find("digits"), stages=(Stage(8, 1, 1, 2),))  # two blocks
+SPACE = dataclasses.replace(architectures.find("digits"), stages=(Stage(8, 1, 1, 2),))  # two blocks
 FULL = network(SPACE, SPACE.largest)
 SHARES = {"full": 1, "kernel": 1, "channels": 1, "depth": 1}
 

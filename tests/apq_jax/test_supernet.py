@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apq_jax import space as space_lib
-from apq_jax import supernet
-from apq_jax.network import network
-from apq_jax.space import Stage
+from apq_jax import architectures, supernet
+from apq_jax.architectures import Stage
+from apq_jax.block_network import network
 from hwcost import workload
 
-SPACE = dataclasses.replace(space_lib.find("digits"), stages=(Stage(8, 1, 1, 2),))  # two blocks
+SPACE = dataclasses.replace(architectures.find("digits"), stages=(Stage(8, 1, 1, 2),))  # two blocks
 FULL = network(SPACE, SPACE.largest)
 X = jax.random.normal(jax.random.key(9), (4, 8, 8, 1))
 
@@ -76,7 +75,7 @@ def test_sorting_by_importance_changes_the_order_alone(trained):
 
 @pytest.mark.parametrize("name", ["digits", "cifar"])
 def test_paths_are_those_of_the_layers(name):
-    space = space_lib.find(name)
+    space = architectures.find(name)
     full = network(space, space.largest)
     traced = workload.trace(full, (space.image, space.image, space.image_channels), train=False)
     assert tuple(layer.path for layer in traced) == supernet.layer_paths(space)

@@ -6,14 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aqt_like import calibration, formats, gradients
+from aqt_like import calibration, gradients
+from aqt_like.formats import format_table, parse_format
 
 CALIBRATORS = calibration.CALIBRATORS
 NAMES = ["int4", "int8", "e2m1", "e4m3"]
 
 
 def row_of(name):
-    return formats.format_table([formats.parse(name)], [1.0]).row(0)
+    return format_table([parse_format(name)], [1.0]).row(0)
 
 
 def batches(count=3, size=4000, seed=0):
@@ -29,9 +30,9 @@ def after(calibrator, tensors):
 
 def test_best_multiples_agree_with_a_search_in_numpy():
     x = np.random.default_rng(0).laplace(size=5000).astype(np.float32)
-    space = [formats.parse("int4"), formats.parse("int6")]
+    space = [parse_format("int4"), parse_format("int6")]
     candidates = np.linspace(1, 8, 30, dtype=np.float32)
-    found = calibration.best_multiples(x, formats.format_table(space, [1, 1]), candidates)
+    found = calibration.best_multiples(x, format_table(space, [1, 1]), candidates)
     rms = np.sqrt(np.mean(np.square(x, dtype=np.float64)))
     for multiple, levels in zip(found, (7, 31), strict=True):
         steps = candidates[:, None] * rms / levels
@@ -70,7 +71,7 @@ def test_conformance_under_jit_scan_and_vmap(name):
     scanned, _ = jax.lax.scan(lambda s, x: (calibrator.update(s, x), None), calibrator.init(), data)
     chex.assert_trees_all_close(scanned, state, rtol=1e-6)
 
-    table = formats.format_table([formats.parse(n) for n in NAMES], [1.0] * len(NAMES))
+    table = format_table([parse_format(n) for n in NAMES], [1.0] * len(NAMES))
     clips = jax.vmap(calibrator.clip, (None, 0))(state, table)
     one = jax.jit(calibrator.clip)
     np.testing.assert_allclose(clips, [one(state, table.row(k)) for k in range(len(NAMES))], rtol=1e-6)
@@ -121,7 +122,7 @@ def test_least_squares_of_the_histogram_is_that_of_the_tensor(name):
     x = batches(1, 50000)[0]
     row = row_of(name)
     clip = CALIBRATORS["least_squares"].clip(after(CALIBRATORS["least_squares"], [x]), row)
-    best = calibration.best_multiples(x, formats.format_table([formats.parse(name)], [1.0]))[0]
+    best = calibration.best_multiples(x, format_table([parse_format(name)], [1.0]))[0]
 
     def error(threshold):
         return np.mean(np.square(gradients.straight_through(x, row, threshold) - x))

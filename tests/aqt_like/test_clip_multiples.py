@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from aqt_like import clip_multiples, formats, numerics
+from aqt_like import clip_multiples, numerics
+from aqt_like.formats import FORMAT_SPACES, format_space, format_table, parse_format
 
 
 def gaussian_integer_error(levels, clip):
@@ -22,7 +23,7 @@ def gaussian_integer_error(levels, clip):
 
 @pytest.mark.parametrize("bits", [3, 4, 5, 6])
 def test_stored_multiples_minimise_the_integrated_error(bits):
-    stored = clip_multiples.precomputed_multiples([formats.parse(f"int{bits}")])[0]
+    stored = clip_multiples.precomputed_multiples([parse_format(f"int{bits}")])[0]
     levels = 2 ** (bits - 1) - 1
     candidates = np.linspace(1, 6, 101)
     best = min(gaussian_integer_error(levels, c) for c in candidates)
@@ -31,22 +32,22 @@ def test_stored_multiples_minimise_the_integrated_error(bits):
 
 def test_more_bits_reach_further_and_unscaled_formats_have_no_multiple():
     names = ["int3", "int4", "int5", "int6", "int7", "int8"]
-    multiples = clip_multiples.precomputed_multiples([formats.parse(n) for n in names])
+    multiples = clip_multiples.precomputed_multiples([parse_format(n) for n in names])
     assert list(multiples) == sorted(multiples)
-    assert clip_multiples.precomputed_multiples([formats.parse("bf16")]) == (1.0,)
+    assert clip_multiples.precomputed_multiples([parse_format("bf16")]) == (1.0,)
     for distribution in clip_multiples.DISTRIBUTIONS:
-        for space in formats.FORMAT_SPACES:
-            members = formats.format_space(space)
+        for space in FORMAT_SPACES:
+            members = format_space(space)
             clip_multiples.precomputed_multiples([*members, *(f.unsigned_twin for f in members)], distribution)
 
 
 @pytest.mark.parametrize("distribution", clip_multiples.DISTRIBUTIONS)
 @pytest.mark.parametrize("name", ["int4", "uint4", "e2m1", "e4m3", "e1m0"])
 def test_stored_multiples_are_best_on_the_sample(distribution, name):
-    fmt = formats.parse(name)
+    fmt = parse_format(name)
     sample = clip_multiples.quantiles(distribution).astype(np.float64)
     sample = np.maximum(sample, 0) if fmt.lowest == 0 else sample
-    row = formats.format_table([fmt], [1.0]).row(0)
+    row = format_table([fmt], [1.0]).row(0)
     rms = np.sqrt(np.mean(sample**2))
     (stored,) = clip_multiples.precomputed_multiples([fmt], distribution)
 
@@ -69,4 +70,4 @@ def test_errors_name_what_is_missing():
     with pytest.raises(ValueError, match=r"unknown distribution 'cauchy'.*gaussian, laplacian"):
         clip_multiples.precomputed_multiples([], "cauchy")
     with pytest.raises(ValueError, match="no clip multiple for int16"):
-        clip_multiples.precomputed_multiples([formats.parse("int16")])
+        clip_multiples.precomputed_multiples([parse_format("int16")])

@@ -4,8 +4,8 @@ import sys
 import pytest
 
 import aqt_like
-from aqt_like import formats
 from aqt_like.explain import describe
+from aqt_like.formats import UnknownFormatError
 
 
 def test_a_small_float_is_told_whole(capsys):
@@ -30,7 +30,7 @@ def test_integers_and_wide_formats():
     assert "used as they are" in describe("bf16")
     with pytest.raises(ValueError, match="too many values"):
         describe("fp32")
-    with pytest.raises(formats.UnknownFormatError):
+    with pytest.raises(UnknownFormatError):
         describe("fp9")
 
 

@@ -3,7 +3,14 @@ import dataclasses
 import jax
 import pytest
 
-from aqt_like import formats
+from aqt_like.formats import (
+    FORMAT_SPACES,
+    UnknownFormatError,
+    format_space,
+    format_table,
+    parse_format,
+    parse_layer_format,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +32,7 @@ from aqt_like import formats
     ],
 )
 def test_golden_values(name, bits, largest, lowest):
-    fmt = formats.parse(name)
+    fmt = parse_format(name)
     assert (fmt.bits, fmt.largest, fmt.lowest) == (bits, largest, lowest)
 
 
@@ -33,58 +40,58 @@ def test_golden_values(name, bits, largest, lowest):
     "name", ["int1", "int17", "int", "INT4", "e0m3", "e8m7", "e4", "fp8", "", "int4 ", "uint04", "e1m2ieee"]
 )
 def test_unknown_names_are_refused_by_name(name):
-    with pytest.raises(formats.UnknownFormatError, match="unknown number format"):
-        formats.parse(name)
+    with pytest.raises(UnknownFormatError, match="unknown number format"):
+        parse_format(name)
 
 
 def test_named_spaces_are_those_of_table_5():
-    sizes = {name: len(formats.format_space(name)) for name in formats.FORMAT_SPACES}
+    sizes = {name: len(format_space(name)) for name in FORMAT_SPACES}
     assert sizes == {"int_s": 3, "int_l": 6, "fp_s": 3, "fp_l": 16}
-    for name in formats.FORMAT_SPACES:
-        *narrow, last = formats.format_space(name)
+    for name in FORMAT_SPACES:
+        *narrow, last = format_space(name)
         assert last.name == "bf16"
         assert all(4 <= fmt.bits <= 8 for fmt in narrow)
     # "All the formats with total bitwidths between four and eight" (A.5) but e1 ones and e7m0.
     floats = {f"e{e}m{m}" for e in range(2, 7) for m in range(1, 6) if 4 <= 1 + e + m <= 8}
-    assert {f.name for f in formats.format_space("fp_l")} == floats | {"bf16"}
+    assert {f.name for f in format_space("fp_l")} == floats | {"bf16"}
 
 
 def test_spaces_by_format_names():
-    assert [f.name for f in formats.format_space("int4, e4m3")] == ["int4", "e4m3"]
-    assert [f.name for f in formats.format_space(("int4",))] == ["int4"]
-    with pytest.raises(formats.UnknownFormatError, match="unknown format space 'int_q'"):
-        formats.format_space("int_q")
-    with pytest.raises(formats.UnknownFormatError, match="named twice"):
-        formats.format_space("int4,int4")
+    assert [f.name for f in format_space("int4, e4m3")] == ["int4", "e4m3"]
+    assert [f.name for f in format_space(("int4",))] == ["int4"]
+    with pytest.raises(UnknownFormatError, match="unknown format space 'int_q'"):
+        format_space("int_q")
+    with pytest.raises(UnknownFormatError, match="named twice"):
+        format_space("int4,int4")
 
 
 def test_unsigned_twins():
-    assert formats.parse("int4").unsigned_twin is formats.parse("uint4")
+    assert parse_format("int4").unsigned_twin is parse_format("uint4")
     for name in ("e4m3", "bf16", "uint4"):
-        assert formats.parse(name).unsigned_twin.name == name
+        assert parse_format(name).unsigned_twin.name == name
 
 
 def test_table_rows_are_the_formats():
-    space = formats.format_space("fp_l")
-    table = formats.format_table(space, [2.0] * len(space))
+    space = format_space("fp_l")
+    table = format_table(space, [2.0] * len(space))
     for k, fmt in enumerate(space):
         row = table.row(k)
         for field in dataclasses.fields(fmt):
             if field.name != "name":
                 assert getattr(row, field.name) == getattr(fmt, field.name)
     with pytest.raises(ValueError, match="16 formats but 1 clip multiples"):
-        formats.format_table(space, [2.0])
+        format_table(space, [2.0])
     # A traced index gives the same row.
     traced = jax.jit(table.row)(3)
     assert jax.tree.map(float, traced) == jax.tree.map(float, table.row(3))
 
 
 def test_pairs_are_formats_of_weights_and_inputs():
-    mixed = formats.parse_layer("int4/int8")
+    mixed = parse_layer_format("int4/int8")
     assert (mixed.weights.name, mixed.inputs.name, mixed.name, mixed.bits) == ("int4", "int8", "int4/int8", 8)
-    assert formats.parse_layer("int8/int8") is formats.parse("int8")
-    assert [f.name for f in formats.format_space("int4,int4/int8,e2m1/bf16")] == ["int4", "int4/int8", "e2m1/bf16"]
-    assert not formats.parse_layer("int4/bf16").is_integer
+    assert parse_layer_format("int8/int8") is parse_format("int8")
+    assert [f.name for f in format_space("int4,int4/int8,e2m1/bf16")] == ["int4", "int4/int8", "e2m1/bf16"]
+    assert not parse_layer_format("int4/bf16").is_integer
     for name in ("int4/int8/int8", "int4/", "/int4", "int4/float"):
-        with pytest.raises(formats.UnknownFormatError, match="unknown number format"):
-            formats.format_space([name])
+        with pytest.raises(UnknownFormatError, match="unknown number format"):
+            format_space([name])

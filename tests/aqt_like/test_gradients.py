@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 import aqt_like
-from aqt_like import formats, gradients
+from aqt_like import gradients
+from aqt_like.formats import format_table, parse_format
 
 NAMES = ["int4", "uint4", "int8", "e2m1", "e4m3"]
 CLIP = 1.5
 
 
 def row_of(name):
-    return formats.format_table([formats.parse(name)], [1.0]).row(0)
+    return format_table([parse_format(name)], [1.0]).row(0)
 
 
 def tensor(shape=(64, 16)):
@@ -45,7 +46,7 @@ def test_values_are_those_of_the_plain_quantiser_bit_for_bit(estimator, name):
 @pytest.mark.parametrize("estimator", gradients.ESTIMATORS)
 def test_one_compilation_serves_all_formats_under_jit_vmap_and_scan(estimator):
     x, clip = tensor(), jnp.asarray(CLIP)
-    table = formats.format_table([formats.parse(name) for name in [*NAMES, "bf16"]], [1.0] * 6)
+    table = format_table([parse_format(name) for name in [*NAMES, "bf16"]], [1.0] * 6)
 
     def step(row):
         return jax.value_and_grad(lambda x: jnp.sum(jnp.sin(gradients.ESTIMATORS[estimator](x, row, clip))))(x)
@@ -88,7 +89,7 @@ def test_pact_per_channel(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_lsq_learns_from_rounding_errors(name):
     x, g = np.asarray(tensor(), np.float64), np.asarray(tensor((64, 16)) + 1, np.float64)
-    fmt = formats.parse(name)
+    fmt = parse_format(name)
     step = CLIP / fmt.largest
     rounded = np.asarray(aqt_like.quantize(x, name, clip=CLIP), np.float64) / step
     below, above = below_above(name, x, CLIP)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import aqt_like
-from aqt_like import calibration, formats, gradients, granularity, numerics
+from aqt_like import calibration, gradients, granularity, numerics
+from aqt_like.formats import format_table, parse_format
 
 
 def row_of(name):
-    return formats.format_table([formats.parse(name)], [1.0]).row(0)
+    return format_table([parse_format(name)], [1.0]).row(0)
 
 
 def tensor(shape, seed=0):
@@ -55,7 +56,7 @@ def test_block_errors():
 
 @pytest.mark.parametrize("name", ["e2m1", "e4m3fn", "int8", "e5m2ieee"])
 def test_powers_of_two(name):
-    largest = formats.parse(name).largest
+    largest = parse_format(name).largest
     clip = np.abs(tensor((1000,))) + 1e-9
     floor = np.asarray(granularity.power_of_two(clip, row_of(name))) / largest
     np.testing.assert_array_equal(floor, 2.0 ** (np.floor(np.log2(clip)) - np.floor(np.log2(largest))))
@@ -112,7 +113,7 @@ def test_block_formats_keep_what_they_hold_and_beat_one_scale(name):
     once = aqt_like.quantize_blocks(x, name)
     np.testing.assert_allclose(aqt_like.quantize_blocks(once, name), once, rtol=1e-6)
     block = granularity.BLOCK_FORMATS[name]
-    assert block.bits == {32: 0.25, 16: 0.5}[block.size] + formats.parse(block.element).bits
+    assert block.bits == {32: 0.25, 16: 0.5}[block.size] + parse_format(block.element).bits
     # A relative error matters to small values too, which one scale for all flushes to zero.
     one_scale = aqt_like.quantize(x, block.element)
     assert np.mean(once == 0) <= np.mean(one_scale == 0)
@@ -123,7 +124,7 @@ def test_block_formats_keep_what_they_hold_and_beat_one_scale(name):
 def test_traced_formats_share_the_machinery():
     """One compiled function, whose format, and so whose scale, is an argument."""
     names = ["e2m1", "e2m3", "e4m3fn", "int8"]
-    table = formats.format_table([formats.parse(n) for n in names], [1.0] * 4)
+    table = format_table([parse_format(n) for n in names], [1.0] * 4)
     clipping = granularity.Clipping(calibration.absolute_max, granularity.per_block(32, -1), granularity.power_of_two)
     x = jnp.asarray(tensor((4, 64)))
     quantize = jax.jit(lambda row: gradients.straight_through(x, row, clipping(x, row)))

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 import aqt_like
-from aqt_like import formats, numerics
+from aqt_like import numerics
+from aqt_like.formats import UnknownFormatError, format_table, parse_format
 
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in range(2, 17)]
 FLOATS = [f"e{e}m{m}" for e in range(1, 8) for m in range(8) if 2 <= 1 + e + m <= 9]
 
 
 def row_of(name):
-    return formats.format_table([formats.parse(name)], [1.0]).row(0)
+    return format_table([parse_format(name)], [1.0]).row(0)
 
 
 RESERVED = ["e4m3fn", "e5m2ieee", "e3m4ieee"]
@@ -71,7 +72,7 @@ def test_every_code_midpoint_and_neighbour(name):
 
 @pytest.mark.parametrize("name", [*INTEGERS[:4], "uint4", *FLOATS[:6], "e4m3", "bf16", "fp32"])
 def test_special_values(name):
-    fmt = formats.parse(name)
+    fmt = parse_format(name)
     y = jax.jit(numerics.round_to_grid)(jnp.asarray([np.inf, -np.inf, np.nan, 0.0, -0.0, -1e-38]), row_of(name))
     assert y[0] == np.float32(fmt.largest)
     assert y[1] == np.float32(fmt.lowest)
@@ -127,7 +128,7 @@ FAST_MATH = {
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="sets options of XLA's CPU backend")
 @pytest.mark.parametrize("name", ["int4", "uint8", "int16", "e2m1", "e4m3", "e5m0", "e7m1", "bf16", "fp32"])
 def test_no_fast_math_can_cancel_the_rounding(name):
-    x = probes(formats.parse("e5m3" if name in ("bf16", "fp32") else name).magnitudes())
+    x = probes(parse_format("e5m3" if name in ("bf16", "fp32") else name).magnitudes())
     x = np.concatenate([x, -x])
     compiled = jax.jit(numerics.round_to_grid).lower(x, row_of(name)).compile(compiler_options=FAST_MATH)
     np.testing.assert_array_equal(compiled(x, row_of(name)), numerics.round_to_grid(x, row_of(name)))
@@ -152,7 +153,7 @@ def test_under_shard_map_each_device_rounds_its_part():
 
 def test_one_compilation_serves_all_formats_under_jit_vmap_and_scan():
     names = [*INTEGERS, *FLOATS, "bf16", "fp32"]
-    table = formats.format_table([formats.parse(name) for name in names], [1.0] * len(names))
+    table = format_table([parse_format(name) for name in names], [1.0] * len(names))
     x = np.random.default_rng(0).standard_normal(256).astype(np.float32) * 5
     one = jax.jit(chex.assert_max_traces(numerics.round_to_grid, n=1))
     expected = np.stack([one(x, table.row(k)) for k in range(len(names))])
@@ -163,7 +164,7 @@ def test_one_compilation_serves_all_formats_under_jit_vmap_and_scan():
 
 @pytest.mark.parametrize("name", INTEGERS + FLOATS + RESERVED)
 def test_listed_magnitudes_are_those_of_the_codes(name):
-    np.testing.assert_array_equal(formats.parse(name).magnitudes(), grid_of(name))
+    np.testing.assert_array_equal(parse_format(name).magnitudes(), grid_of(name))
 
 
 def test_quantize_is_the_plain_entry():
@@ -176,7 +177,7 @@ def test_quantize_is_the_plain_entry():
     np.testing.assert_allclose(aqt_like.quantize([1.0, -7.0, 2.4, np.inf], "int4"), [1, -7, 2, 7])
     np.testing.assert_array_equal(aqt_like.quantize(jnp.zeros(3), "int4"), jnp.zeros(3))
     np.testing.assert_array_equal(aqt_like.quantize(0.3, "bf16"), np.float32(ml_dtypes.bfloat16(0.3)))
-    with pytest.raises(formats.UnknownFormatError, match="'fp9'"):
+    with pytest.raises(UnknownFormatError, match="'fp9'"):
         aqt_like.quantize(x, "fp9")
 
 

@@ -5,7 +5,8 @@ import pytest
 import safetensors
 
 import aqt_like
-from aqt_like import calibration, formats, granularity, packing
+from aqt_like import calibration, granularity, packing
+from aqt_like.formats import parse_format
 
 NAMES = [
     "int2",
@@ -46,7 +47,7 @@ def test_unpacking_gives_the_quantised_tensor_bit_for_bit(name):
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
     assert packed.codes.dtype == np.uint8
-    assert packed.codes.size == -(-x.size * formats.parse(name).bits // 8)
+    assert packed.codes.size == -(-x.size * parse_format(name).bits // 8)
 
 
 def test_the_stream_is_dense_and_little_endian():
@@ -59,7 +60,7 @@ def test_the_stream_is_dense_and_little_endian():
 def test_float_codes_are_those_of_the_hardware_type():
     ml_dtypes = pytest.importorskip("ml_dtypes")
     for name, dtype in (("e4m3fn", ml_dtypes.float8_e4m3fn), ("e5m2ieee", ml_dtypes.float8_e5m2)):
-        largest = formats.parse(name).largest
+        largest = parse_format(name).largest
         x = np.clip(tensor() * 10, -largest, largest)
         packed = packing.pack(x, name, clip=largest)
         np.testing.assert_array_equal(packed.codes, x.astype(dtype).ravel().view(np.uint8))

@@ -5,15 +5,14 @@ import dataclasses
 import jax
 import numpy as np
 
-from apq_jax import predictor
-from apq_jax import space as space_lib
+from apq_jax import architectures, predictor
 from apq_jax.evolution import Settings
 from benchmarks import apq_original
-from hwcost import table as table_lib
+from hwcost import pricing
 from hwcost.costs import COSTS
-from launch.apq.predictor import of_genomes
+from launch.apq.fit_predictor import of_genomes
 
-SPACE = dataclasses.replace(space_lib.find("digits"), excluded=(5, 2))
+SPACE = dataclasses.replace(architectures.find("digits"), excluded=(5, 2))
 COST = COSTS["bit_operations"]
 TABLE = SPACE.cost_table(COST)
 PREDICTOR = predictor.init(SPACE.features(SPACE.smallest).shape[0], np.asarray([-1.0, 1.0]), jax.random.key(0))
@@ -35,7 +34,7 @@ def test_prices_and_fitness_are_ours():
     released = apq_original.AsReleased(SPACE, COST, PREDICTOR, SETTINGS)
     genomes = np.asarray(jax.vmap(SPACE.sample)(jax.random.split(jax.random.key(1), 20)))
     specs = [spec_of(genome) for genome in genomes]
-    exact = [table_lib.price_exactly(TABLE, genome) for genome in genomes]
+    exact = [pricing.price_exactly(TABLE, genome) for genome in genomes]
     np.testing.assert_allclose([released._cost(spec) for spec in specs], exact, rtol=1e-12)
     np.testing.assert_allclose(apq_original.prices(TABLE)(genomes), exact, rtol=1e-12)
     expected = of_genomes(SPACE, PREDICTOR, genomes)

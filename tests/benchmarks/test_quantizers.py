@@ -3,7 +3,7 @@ import importlib.metadata
 import numpy as np
 import pytest
 
-from aqt_like import formats
+from aqt_like.formats import parse_format
 from benchmarks import mismatches, quantizers
 
 
@@ -17,7 +17,7 @@ def test_missing_peers_are_named_before_anything_is_measured(monkeypatch):
 
 
 def test_mismatches_are_counted():
-    fmt = formats.parse("e2m1")
+    fmt = parse_format("e2m1")
 
     def towards_zero(x):
         grid = fmt.magnitudes()
@@ -25,5 +25,5 @@ def test_mismatches_are_counted():
 
     assert mismatches.share_of_mismatches(fmt, mismatches.ours(fmt), np.inf) == 0
     assert 0.4 < mismatches.share_of_mismatches(fmt, towards_zero, np.inf) < 0.6
-    ieee = formats.parse("e5m2")
+    ieee = parse_format("e5m2")
     assert mismatches.share_of_mismatches(ieee, mismatches.reduce_precision(ieee), 57344.0) == 0

@@ -5,7 +5,8 @@ import pytest
 
 from configs import common, fliqs_cifar10, fliqs_imagenet, fliqs_imagenet_finetune, recipes
 from fliqs_jax import models
-from launch import data, experiment
+from launch import data
+from launch.training.experiment import prepare_experiment
 
 NETWORKS = (*recipes.RESIDUAL, *recipes.INVERTED_RESIDUAL, *recipes.TRANSFORMER)
 
@@ -52,7 +53,7 @@ def stand_in(size, classes):
 def prepared(config, size, classes):
     config.update({"batch_size": 2, "valid_batch_size": 2})
     config.data.valid_examples = 2
-    return experiment.prepare(config, source=stand_in(size, classes))
+    return prepare_experiment(config, source=stand_in(size, classes))
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -3,13 +3,13 @@ import itertools
 import numpy as np
 import pytest
 
-from aqt_like import formats
+from aqt_like.formats import format_space
 from fliqs_jax import assignment
 from hwcost import analytic
 from hwcost.format_plan import format_plan
 from hwcost.workload import LayerSpec
 
-FORMATS = formats.format_space("int_s")
+FORMATS = format_space("int_s")
 
 
 def random_options(seed, decisions=6, options=3):

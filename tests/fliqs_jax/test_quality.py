@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fliqs_jax import quality
+from fliqs_jax.quality import QUALITIES, accuracy, auc
 
 
 def test_accuracy_is_the_share_of_labels_that_are_right():
     logits = jnp.asarray([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0], [0.0, 5.0, 1.0]])
     batch = {"label": jnp.asarray([0, 1, -1])}  # the last is padding
-    assert quality.accuracy.of_batch(logits, batch) == 0.5
-    assert quality.accuracy.of_batch(logits, {"label": jnp.asarray([-1, -1, -1])}) == 0
+    assert accuracy.of_batch(logits, batch) == 0.5
+    assert accuracy.of_batch(logits, {"label": jnp.asarray([-1, -1, -1])}) == 0
     several = {"label": jnp.asarray([[0, 2], [1, -1]])}
-    assert quality.accuracy.of_batch(logits[jnp.asarray([[0, 1], [2, 2]])], several) == 1
+    assert accuracy.of_batch(logits[jnp.asarray([[0, 1], [2, 2]])], several) == 1
 
 
 @pytest.mark.parametrize("scale", [0.5, 3.0])
@@ -21,7 +21,7 @@ def test_auc_is_scikit_learns(scale):
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, 5000)
     logits = scale * (rng.standard_normal(5000) + 0.7 * label).astype(np.float32)
-    found = quality.auc.of_batch(jnp.asarray(logits[:, None]), {"label": jnp.asarray(label)})
+    found = auc.of_batch(jnp.asarray(logits[:, None]), {"label": jnp.asarray(label)})
     np.testing.assert_allclose(found, roc_auc_score(label, logits), atol=2e-4)
 
 
@@ -29,15 +29,15 @@ def test_auc_counts_ties_half_and_ignores_padding():
     logits = jnp.asarray([0.0, 0.0, 1.0, -1.0, 9.0])[:, None]
     batch = {"label": jnp.asarray([0, 1, 1, 0, -1])}
     # Pairs (negative, positive): (0, 0) ties, (0, 1), (-1, 0), (-1, 1) are in order.
-    assert quality.auc.of_batch(logits, batch) == 3.5 / 4
-    assert quality.auc.of_batch(logits, {"label": jnp.ones(5, jnp.int32)}) == 0.5
+    assert auc.of_batch(logits, batch) == 3.5 / 4
+    assert auc.of_batch(logits, {"label": jnp.ones(5, jnp.int32)}) == 0.5
     extreme = jnp.asarray([-1e9, 1e9, jnp.inf, -jnp.inf, 0.0])[:, None]
-    assert quality.auc.of_batch(extreme, {"label": jnp.asarray([0, 1, 1, 0, -1])}) == 1
+    assert auc.of_batch(extreme, {"label": jnp.asarray([0, 1, 1, 0, -1])}) == 1
 
 
-@pytest.mark.parametrize("name", quality.QUALITIES)
+@pytest.mark.parametrize("name", QUALITIES)
 def test_statistics_add_up_over_batches(name):
-    found = quality.QUALITIES[name]
+    found = QUALITIES[name]
     rng = np.random.default_rng(1)
     logits, label = rng.standard_normal((4, 30, 3)).astype(np.float32), rng.integers(0, 2, (4, 30)).astype(np.int32)
     statistics = jax.jit(found.statistics)

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fliqs_jax import reward, schedule
+from fliqs_jax.reward import REWARDS
+from fliqs_jax.schedule import ENTROPY_SCHEDULES, cosine
 
 
 @pytest.mark.parametrize(
@@ -20,13 +21,13 @@ from fliqs_jax import reward, schedule
     ],
 )
 def test_golden_rewards(name, quality, relative_cost, expected):
-    value = jax.jit(reward.REWARDS[name])(jnp.asarray(quality), jnp.asarray(relative_cost), 0.5)
+    value = jax.jit(REWARDS[name])(jnp.asarray(quality), jnp.asarray(relative_cost), 0.5)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", reward.REWARDS)
+@pytest.mark.parametrize("name", REWARDS)
 def test_every_reward_prefers_quality_and_dislikes_excess(name):
-    function = reward.REWARDS[name]
+    function = REWARDS[name]
     assert function(jnp.asarray(0.8), jnp.asarray(1.1), 0.3) > function(jnp.asarray(0.7), jnp.asarray(1.1), 0.3)
     assert function(jnp.asarray(0.7), jnp.asarray(1.1), 0.3) > function(jnp.asarray(0.7), jnp.asarray(1.5), 0.3)
     assert function(jnp.asarray(0.7), jnp.asarray(1.0), 0.3) == pytest.approx(0.7)
@@ -35,9 +36,9 @@ def test_every_reward_prefers_quality_and_dislikes_excess(name):
 def test_entropy_schedules():
     s = jnp.asarray([0.0, 0.5, 1.0])
     expected = {"cosine": [0, 0.25, 0.5], "linear": [0, 0.25, 0.5], "constant": [0.5] * 3, "none": [0] * 3}
-    assert expected.keys() == schedule.ENTROPY_SCHEDULES.keys()
-    for name, function in schedule.ENTROPY_SCHEDULES.items():
+    assert expected.keys() == ENTROPY_SCHEDULES.keys()
+    for name, function in ENTROPY_SCHEDULES.items():
         np.testing.assert_allclose(jax.vmap(lambda x, f=function: f(x, 0.5))(s), expected[name], atol=1e-7)
     # Equation 9 as printed: −β/2 · (1 + cos πs) + β.
     quarter = -0.5 * 0.5 * (1 + np.cos(np.pi / 4)) + 0.5
-    np.testing.assert_allclose(schedule.cosine(jnp.asarray(0.25), 0.5), quarter, rtol=1e-6)
+    np.testing.assert_allclose(cosine(jnp.asarray(0.25), 0.5), quarter, rtol=1e-6)

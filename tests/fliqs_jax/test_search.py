@@ -10,17 +10,28 @@ import numpy as np
 import optax
 import pytest
 
-from aqt_like import calibration, format_state, formats, gradients, layers
-from fliqs_jax import losses, random_search, reward, schedule, sensitivity
-from fliqs_jax import policy as policy_lib
-from fliqs_jax import search as search_lib
+from aqt_like import calibration, format_choice, gradients, interception
+from aqt_like.formats import format_space
+from fliqs_jax import layer_sensitivity, losses, random_search
+from fliqs_jax.policy import init_policy
 from fliqs_jax.quality import Quality, accuracy
-from hwcost import analytic, workload
-from hwcost import table as table_lib
+from fliqs_jax.reward import REWARDS, absolute
+from fliqs_jax.schedule import constant, cosine
+from fliqs_jax.search import (
+    Search,
+    _reinforcement,
+    init_state,
+    make_evaluate,
+    make_profile_clip_multiples,
+    make_recalibrate,
+    make_search_step,
+    quantized_variables,
+)
+from hwcost import analytic, pricing, workload
 from hwcost.format_plan import format_plan
 
 TOTAL, WARMUP, QUANTIZE_INPUTS, PROFILE = 12, 4, 2, 3
-FORMATS = formats.format_space("int_s")
+FORMATS = format_space("int_s")
 
 
 class Tiny(nn.Module):
@@ -36,19 +47,19 @@ PLAN = format_plan(LAYERS, FORMATS)
 SPACE = PLAN.space
 TABLE = analytic.BIT_OPERATIONS.table(PLAN)
 TARGET = 1.5 * analytic.BIT_OPERATIONS.uniform(LAYERS, FORMATS[0])
-SEARCH = search_lib.Search(
+SEARCH = Search(
     model=Tiny(),
     paths=("conv", "head"),
     choice=PLAN.choice,
-    bank=format_state.format_bank(FORMATS, use_unsigned=True),
-    budgets=(table_lib.Budget(TABLE, TARGET),),
+    bank=format_choice.format_bank(FORMATS, use_unsigned=True),
+    budgets=(pricing.Budget(TABLE, TARGET),),
     optimizer=optax.sgd(0.05, momentum=0.9),
     policy_optimizer=optax.adam(0.02, b1=0.95),
     loss=losses.cross_entropy(0.1),
     quality=accuracy,
-    reward=reward.absolute,
+    reward=absolute,
     gamma=0.3,
-    entropy_schedule=schedule.cosine,
+    entropy_schedule=cosine,
     entropy_end=0.5,
     baseline_momentum=0.9,
     cost_samples=0,
@@ -57,7 +68,7 @@ SEARCH = search_lib.Search(
     input_quantization_step=QUANTIZE_INPUTS,
     profile_steps=PROFILE,
 )
-MULTIPLES = format_state.precomputed_clip_multiples(FORMATS, 2, "gaussian", use_unsigned=True)
+MULTIPLES = format_choice.precomputed_clip_multiples(FORMATS, 2, "gaussian", use_unsigned=True)
 
 
 def batch(seed, size=16):
@@ -68,12 +79,12 @@ def batch(seed, size=16):
 
 
 def start(kind="reinforce", genome=None, search=SEARCH):
-    policy = policy_lib.init(SPACE, kind, genome)
-    return search_lib.init_state(search, policy, MULTIPLES, jax.random.key(0), batch(0)["input"])
+    policy = init_policy(SPACE, kind, genome)
+    return init_state(search, policy, MULTIPLES, jax.random.key(0), batch(0)["input"])
 
 
 def run(state, steps=TOTAL, search=SEARCH, step=None):
-    step = step or jax.jit(search_lib.make_search_step(search))
+    step = step or jax.jit(make_search_step(search))
     history = []
     for i in range(steps):
         before = state
@@ -88,14 +99,14 @@ def searched():
 
 
 def test_one_compilation_serves_all_phases_and_all_policies():
-    step = jax.jit(chex.assert_max_traces(search_lib.make_search_step(SEARCH), n=1))
+    step = jax.jit(chex.assert_max_traces(make_search_step(SEARCH), n=1))
     for kind, genome in (("reinforce", None), ("uniform", None), ("fixed", [0, 2]), ("fixed", [2, 1])):
         state, _ = run(start(kind, genome), step=step)
         assert int(state.step) == TOTAL
 
 
 def test_another_gradient_can_be_passed_in():
-    search = dataclasses.replace(SEARCH, quantizer=layers.Quantizer(gradients.ewgs(0.1)))
+    search = dataclasses.replace(SEARCH, quantizer=interception.Quantizer(gradients.ewgs(0.1)))
     state, _ = run(start(), search=search)
     plain, _ = run(start())
     with pytest.raises(AssertionError):
@@ -103,7 +114,7 @@ def test_another_gradient_can_be_passed_in():
 
 
 def test_search_step_equals_itself_under_scan():
-    step = search_lib.make_search_step(SEARCH)
+    step = make_search_step(SEARCH)
     batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[(batch(2 * i), batch(2 * i + 1)) for i in range(TOTAL)])
     scanned, _ = jax.jit(lambda state: jax.lax.scan(lambda s, b: step(s, *b), state, batches))(start())
     looped, _ = run(start())
@@ -140,8 +151,8 @@ def test_inputs_are_profiled_first_and_then_left_alone(searched):
 def test_inputs_are_quantised_from_their_step_on():
     """An input format so coarse that it silences the network shows from when on it is used."""
     silent = MULTIPLES._replace(inputs=MULTIPLES.inputs * 1e6, unsigned_inputs=MULTIPLES.unsigned_inputs * 1e6)
-    policy = policy_lib.init(SPACE, "fixed", [0, 0])
-    state = search_lib.init_state(SEARCH, policy, silent, jax.random.key(0), batch(0)["input"])
+    policy = init_policy(SPACE, "fixed", [0, 0])
+    state = init_state(SEARCH, policy, silent, jax.random.key(0), batch(0)["input"])
     _, history = run(state, steps=QUANTIZE_INPUTS + 1)
     moved = [not np.array_equal(b.params["conv"]["kernel"], a.params["conv"]["kernel"]) for b, a, _ in history]
     # With momentum the kernel keeps moving; its gradient shows in the trace of SGD.
@@ -156,7 +167,7 @@ def test_controller_update_follows_the_equations(searched):
     _, history = searched
     mean, m, v, count = None, 0.0, 0.0, 0
     for i, (before, after, metrics) in enumerate(history):
-        cost = table_lib.price_layers(TABLE, metrics["genome"]).sum()
+        cost = pricing.price_layers(TABLE, metrics["genome"]).sum()
         expected_reward = metrics["valid_quality"] - 0.3 * abs(cost / TARGET - 1)
         assert metrics["reward"] == pytest.approx(expected_reward, abs=1e-5)
         mean = expected_reward if mean is None else mean
@@ -180,11 +191,11 @@ def test_controller_update_follows_the_equations(searched):
 
 
 def test_a_step_without_advantage_lowers_the_entropy():
-    search = dataclasses.replace(SEARCH, reward=lambda q, c, g: 0 * q, entropy_schedule=schedule.constant)
+    search = dataclasses.replace(SEARCH, reward=lambda q, c, g: 0 * q, entropy_schedule=constant)
     state = start(search=search)
     state = state._replace(policy=state.policy._replace(logits=jax.random.normal(jax.random.key(5), (2, 3))))
     _, history = run(state, search=search)
-    entropies = [float(policy_lib.entropy(after.policy)) for _, after, _ in history]
+    entropies = [float(after.policy.entropy()) for _, after, _ in history]
     assert entropies[WARMUP - 1] > entropies[WARMUP] > entropies[-1]
 
 
@@ -196,57 +207,55 @@ def test_the_controller_finds_the_best_genome_when_only_cost_matters():
         warmup_steps=20,
         quality=Quality("none", lambda logits, batch: jnp.zeros(()), lambda statistics: statistics),
         policy_optimizer=optax.adam(0.05, b1=0.95),
-        budgets=(table_lib.Budget(TABLE, target),),
+        budgets=(pricing.Budget(TABLE, target),),
     )
-    step = search_lib.make_search_step(search)
+    step = make_search_step(search)
     fixed = (batch(0, 4), batch(1, 4))
     state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: step(s, *fixed), s, None, length=300))(start(search=search))
-    genome = np.asarray(policy_lib.mode(state.policy))
+    genome = np.asarray(state.policy.mode())
     assert genome[0] == 1  # the layer that makes up nearly all of the cost
-    assert table_lib.price_layers(TABLE, genome).sum() == pytest.approx(target, rel=0.05)
+    assert pricing.price_layers(TABLE, genome).sum() == pytest.approx(target, rel=0.05)
 
 
 def test_the_tightest_of_several_budgets_is_what_the_reward_sees():
     weights = analytic.WEIGHT_BYTES.table(PLAN)
-    search = dataclasses.replace(SEARCH, budgets=(*SEARCH.budgets, table_lib.Budget(weights, 5.0)))
+    search = dataclasses.replace(SEARCH, budgets=(*SEARCH.budgets, pricing.Budget(weights, 5.0)))
     _, history = run(start("fixed", [2, 2], search=search), search=search)
     metrics = history[0][2]
-    bits, kernel_entries = table_lib.price_exactly(TABLE, np.asarray([2, 2])), sum(layer.weights for layer in LAYERS)
+    bits, kernel_entries = pricing.price_exactly(TABLE, np.asarray([2, 2])), sum(layer.weights for layer in LAYERS)
     assert metrics["cost"] == pytest.approx(bits)
     assert metrics["relative_cost"] == pytest.approx(max(bits / TARGET, 2 * kernel_entries / 5.0))
     assert 2 * kernel_entries / 5.0 > bits / TARGET  # bf16 weights are the tighter budget here
 
 
-@pytest.mark.parametrize("name", reward.REWARDS)
+@pytest.mark.parametrize("name", REWARDS)
 def test_cost_samples_leave_the_expected_gradient_and_shrink_its_noise(name):
     """Over all genomes of the space, in closed form and by sampling."""
     logits = jnp.asarray([[0.3, -0.2, 0.1], [-0.5, 0.4, 0.0]])
     quality_of = jnp.asarray([[0.50, 0.55, 0.60], [0.0, 0.1, 0.12]])
-    policy = policy_lib.init(SPACE, "reinforce")._replace(logits=logits)
+    policy = init_policy(SPACE, "reinforce")._replace(logits=logits)
     genomes = jnp.asarray(list(np.ndindex(3, 3)), jnp.int32)
     state = start()._replace(policy=policy, reward_mean=jnp.asarray(0.2), quality_mean=jnp.asarray(0.6))
 
     def reward_of(genome):
         quality = quality_of[0, genome[0]] + quality_of[1, genome[1]]
-        return reward.REWARDS[name](quality, table_lib.price(TABLE, genome) / TARGET, 0.3)
+        return REWARDS[name](quality, pricing.price(TABLE, genome) / TARGET, 0.3)
 
     def expected_reward(logits):
         changed = policy._replace(logits=logits)
-        return sum(jnp.exp(policy_lib.log_prob(changed, g)) * reward_of(g) for g in genomes)
+        return sum(jnp.exp(changed.log_prob(g)) * reward_of(g) for g in genomes)
 
     def gradients(cost_samples, trials):
-        search = dataclasses.replace(SEARCH, cost_samples=cost_samples, reward=reward.REWARDS[name])
+        search = dataclasses.replace(SEARCH, cost_samples=cost_samples, reward=REWARDS[name])
 
         def one(key):
             own_state = state._replace(key=key)
-            genome = policy_lib.sample(policy, jax.random.fold_in(key, 123))
-            relative_cost = table_lib.price(TABLE, genome) / TARGET
-            chosen, advantages = search_lib._reinforcement(
-                search, own_state, policy, genome, relative_cost, reward_of(genome)
-            )
+            genome = policy.sample(jax.random.fold_in(key, 123))
+            relative_cost = pricing.price(TABLE, genome) / TARGET
+            chosen, advantages = _reinforcement(search, own_state, policy, genome, relative_cost, reward_of(genome))
             return jax.grad(
                 lambda logits: jnp.sum(
-                    advantages * jax.vmap(lambda g: policy_lib.log_prob(policy._replace(logits=logits), g))(chosen)
+                    advantages * jax.vmap(lambda g: policy._replace(logits=logits).log_prob(g))(chosen)
                 )
             )(logits)
 
@@ -275,13 +284,13 @@ def test_fixed_policies_never_change():
 
 def test_recalibration_moves_only_batch_statistics(searched):
     state = searched[0]
-    recalibrated = jax.jit(search_lib.make_recalibrate(SEARCH))(state, jnp.asarray([0, 0]), batch(50))
+    recalibrated = jax.jit(make_recalibrate(SEARCH))(state, jnp.asarray([0, 0]), batch(50))
     chex.assert_trees_all_equal(recalibrated.params, state.params)
     assert not np.array_equal(recalibrated.batch_stats["norm"]["mean"], state.batch_stats["norm"]["mean"])
 
 
 def test_evaluation_ignores_padding(searched):
-    evaluate = jax.jit(search_lib.make_evaluate(SEARCH))
+    evaluate = jax.jit(make_evaluate(SEARCH))
     full = batch(60)
     half = {"input": full["input"], "label": full["label"].at[8:].set(-1)}
     (whole, all_of_it), (part, half_of_it) = (evaluate(searched[0], jnp.asarray([2, 2]), b) for b in (full, half))
@@ -291,9 +300,7 @@ def test_evaluation_ignores_padding(searched):
 
 
 def test_profiled_clip_multiples_replace_the_precomputed_ones(searched):
-    profiled = jax.jit(search_lib.make_profile_clip_multiples(SEARCH, calibration.best_multiples))(
-        searched[0], batch(0)
-    )
+    profiled = jax.jit(make_profile_clip_multiples(SEARCH, calibration.best_multiples))(searched[0], batch(0))
     assert profiled.clip_multiples.weights.shape == (2, 3)
     assert not np.array_equal(profiled.clip_multiples.inputs, searched[0].clip_multiples.inputs)
 
@@ -306,14 +313,14 @@ def test_random_search_takes_the_best_of_the_nearest():
         return float(genome[1] == 1)
 
     found = random_search.best_of_random(SEARCH, start("uniform"), quality, jax.random.key(0), draws=500, evaluated=4)
-    misses = {g: abs(table_lib.price_layers(TABLE, np.asarray(g)).sum() / TARGET - 1) for g in np.ndindex(3, 3)}
+    misses = {g: abs(pricing.price_layers(TABLE, np.asarray(g)).sum() / TARGET - 1) for g in np.ndindex(3, 3)}
     assert set(calls) == set(sorted(misses, key=misses.get)[:4])
     assert tuple(int(g) for g in found) == max(calls, key=lambda g: (g[1] == 1) - 0.3 * misses[g])
 
 
 def test_sensitivity_is_that_of_one_layer_at_a_time():
     state, _ = run(start("fixed", [2, 2]))
-    measured = sensitivity.measure_over(SEARCH, state, [batch(100), batch(101)])
+    measured = layer_sensitivity.measure_over(SEARCH, state, [batch(100), batch(101)])
     assert measured.noise_to_signal.shape == measured.quality_drop.shape == (2, 3)
     # More bits, less noise; bf16 changes hardly anything.
     assert (np.diff(measured.noise_to_signal, axis=1) < 0).all()
@@ -321,9 +328,9 @@ def test_sensitivity_is_that_of_one_layer_at_a_time():
 
     # By hand: the second layer in int4, the first in float.
     def logits(variables, x):
-        return layers.apply_quantized(SEARCH.model, variables, x, train=False)
+        return interception.apply_quantized(SEARCH.model, variables, x, train=False)
 
-    variables = search_lib.quantized_variables(SEARCH, state, jnp.asarray([0, 0]), True)
+    variables = quantized_variables(SEARCH, state, jnp.asarray([0, 0]), True)
     only_head = {**variables, "formats": {"head": variables["formats"]["head"]}}
     floats = {**variables, "formats": {}}
     noise = signal = 0.0
@@ -337,4 +344,4 @@ def test_sensitivity_is_that_of_one_layer_at_a_time():
     reference, changed = np.mean(correct, axis=0)
     np.testing.assert_allclose([measured.quality, measured.quality_drop[1, 0]], [reference, reference - changed])
     with pytest.raises(ValueError, match="no batches"):
-        sensitivity.measure_over(SEARCH, state, [])
+        layer_sensitivity.measure_over(SEARCH, state, [])

@@ -10,13 +10,13 @@ import re
 import numpy as np
 import pytest
 
-from aqt_like import formats
+from aqt_like.formats import parse_format
 from fliqs_jax import models
 from hwcost import bitfusion, workload
 from hwcost.bitfusion import Geometry
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "bitfusion.json"
-INT8 = formats.parse("int8")
+INT8 = parse_format("int8")
 
 
 def parse(key):
@@ -200,7 +200,7 @@ def test_layers_that_it_cannot_compute_are_named(changes, message):
 def test_formats_that_it_cannot_compute_are_named():
     latency = bitfusion.cost_models()["latency"]
     with pytest.raises(ValueError, match=r"conv: BitFusion computes integers of 2 to 16 bits, e4m3 is none"):
-        latency.of_layer(spec(), [INT8, formats.parse("e4m3")])
+        latency.of_layer(spec(), [INT8, parse_format("e4m3")])
     with pytest.raises(ValueError, match="1 bits: BitFusion computes integers of 2 to 16 bits"):
         bitfusion.storage_bits(1)
     with pytest.raises(ValueError, match="not even the smallest tile fits"):

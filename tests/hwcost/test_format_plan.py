@@ -3,13 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aqt_like import formats
-from hwcost import analytic
-from hwcost import table as table_lib
+from aqt_like.formats import format_space
+from hwcost import analytic, pricing
 from hwcost.format_plan import RuleError, format_plan
 from hwcost.workload import LayerSpec
 
-FORMATS = formats.format_space("int_s")
+FORMATS = format_space("int_s")
 PATHS = ("stem", "block1/query", "block1/key", "block1/out", "block2/query", "block2/key", "head")
 LAYERS = tuple(
     LayerSpec(path, "dense", 4, 4, (), (), (), (), 1, macs=100 * (i + 1), weights=16) for i, path in enumerate(PATHS)
@@ -42,9 +41,9 @@ def test_pinned_restricted_ignored_and_tied():
 
     table = analytic.BIT_OPERATIONS.table(plan)
     expected = [100 * 256, 200 * 64, 300 * 64, 500 * 16, 600 * 16, 700 * 256]
-    np.testing.assert_array_equal(table_lib.price_layers(table, genome), expected)
-    assert table_lib.price(table, jnp.asarray(genome)) == sum(expected)
-    lowest, highest = table_lib.reachable_interval(table, plan.space)
+    np.testing.assert_array_equal(pricing.price_layers(table, genome), expected)
+    assert pricing.price(table, jnp.asarray(genome)) == sum(expected)
+    lowest, highest = pricing.reachable_interval(table, plan.space)
     macs = np.asarray([100, 200, 300, 500, 600, 700])
     assert lowest == (macs * [256, 16, 16, 16, 16, 64]).sum()
     assert highest == (macs * [256, 64, 64, 64, 64, 256]).sum()

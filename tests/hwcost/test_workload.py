@@ -2,11 +2,10 @@ import flax.linen as nn
 import jax
 import pytest
 
-from aqt_like import formats
-from aqt_like.layers import Product
+from aqt_like.formats import format_space, parse_format
+from aqt_like.interception import Product
 from fliqs_jax.models.resnet import ResNet
-from hwcost import analytic, workload
-from hwcost import table as table_lib
+from hwcost import analytic, pricing, workload
 from hwcost.format_plan import format_plan
 
 
@@ -144,13 +143,13 @@ def test_inputs_may_be_whole_numbers():
 
 def test_bit_operations_follow_equation_1():
     layers = workload.trace(ResNet(classes=10, depth=8, width=16), (32, 32, 3), train=False)
-    space_formats = formats.format_space("int_s")
+    space_formats = format_space("int_s")
     plan = format_plan(layers, space_formats)
     table = analytic.BIT_OPERATIONS.table(plan)
     genome = [i % 3 for i in range(len(layers))]
     expected = sum((4, 8, 16)[g] ** 2 * layer.macs for g, layer in zip(genome, layers, strict=True))
-    assert table_lib.price_layers(table, genome).sum() == expected
+    assert pricing.price_layers(table, genome).sum() == expected
     macs = sum(layer.macs for layer in layers)
-    assert table_lib.reachable_interval(table, plan.space) == (16 * macs, 256 * macs)
-    assert analytic.BIT_OPERATIONS.uniform(layers, formats.parse("e4m3")) == 64 * macs
+    assert pricing.reachable_interval(table, plan.space) == (16 * macs, 256 * macs)
+    assert analytic.BIT_OPERATIONS.uniform(layers, parse_format("e4m3")) == 64 * macs
     assert plan.layer_formats(genome)["stage1_block1/conv1"] == "int8"

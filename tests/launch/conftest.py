@@ -4,7 +4,9 @@ import pytest
 from rich.console import Console
 
 from configs import fliqs_digits
-from launch import experiment, runs, runtime
+from launch.training import runs
+from launch.training.experiment import prepare_experiment
+from launch.training.interruption import StopRequested
 
 
 def make_tiny_config():
@@ -21,8 +23,8 @@ def make_tiny_config():
 
 def run_in(workdir, config, stop=None):
     console = Console(file=io.StringIO(), width=200)
-    prepared = experiment.prepare(config)
-    directories = runs.run_all(prepared, workdir, console, runtime.StopRequested() if stop is None else stop)
+    prepared = prepare_experiment(config)
+    directories = runs.run_all(prepared, workdir, console, StopRequested() if stop is None else stop)
     return directories, console.file.getvalue()
 
 

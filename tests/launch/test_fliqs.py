@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from launch import data, experiment
+from launch import data
+from launch.training.experiment import ConfigError, prepare_experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -83,8 +84,8 @@ def test_mistakes_end_the_command_within_seconds(option, message, tmp_path):
 def test_settings_that_cannot_work_are_named(tiny_config, changes, message):
     with tiny_config.unlocked():
         tiny_config.update_from_flattened_dict(changes)
-    with pytest.raises((experiment.ConfigError, data.DataError, ValueError), match=message):
-        experiment.prepare(tiny_config)
+    with pytest.raises((ConfigError, data.DataError, ValueError), match=message):
+        prepare_experiment(tiny_config)
 
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs").glob("fliqs_*.py"))
@@ -99,6 +100,6 @@ def test_every_config_can_be_prepared(name):
     examples = config.data.valid_examples + config.batch_size
     split = data.Split(np.broadcast_to(np.float32(0), (examples, *shape)), np.zeros(examples, np.int32))
     config.init_from = ""
-    prepared = experiment.prepare(config, source=data.Arrays(train=split, test=split, classes=1000))
+    prepared = prepare_experiment(config, source=data.Arrays(train=split, test=split, classes=1000))
     assert prepared.trials[0].directory == ""
     assert len(prepared.trials) == 1 + len(config.baselines)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from hwcost import lut as lut_lib
+from hwcost import measured_tables
 from launch import lut
 
 
@@ -16,7 +16,7 @@ def test_any_keys_are_filled_in_apqs_form(tmp_path, capsys):
     assert table["head"]["latency"] == pytest.approx(0.295904, abs=1e-12)
     assert table["tail"] == {"latency": pytest.approx(0.081608), "energy": pytest.approx(0.1518, rel=0.01)}
     lut.main(["convert", f"--apq={tmp_path}/table.json", "--metric=energy", f"--out={tmp_path}/energy.csv"])
-    assert len(lut_lib.read(tmp_path / "energy.csv").entries) == 4
+    assert len(measured_tables.read(tmp_path / "energy.csv").entries) == 4
 
 
 def test_the_published_table_is_filled_again(bitfusion_file, tmp_path):
@@ -49,11 +49,11 @@ def test_a_network_is_measured_and_then_searched_by(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "32 bits" in said
     assert "sum / measured" in said
-    measured = lut_lib.read(table)
+    measured = measured_tables.read(table)
     assert "jax" in measured.device
     assert {bits for _, bits in measured.entries} == {(16, 16), (32, 32)}
     assert {entry.repetitions for entry in measured.entries.values()} == {2}
     samples = table.with_suffix(".samples.jsonl").read_text()
     lut.main([*command, f"--out={table}"])
     assert table.with_suffix(".samples.jsonl").read_text() == samples
-    assert lut_lib.read(table) == measured
+    assert measured_tables.read(table) == measured

@@ -3,7 +3,9 @@ import re
 
 import pytest
 
-from launch import figures, progress, report
+from launch import report
+from launch.reports import figures, fliqs_page, recorded_runs
+from launch.training import progress
 
 
 def summary(name, bits, accuracy, *, policy="fixed", formats="int_s"):
@@ -63,7 +65,9 @@ def run_directories(tmp_path):
 
 
 def test_uniform_runs_follow_their_search_cheapest_first_and_once(run_directories):
-    runs = report.read_runs([run_directories / "a", run_directories / "b", run_directories / "a" / "uniform-int4"])
+    runs = recorded_runs.read_runs(
+        [run_directories / "a", run_directories / "b", run_directories / "a" / "uniform-int4"]
+    )
     assert [run.summary["name"] for run in runs] == ["FLIQS int_s", "uniform int4", "uniform bf16", "FLIQS <int_l>"]
     assert [run.searched for run in runs] == [True, False, False, True]
     assert runs[0].mean_bits == 6
@@ -74,22 +78,22 @@ def test_runs_of_one_name_are_told_apart(run_directories):
     other = run_directories / "again"
     other.mkdir()
     (other / "summary.json").write_text((run_directories / "a" / "summary.json").read_text())
-    names = [run.summary["name"] for run in report.read_runs([run_directories / "a", other])]
+    names = [run.summary["name"] for run in recorded_runs.read_runs([run_directories / "a", other])]
     assert names == ["FLIQS int_s (a)", "uniform int4", "uniform bf16", "FLIQS int_s (again)"]
 
 
 def test_gap_and_its_recovered_share(run_directories):
-    runs = report.read_runs([run_directories / "a"])
-    gap = report.uniform_gap(runs)
+    runs = recorded_runs.read_runs([run_directories / "a"])
+    gap = recorded_runs.uniform_gap(runs)
     assert gap.points == pytest.approx(4)
     assert gap.recovered(runs[0].summary) == pytest.approx(0.5)
-    noise = report.Gap(gap.cheapest, gap.dearest | {"accuracy": 0.6899})
+    noise = recorded_runs.Gap(gap.cheapest, gap.dearest | {"accuracy": 0.6899})
     assert noise.recovered(runs[0].summary) is None
-    assert report.uniform_gap(runs[:2]) is None
+    assert recorded_runs.uniform_gap(runs[:2]) is None
 
 
 def test_page_is_self_contained_escaped_and_complete(run_directories):
-    path = report.write([run_directories / "a", run_directories / "b"], run_directories / "report.html")
+    path = fliqs_page.write([run_directories / "a", run_directories / "b"], run_directories / "report.html")
     page = path.read_text()
     assert "&lt;digits&gt;" in page and "<digits>" not in page
     assert "FLIQS &lt;int_l&gt;" in page
@@ -110,7 +114,7 @@ def test_page_is_self_contained_escaped_and_complete(run_directories):
 
 
 def test_a_page_of_a_single_run_without_metrics(run_directories):
-    path = report.write([run_directories / "a" / "uniform-int4"], run_directories / "one.html")
+    path = fliqs_page.write([run_directories / "a" / "uniform-int4"], run_directories / "one.html")
     assert path.read_text().count("<svg") == 3
 
 

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from launch import runs, sensitivity
+from launch import sensitivity
+from launch.training import runs
 
 
 @pytest.fixture

@@ -1,0 +1,386 @@
+"""APQ's search space: depth, kernels, channels and bits of a network of inverted residual blocks (paper, §3).
+
+A network is a stem, a block without expansion, stages of blocks, and a head. A stage has a depth; each of its blocks
+has a kernel, a number of channels inside, and bits for the weights and inputs of its pointwise and of its depthwise
+convolutions. Blocks past a stage's depth are skipped.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aqt_like.formats import format_pair
+from hwcost import pricing
+from hwcost.cost_model import CostModel
+from hwcost.pricing import CostTable, Term
+from hwcost.space import Decision, SearchSpace
+from hwcost.workload import LayerSpec
+
+Genome = jax.Array | np.ndarray
+BIT_DECISIONS = ("pointwise_weights", "pointwise_inputs", "depthwise_weights", "depthwise_inputs")
+
+
+class Stage(NamedTuple):
+    """Blocks that give as many channels: `shallowest` of them at least, `deepest` at most; the first has the stride."""
+
+    channels: int
+    stride: int
+    shallowest: int = 2
+    deepest: int = 4
+
+
+class Block(NamedTuple):
+    """A block of the largest network.
+
+    Attributes:
+      name: `stage1_block2`.
+      stage: its index.
+      place: in the stage, from 0; it is skipped where the stage's depth is not larger.
+      in_channels, out_channels, stride: of the block.
+      size: of its input, along either axis.
+      channels: that it may have inside, ascending.
+    """
+
+    name: str
+    stage: int
+    place: int
+    in_channels: int
+    out_channels: int
+    stride: int
+    size: int
+    channels: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArchitectureSpace:
+    """Networks of one family, and their genomes, int32[D].
+
+    Attributes:
+      image: side of the images.
+      classes: what they are told apart into.
+      image_channels: 3, or 1 for grey ones.
+      stem, stem_stride: of the first convolution, 3×3.
+      first: channels after the block without expansion.
+      stages: the elastic part.
+      head: channels of the last convolution.
+      kernels, bits: what blocks choose from, ascending.
+      expansion: fewest and most channels inside a block, in units of its input's.
+      channel_step: between two numbers of channels.
+      excluded: a kernel and bits of depthwise inputs that do not go together.
+    """
+
+    image: int
+    classes: int
+    stages: tuple[Stage, ...]
+    stem: int
+    stem_stride: int
+    first: int
+    head: int
+    image_channels: int = 3
+    kernels: tuple[int, ...] = (3, 5, 7)
+    bits: tuple[int, ...] = (4, 6, 8)
+    expansion: tuple[int, int] = (4, 6)
+    channel_step: int = 8
+    excluded: tuple[int, int] = (7, 4)
+
+    @functools.cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """All blocks, from first to last."""
+        found = []
+        inside, size = self.first, _strided(self.image, self.stem_stride)
+        for number, stage in enumerate(self.stages):
+            for place in range(stage.deepest):
+                stride = stage.stride if place == 0 else 1
+                fewest, most = (factor * inside for factor in self.expansion)
+                channels = tuple(range(fewest, most + 1, self.channel_step))
+                name = f"stage{number + 1}_block{place + 1}"
+                found.append(Block(name, number, place, inside, stage.channels, stride, size, channels))
+                inside, size = stage.channels, _strided(size, stride)
+        return tuple(found)
+
+    @functools.cached_property
+    def search_space(self) -> SearchSpace:
+        """A depth per stage that has several, and six decisions per block."""
+        decisions = [
+            Decision(_depth(number), tuple(map(str, range(stage.shallowest, stage.deepest + 1))))
+            for number, stage in enumerate(self.stages)
+            if stage.deepest > stage.shallowest
+        ]
+        bits = tuple(f"int{bits}" for bits in self.bits)
+        for block in self.blocks:
+            decisions.append(Decision(f"{block.name}.kernel", tuple(map(str, self.kernels))))
+            decisions.append(Decision(f"{block.name}.channels", tuple(map(str, block.channels))))
+            decisions += [Decision(f"{block.name}.{name}", bits) for name in BIT_DECISIONS]
+        return SearchSpace(tuple(decisions))
+
+    @functools.cached_property
+    def group(self) -> np.ndarray:
+        """int32[D]: decisions of a block share a number, each depth has its own. Any options of groups go together."""
+        first_parts = [decision.name.split(".")[0] for decision in self.search_space.decisions]
+        return np.unique(first_parts, return_inverse=True)[1].astype(np.int32)
+
+    @functools.cached_property
+    def largest(self) -> np.ndarray:
+        """The genome of the full network: every option the last one."""
+        return self.search_space.option_counts - 1
+
+    @functools.cached_property
+    def smallest(self) -> np.ndarray:
+        """The genome of the least network: every option the first one, but where that is excluded."""
+        genome = np.zeros(len(self.search_space), np.int32)
+        return np.asarray(self.mended(genome))
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        """Where in a genome each of a block's decisions stands, int32[blocks] by name."""
+        names = ("kernel", "channels", *BIT_DECISIONS)
+        index = self.search_space.index
+        return {name: np.asarray([index(f"{b.name}.{name}") for b in self.blocks], np.int32) for name in names}
+
+    def options(self, genome: Genome, name: str) -> Any:
+        """int32[blocks]: the option of `kernel`, `channels` or one of `BIT_DECISIONS` of each block."""
+        return genome[..., self._columns[name]]
+
+    def active(self, genome: Genome) -> jax.Array:
+        """bool[blocks]: which blocks are not skipped."""
+        depths: list[Any] = []
+        for block in self.blocks:
+            stage = self.stages[block.stage]
+            if block.place < stage.shallowest:
+                depths.append(jnp.ones(genome.shape[:-1], bool))
+            else:
+                option = genome[..., self.search_space.index(_depth(block.stage))]
+                depths.append(option >= block.place - stage.shallowest + 1)
+        return jnp.stack(depths, axis=-1)
+
+    def is_valid(self, genome: Genome) -> Any:
+        """bool: whether no block, skipped or not, has what is excluded."""
+        return ~self._excluded(genome).any(axis=-1)
+
+    def _excluded(self, genome: Genome) -> Any:
+        kernel, bits = self.excluded
+        if kernel not in self.kernels or bits not in self.bits:
+            return jnp.zeros((*genome.shape[:-1], len(self.blocks)), bool)
+        has_kernel = self.options(genome, "kernel") == self.kernels.index(kernel)
+        return has_kernel & (self.options(genome, "depthwise_inputs") == self.bits.index(bits))
+
+    def mended(self, genome: Genome) -> jax.Array:
+        """The genome with depthwise inputs a step wider where the space excludes what they are."""
+        columns = self._columns["depthwise_inputs"]
+        genome = jnp.asarray(genome)
+        return genome.at[..., columns].add(self._excluded(genome).astype(genome.dtype))
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """A random valid genome, uniform but for kernel and bits of depthwise inputs, which are drawn as a pair."""
+        keys = jax.random.split(key)
+        genome = jax.random.randint(keys[0], (len(self.search_space),), 0, jnp.asarray(self.search_space.option_counts))
+        pairs = jnp.asarray(
+            [
+                (kernel, bits)
+                for kernel in range(len(self.kernels))
+                for bits in range(len(self.bits))
+                if (self.kernels[kernel], self.bits[bits]) != self.excluded
+            ],
+            genome.dtype,
+        )
+        drawn = pairs[jax.random.randint(keys[1], (len(self.blocks),), 0, len(pairs))]
+        genome = genome.at[self._columns["kernel"]].set(drawn[:, 0])
+        return genome.at[self._columns["depthwise_inputs"]].set(drawn[:, 1])
+
+    def with_bits(self, genome: Genome, bits_of: Genome) -> jax.Array:
+        """The genome with all bits as in another one; it may have to be `mended` then."""
+        columns = np.concatenate([self._columns[name] for name in BIT_DECISIONS])
+        return jnp.asarray(genome).at[..., columns].set(bits_of[..., columns])
+
+    def canonical(self, genome: Genome) -> jax.Array:
+        """The genome with skipped blocks as in the smallest network: networks that are alike have equal genomes."""
+        active = jnp.ones(genome.shape, bool)
+        for columns in self._columns.values():
+            active = active.at[..., columns].set(self.active(genome))
+        return jnp.where(active, genome, self.smallest)
+
+    @functools.cached_property
+    def _features(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each feature the decision, the option and the block that it stands for."""
+        rows = []
+        for names in (("kernel",), ("channels",), BIT_DECISIONS):
+            for number, block in enumerate(self.blocks):
+                for name in names:
+                    decision = self.search_space.index(f"{block.name}.{name}")
+                    options = len(self.search_space.decisions[decision].options)
+                    rows += [(decision, option, number) for option in range(options)]
+        decision, option, block = np.asarray(rows, np.int32).T
+        return decision, option, block
+
+    @property
+    def architecture_features(self) -> int:
+        """Number of features before those of bits: all that a predictor of float accuracies sees."""
+        return len(self._features[0]) - len(BIT_DECISIONS) * len(self.blocks) * len(self.bits)
+
+    def features(self, genome: Genome) -> jax.Array:
+        """float32[F], one-hot: kernels and channels of all blocks, then bits; skipped blocks are zeros (§3.2)."""
+        decision, option, block = self._features
+        chosen = genome[..., decision] == option
+        return (chosen & self.active(genome)[..., block]).astype(jnp.float32)
+
+    def fixed_layers(self) -> tuple[LayerSpec, ...]:
+        """The layers that every network has: stem, block without expansion, head, classifier."""
+        size = _strided(self.image, self.stem_stride)
+        last = self.blocks[-1]
+        head_size = _strided(last.size, last.stride)
+        return (
+            _conv("stem", self.image_channels, self.stem, self.image, 3, self.stem_stride),
+            _conv("first_depthwise", self.stem, self.stem, size, 3, 1, groups=self.stem),
+            _conv("first_project", self.stem, self.first, size, 1, 1),
+            _conv("head", last.out_channels, self.head, head_size, 1, 1),
+            _dense("classifier", self.head, self.classes),
+        )
+
+    def block_layers(self, block: Block, kernel: int, channels: int) -> tuple[LayerSpec, LayerSpec, LayerSpec]:
+        """Expansion, depthwise convolution and projection of a block."""
+        return (
+            _conv(f"{block.name}/expand", block.in_channels, channels, block.size, 1, 1),
+            _conv(f"{block.name}/depthwise", channels, channels, block.size, kernel, block.stride, groups=channels),
+            _conv(f"{block.name}/project", channels, block.out_channels, _strided(block.size, block.stride), 1, 1),
+        )
+
+    def cost_table(self, model: CostModel) -> CostTable:
+        """What networks of this space cost: one term for the fixed layers, at the widest bits, and two for each block.
+
+        Raises:
+          ValueError: a layer that the model cannot price, or a mean over layers, whose number depends on the genome.
+        """
+        if model.total == "mean":
+            raise ValueError("a mean over layers cannot be searched by: the number of layers is searched as well")
+        add = max if model.total == "peak" else sum
+        pairs = [format_pair(f"int{w}", f"int{a}") for w in self.bits for a in self.bits]
+        widest = format_pair(f"int{self.bits[-1]}", f"int{self.bits[-1]}")
+        of_layer = functools.cache(lambda layer: model.of_layer(layer, pairs).reshape(len(self.bits), len(self.bits)))
+
+        def cost(layer: LayerSpec) -> np.ndarray:
+            return of_layer(dataclasses.replace(layer, path=""))  # blocks of one shape cost the same
+
+        fixed = add(float(model.of_layer(layer, [widest])[0]) for layer in self.fixed_layers())
+        terms = [Term((), np.asarray(fixed))]
+        combine = np.maximum if model.total == "peak" else np.add
+        for block in self.blocks:
+            pointwise = np.stack(
+                [
+                    combine(cost(expand), cost(project))
+                    for expand, _, project in (self.block_layers(block, 3, channels) for channels in block.channels)
+                ]
+            )
+            depthwise = np.stack(
+                [
+                    np.stack([cost(self.block_layers(block, kernel, channels)[1]) for channels in block.channels])
+                    for kernel in self.kernels
+                ]
+            )
+            name = block.name
+            gate, present = self._gate(block)
+            for decisions, values in (
+                ((f"{name}.channels", f"{name}.pointwise_weights", f"{name}.pointwise_inputs"), pointwise),
+                (
+                    (f"{name}.kernel", f"{name}.channels", f"{name}.depthwise_weights", f"{name}.depthwise_inputs"),
+                    depthwise,
+                ),
+            ):
+                gated = np.multiply.outer(present, values) if gate else values
+                terms.append(Term((*gate, *decisions), gated))
+        return pricing.build(self.search_space, terms, peak=model.total == "peak")
+
+    def _gate(self, block: Block) -> tuple[tuple[str, ...], np.ndarray]:
+        """The depth that a block depends on, if any, and for each of its options whether the block is there."""
+        stage = self.stages[block.stage]
+        if block.place < stage.shallowest:
+            return (), np.ones(())
+        depths = np.arange(stage.shallowest, stage.deepest + 1)
+        return (_depth(block.stage),), (depths > block.place).astype(np.float64)
+
+
+def _depth(stage: int) -> str:
+    return f"stage{stage + 1}.depth"
+
+
+def _strided(size: int, stride: int) -> int:
+    return math.ceil(size / stride)
+
+
+def _conv(path: str, ins: int, outs: int, size: int, kernel: int, stride: int, groups: int = 1) -> LayerSpec:
+    side = _strided(size, stride)
+    weights = kernel * kernel * (ins // groups) * outs
+    return LayerSpec(
+        path=f"{path}/conv",
+        kind="conv",
+        in_channels=ins,
+        out_channels=outs,
+        input_size=(size, size),
+        output_size=(side, side),
+        kernel=(kernel, kernel),
+        stride=(stride, stride),
+        groups=groups,
+        macs=side * side * weights,
+        weights=weights,
+    )
+
+
+def _dense(path: str, ins: int, outs: int) -> LayerSpec:
+    return LayerSpec(path, "dense", ins, outs, (), (), (), (), 1, ins * outs, ins * outs)
+
+
+def _stages(*rows: tuple[int, int, int, int]) -> tuple[Stage, ...]:
+    return tuple(Stage(*row) for row in rows)
+
+
+SPACES: Mapping[str, ArchitectureSpace] = {
+    # The paper's: 21 blocks at 224 pixels.
+    "paper": ArchitectureSpace(
+        image=224,
+        classes=1000,
+        stages=_stages((24, 2, 2, 4), (40, 2, 2, 4), (80, 2, 2, 4), (96, 1, 2, 4), (192, 2, 2, 4), (320, 1, 1, 1)),
+        stem=32,
+        stem_stride=2,
+        first=16,
+        head=1280,
+    ),
+    # For CIFAR-10 at 32 pixels, and averaged to 16.
+    "cifar": ArchitectureSpace(
+        image=32,
+        classes=10,
+        stages=_stages((16, 1, 2, 3), (24, 2, 2, 3), (40, 2, 2, 3)),
+        stem=16,
+        stem_stride=1,
+        first=8,
+        head=160,
+    ),
+    # For scikit-learn's digits, 8 pixels.
+    "digits": ArchitectureSpace(
+        image=8,
+        classes=10,
+        image_channels=1,
+        stages=_stages((8, 1, 1, 2), (16, 2, 1, 2)),
+        stem=8,
+        stem_stride=1,
+        first=8,
+        head=32,
+        kernels=(3, 5),
+        bits=(2, 4, 8),
+    ),
+}
+
+
+def find(name: str, image: int = 0) -> ArchitectureSpace:
+    """The space `name`, for images of another side where `image` says so.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if name not in SPACES:
+        raise ValueError(f"space {name!r}: expected one of {', '.join(SPACES)}")
+    return dataclasses.replace(SPACES[name], image=image) if image else SPACES[name]

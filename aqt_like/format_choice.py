@@ -1,0 +1,143 @@
+"""From one format index per layer to the `"formats"` collection that a quantised model reads."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from aqt_like import calibration, clip_multiples, interception
+from aqt_like.formats import Format, FormatTable, LayerFormat, format_table, parse_format
+
+
+class ClipMultiples(NamedTuple):
+    """Clip thresholds in root mean squares, float32[L, K] each: one per layer and format."""
+
+    weights: jax.Array
+    inputs: jax.Array
+    unsigned_inputs: jax.Array
+
+
+class FormatBank(NamedTuple):
+    """The K formats that layers choose from.
+
+    Attributes:
+      weights: leaves `[K]`.
+      signed: leaves `[K]`, for inputs that may be negative.
+      unsigned: leaves `[K]`, for inputs that were never seen negative: each integer's unsigned twin, with twice the
+        levels where they are needed. Equal to `signed` where twins are not wanted.
+      unquantized: fp32, as scalars.
+    """
+
+    weights: FormatTable
+    signed: FormatTable
+    unsigned: FormatTable
+    unquantized: FormatTable
+
+
+def format_bank(formats: Sequence[LayerFormat], *, use_unsigned: bool) -> FormatBank:
+    """A bank of `formats`. Its clip multiples are place-holders: `ClipMultiples` holds the ones in use.
+
+    Raises:
+      ValueError: an unsigned format, in which weights cannot be.
+    """
+    if unsigned := [f.name for f in formats if f.weights.lowest == 0 or f.inputs.lowest == 0]:
+        raise ValueError(
+            f"{', '.join(unsigned)} cannot hold what is negative: name the signed format, whose unsigned twin is used "
+            "for inputs that never are"
+        )
+    no_multiples = [1.0] * len(formats)
+    inputs = [f.inputs for f in formats]
+    twins = [f.unsigned_twin for f in inputs] if use_unsigned else inputs
+    return FormatBank(
+        weights=format_table([f.weights for f in formats], no_multiples),
+        signed=format_table(inputs, no_multiples),
+        unsigned=format_table(twins, no_multiples),
+        unquantized=format_table([parse_format("fp32")], [1.0]).row(0),
+    )
+
+
+def precomputed_clip_multiples(
+    formats: Sequence[LayerFormat], layer_count: int, distribution: str, *, use_unsigned: bool
+) -> ClipMultiples:
+    """The same stored multiples for every layer (see `clip_multiples.precomputed_multiples`)."""
+    inputs = [f.inputs for f in formats]
+    twins = [f.unsigned_twin for f in inputs] if use_unsigned else inputs
+
+    def every_layer(members: Sequence[Format]) -> jax.Array:
+        row = jnp.asarray(clip_multiples.precomputed_multiples(members, distribution), jnp.float32)
+        return jnp.tile(row, (layer_count, 1))
+
+    return ClipMultiples(every_layer([f.weights for f in formats]), every_layer(inputs), every_layer(twins))
+
+
+def format_state(
+    paths: Sequence[str],
+    bank: FormatBank,
+    multiples: ClipMultiples,
+    choice: jax.Array,
+    profile: interception.LayerCalibration,
+    quantize_inputs: jax.Array,
+    *,
+    quantize_weights: jax.Array | None = None,
+) -> dict[str, Any]:
+    """The `"formats"` collection in which layer `l` uses format `choice[l]`.
+
+    Args:
+      paths: path of each layer, L in all.
+      bank: the formats.
+      multiples: their clip thresholds.
+      choice: int32[L], may be traced.
+      profile: stacked profiles of the layers' inputs, leaves `[L]`.
+      quantize_inputs: bool scalar or bool[L]; False leaves inputs in fp32 (two-phase quantisation, FLIQS A.2).
+      quantize_weights: bool[L]; False leaves a layer's weights in fp32. All are quantised if None.
+    """
+
+    def chosen(per_layer: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(per_layer, choice[:, None], axis=1)[:, 0]
+
+    weights = bank.weights.row(choice)._replace(clip_multiple=chosen(multiples.weights))
+    if quantize_weights is not None:
+        weights = jax.tree.map(lambda q, f: jnp.where(quantize_weights, q, f), weights, bank.unquantized)
+    signed = bank.signed.row(choice)._replace(clip_multiple=chosen(multiples.inputs))
+    unsigned = bank.unsigned.row(choice)._replace(clip_multiple=chosen(multiples.unsigned_inputs))
+    inputs = jax.tree.map(lambda u, s: jnp.where(profile.never_negative, u, s), unsigned, signed)
+    inputs = jax.tree.map(lambda q, f: jnp.where(quantize_inputs, q, f), inputs, bank.unquantized)
+    clip = inputs.clip_multiple * profile.root_mean_square
+    return interception.by_layer(paths, interception.LayerFormats(weights, inputs, clip))
+
+
+def profiled_clip_multiples(
+    paths: Sequence[str],
+    bank: FormatBank,
+    params: dict[str, Any],
+    operands: dict[str, tuple[jax.Array, ...]],
+    criterion: calibration.Criterion = calibration.best_multiples,
+) -> ClipMultiples:
+    """The best multiples on real weights and inputs, the alternative to the precomputed ones.
+
+    Args:
+      paths: path of each layer.
+      bank: the formats.
+      params: the model's parameters.
+      operands: each layer's input on one batch, by path; of a product, both factors (see `layers.layer_operands`).
+      criterion: what is best: least squared error, or least divergence (APQ, §4).
+    """
+
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
+
+    def kernel(path: str) -> jax.Array:
+        key = (*path.split("/"), "kernel")
+        if key not in flat:
+            return operands[path][1]
+        # Channels are clipped each by their own deviation, so that they are alike once divided by it.
+        values = flat[key]
+        rms = calibration.root_mean_square(values, tuple(range(values.ndim - 1)))
+        return values / jnp.where(rms > 0, rms, 1.0)
+
+    def best(tensors: Sequence[jax.Array], table: FormatTable) -> jax.Array:
+        return jnp.stack([criterion(x, table) for x in tensors])
+
+    kernels, activations = [kernel(p) for p in paths], [operands[p][0] for p in paths]
+    return ClipMultiples(best(kernels, bank.weights), best(activations, bank.signed), best(activations, bank.unsigned))

@@ -1,0 +1,97 @@
+"""Finds the best genome for each set of budgets, all in one compiled call (paper, §3.3)."""
+
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from apq_jax import evolution
+from apq_jax.selection import SELECTIONS, on_front
+from hwcost import pricing
+from hwcost.costs import find_cost
+from launch.apq import fit_predictor
+from launch.apq.pipeline import PREDICTOR, SEARCH, SUMMARY, Pipeline
+from launch.training.experiment import ConfigError
+
+TOLD = ("bitfusion_latency", "bitfusion_energy", "bit_operations")  # costs of what is found, as in the paper's Table 2
+
+
+def search(pipeline: Pipeline) -> None:
+    """Searches with the predictor of quantised accuracies as fitness.
+
+    Raises:
+      ConfigError: no budgets.
+      evolution.BudgetError: one that no network meets.
+    """
+    if not pipeline.budgets:
+        raise ConfigError("no budgets: give --budget=NAME=VALUE or --config.search.budgets")
+    config, tables = pipeline.config.search, pipeline.tables
+    asked = [dict(each) for each in pipeline.budgets]
+    of_predictor = pipeline.read(f"{PREDICTOR}/{SUMMARY}")
+    made_from = {
+        "budgets": asked,
+        "settings": {key: value for key, value in config.to_dict().items() if key != "budgets"},
+        "predictor": {key: of_predictor[key] for key in ("records", "settings")},
+    }
+    if pipeline.done(SEARCH, **made_from):
+        return
+    fitness = Partial(partial(fit_predictor.of_genomes, pipeline.space), fit_predictor.read(pipeline))
+    numbers = evolution.Settings(config.population, config.parents, config.mutation, config.generations)
+    evolve = evolution.make(pipeline.space, tables, numbers, SELECTIONS[config.selection]).evolve
+    limits = np.asarray([list(each.values()) for each in asked])
+    seconds = []
+    for _ in ("compiling and searching", "searching"):
+        start = time.perf_counter()
+        result = evolve(fitness, limits, jax.random.key(pipeline.config.seed + 3))
+        seconds.append(time.perf_counter() - start)
+    costs = list(dict.fromkeys([*tables, *TOLD]))
+    found = [
+        network
+        for number, budget in enumerate(asked)
+        for network in _found(pipeline, budget, costs, result, number, whole_front=config.selection == "nsga2")
+    ]
+    pipeline.write(
+        SEARCH,
+        {
+            **made_from,
+            "units": {name: find_cost(name).unit for name in costs},
+            "seconds": round(seconds[1], 3),
+            "seconds_with_compilation": round(seconds[0], 3),
+            "found": found,
+            "history": np.round(result.history, 6)[:, :: max(config.generations // 100, 1)].tolist(),
+        },
+    )
+    pipeline.note(f"{len(found)} networks found in {seconds[1]:.2f} s ({seconds[0]:.2f} s with compilation)")
+
+
+def _found(
+    pipeline: Pipeline,
+    budget: dict[str, float],
+    costs: list[str],
+    result: evolution.Result,
+    number: int,
+    *,
+    whole_front: bool,
+) -> list[dict[str, Any]]:
+    """The best genome for one set of budgets, or the front of fitness and costs below it, the cheapest first."""
+    space, tables = pipeline.space, pipeline.tables
+    fitness, searched = result.fitness[number], result.costs[number]
+    places = np.flatnonzero(on_front(fitness, searched)) if whole_front else np.zeros(1, int)
+    all_tables = {name: tables[name] if name in tables else space.cost_table(find_cost(name)) for name in costs}
+    rows = []
+    for place in places[np.argsort(searched[places, 0])]:
+        genome = np.asarray(space.canonical(jnp.asarray(result.genomes[number, place])))
+        evolution.verify(tables, genome, np.asarray(list(budget.values())))
+        rows.append(
+            {
+                "budget": budget,
+                "costs": {name: pricing.price_exactly(table, genome) for name, table in all_tables.items()},
+                "predicted_accuracy": float(fitness[place]),
+                "choices": space.search_space.decode(genome),
+            }
+        )
+    return rows

@@ -1,0 +1,87 @@
+"""What it takes to measure networks of the once-for-all network, as data that may go to another machine."""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from apq_jax import subnet_accuracy
+from apq_jax.architectures import ArchitectureSpace
+from apq_jax.block_network import network
+from apq_jax.shrinking import ShrinkingState
+from apq_jax.supernet import Params, Weights
+from fliqs_jax import losses
+from launch import data
+from launch.apq.pipeline import Pipeline
+
+
+def batches(pipeline: Pipeline, dataset: data.Dataset) -> subnet_accuracy.Data:
+    """The batches that every record is made with."""
+    config = pipeline.config.records
+
+    def some(count: int, first_step: int, *, augmented: bool) -> list[data.Batch]:
+        stream = dataset.train_batches(
+            "train", batch_size=config.batch_size, first_step=first_step, augmented=augmented
+        )
+        return list(itertools.islice(stream, count))
+
+    return subnet_accuracy.Data(
+        calibration=some(config.calibration_batches, 0, augmented=False),
+        training=some(config.fine_tuning_steps, config.calibration_batches, augmented=True),
+        validation=list(dataset.eval_batches("valid", batch_size=config.batch_size)),
+    )
+
+
+class Measurement(NamedTuple):
+    """All that measuring networks takes, as data that may go to another machine.
+
+    Attributes:
+      kind: of accuracy, one of `RECORD_FILES`.
+      space: of the networks.
+      weights, batch_stats: of the once-for-all network.
+      batches: what accuracy is measured with.
+      fine_tuning_rate, label_smoothing: of the fine-tuning.
+    """
+
+    kind: str
+    space: ArchitectureSpace
+    weights: Weights
+    batch_stats: Params
+    batches: subnet_accuracy.Data
+    fine_tuning_rate: float
+    label_smoothing: float
+
+
+def of_kind(kind: str, pipeline: Pipeline, state: ShrinkingState, found: subnet_accuracy.Data) -> Measurement:
+    """How an experiment measures networks."""
+    weights, batch_stats = jax.device_get((state.params, state.batch_stats))
+    config = pipeline.config
+    return Measurement(
+        kind,
+        pipeline.space,
+        weights,
+        batch_stats,
+        found,
+        fine_tuning_rate=config.records.fine_tuning_rate,
+        label_smoothing=config.supernet.label_smoothing,
+    )
+
+
+def measure_of(task: Measurement) -> Callable[[np.ndarray], float]:
+    """The accuracy of a genome, int32[D]; compiled at the first call, for all genomes."""
+    full = network(task.space, task.space.largest)
+    if task.kind == "float":
+        measure = subnet_accuracy.make_float_accuracy(task.space, full)
+    else:
+        measure = subnet_accuracy.make_quantized_accuracy(
+            task.space,
+            full,
+            optimizer=optax.sgd(task.fine_tuning_rate, momentum=0.9),
+            loss=losses.cross_entropy(task.label_smoothing),
+        )
+    weights, batch_stats = jax.device_put((task.weights, task.batch_stats))
+    return lambda genome: measure(weights, batch_stats, task.batches, jnp.asarray(genome))

@@ -1,0 +1,131 @@
+"""Trains the once-for-all network, from its newest checkpoint if it has one (paper, §3.1)."""
+
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from apq_jax import shrinking
+from apq_jax.shrinking import Objective, ShrinkingState
+from fliqs_jax import losses
+from fliqs_jax.distillation import TEACHER_LOGITS, distilled
+from fliqs_jax.quality import accuracy
+from launch import data
+from launch.apq import record_task
+from launch.apq.pipeline import SUMMARY, SUPERNET, Pipeline
+from launch.training import loop, optimizers, progress, runs
+from launch.training.checkpoints import Checkpoints, state_digest
+from launch.training.experiment import ConfigError
+from launch.training.interruption import stop_on_signals
+from launch.training.mesh import compile_step, data_mesh, place_batch, replicated, split_batch
+
+
+def _objective(config: ConfigDict) -> Objective:
+    loss = losses.cross_entropy(config.label_smoothing)
+    settings = config.distillation
+    taught = distilled(loss, weight=settings.weight, temperature=settings.temperature)
+    return Objective(
+        loss=loss,
+        taught_loss=lambda logits, batch, teacher: taught(logits, batch | {TEACHER_LOGITS: teacher}),
+        quality=accuracy.of_batch,
+    )
+
+
+def _initial(pipeline: Pipeline) -> tuple[ShrinkingState, optax.GradientTransformation, int]:
+    """The state before training, the optimiser, and the number of steps."""
+    config = pipeline.config.supernet
+    examples = pipeline.source.train_examples - pipeline.config.data.valid_examples
+    steps = max(round(config.epochs * (examples // config.batch_size)), len(shrinking.STAGES))
+    optimizer = optimizers.weight_optimizer(config.optimizer, steps)
+    key = jax.random.key(pipeline.config.seed)
+    return shrinking.init_state(pipeline.space, pipeline.full, optimizer, key), optimizer, steps
+
+
+def train(pipeline: Pipeline) -> None:
+    """Trains the once-for-all network by progressive shrinking, from its newest checkpoint if it has one."""
+    if pipeline.done(f"{SUPERNET}/{SUMMARY}"):
+        return
+    config, space = pipeline.config.supernet, pipeline.space
+    directory = pipeline.workdir / SUPERNET
+    directory.mkdir(parents=True, exist_ok=True)
+    dataset = pipeline.open_data()
+    mesh = data_mesh()
+    state, optimizer, steps = _initial(pipeline)
+    state = jax.device_put(state, replicated(mesh))
+    starts = shrinking.stage_starts(steps, config.stages.to_dict())
+    checkpoints = Checkpoints(directory / "checkpoints")
+    first_step = 0
+    if restored := checkpoints.restore(state, say=pipeline.note):
+        first_step, state = restored
+        pipeline.note(f"once-for-all network: going on from step {first_step}")
+    step = shrinking.make_step(
+        space,
+        pipeline.full,
+        optimizer=optimizer,
+        objective=_objective(config),
+        sampling=shrinking.SAMPLINGS[config.sampling],
+        starts=starts,
+    )
+
+    def batches(first: int) -> Iterable[data.Batch]:
+        return dataset.train_batches("train", batch_size=config.batch_size, first_step=first, augmented=True)
+
+    example = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in next(iter(batches(0))).items()}
+    compiled = compile_step(step, mesh, jax.eval_shape(lambda: state), example)
+    sharding = split_batch(mesh)
+    with (
+        stop_on_signals() as stop,
+        progress.Recorder(
+            directory / runs.METRICS,
+            title="once-for-all network",
+            quality=accuracy.name,
+            first_step=first_step,
+            total_steps=steps,
+            console=pipeline.console,
+        ) as recorder,
+    ):
+        state = loop.run(
+            state,
+            step=compiled,
+            batches=((place_batch(batch, sharding),) for batch in batches(first_step)),
+            first_step=first_step,
+            total_steps=steps,
+            before_step=shrinking.before_steps(space, starts),
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            checkpoints=checkpoints,
+            recorder=recorder,
+            policy_probabilities=lambda _: np.zeros((0, 0)),
+            stop=stop,
+        )
+    checkpoints.close()
+    found = record_task.batches(pipeline, dataset)
+    measure = record_task.measure_of(record_task.of_kind("float", pipeline, state, found))
+    ends = {"largest": space.largest, "smallest": space.smallest}
+    pipeline.write(
+        f"{SUPERNET}/{SUMMARY}",
+        {
+            "steps": steps,
+            "seconds": round(recorder.seconds, 1),
+            "state_sha256": state_digest(state),
+            "validation_accuracy": {name: measure(genome) for name, genome in ends.items()},
+        },
+    )
+
+
+def read(pipeline: Pipeline) -> ShrinkingState:
+    """The once-for-all network after training.
+
+    Raises:
+      ConfigError: it is not trained.
+    """
+    pipeline.read(f"{SUPERNET}/{SUMMARY}")
+    checkpoints = Checkpoints(pipeline.workdir / SUPERNET / "checkpoints")
+    like = jax.device_put(_initial(pipeline)[0], replicated(data_mesh()))
+    restored = checkpoints.restore(like, say=pipeline.note)
+    checkpoints.close()
+    if restored is None:
+        raise ConfigError(f"{pipeline.workdir / SUPERNET} has no checkpoint")
+    return restored[1]

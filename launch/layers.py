@@ -1,0 +1,98 @@
+"""The layers of a model, yours or one of ours: what a rule can name, and where the cost is.
+
+    python -m launch.layers --model=my_package.my_module:make_model --input=1,32,32,3 [--dtype=int32]
+        [--formats=int_s --rule="stem: bf16" --rule="(query|key|value)$: tie"]
+
+`make_model` takes no arguments that have no default, and returns a linen module. With rules, each layer's decision and
+its options are told (`hwcost/format_plan.py`); without formats, the share of cost is that of multiply-accumulates.
+"""
+
+import argparse
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from aqt_like.formats import format_space
+from fliqs_jax import models
+from hwcost import workload
+from hwcost.format_plan import FormatPlan, format_plan
+from hwcost.workload import Workload
+
+
+def input_shape(text: str) -> tuple[int, ...]:
+    """`1,32,32,3` as numbers.
+
+    Raises:
+      ValueError: anything but whole numbers above 0, batch first.
+    """
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        shape = ()
+    if len(shape) < 2 or min(shape) < 1:
+        raise ValueError(f"input {text!r}: expected a shape with a batch axis, as in 1,32,32,3")
+    return shape
+
+
+def table(layers: Workload, plan: FormatPlan | None) -> Table:
+    """One row per layer, and its decision if there is a plan."""
+    total = sum(layer.macs for layer in layers)
+    options = {}
+    if plan:
+        decisions = plan.space.decisions
+        for layer, index in zip(plan.workload, plan.decision_of, strict=True):
+            granularity = plan.granularity_of.get(layer.path, "")
+            options[layer.path] = (decisions[index].name, " ".join([", ".join(decisions[index].options), granularity]))
+    rows = Table("path", "kind", "input", "output", box=None)
+    rows.columns[0].no_wrap = True
+    for column in ("MACs", "share", "weights"):
+        rows.add_column(column, justify="right")
+    if plan:
+        rows.add_column("decision")
+        rows.add_column("formats")
+    for layer in layers:
+        rows.add_row(
+            layer.path,
+            layer.kind + (f", {layer.groups} groups" if layer.groups > 1 else ""),
+            _sizes(layer.input_size, layer.in_channels),
+            _sizes(layer.output_size, layer.out_channels),
+            f"{layer.macs:,}",
+            f"{layer.macs / total:.1%}",
+            f"{layer.weights:,}",
+            *(options.get(layer.path, ("ignored: in float", "")) if plan else ()),
+        )
+    return rows
+
+
+def _sizes(size: tuple[int, ...], channels: int) -> str:
+    return "×".join(map(str, (*size, channels)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints the layers of the model of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="package.module:function, or one of our names")
+    parser.add_argument("--input", required=True, help="shape of a batch, as in 1,32,32,3")
+    parser.add_argument("--dtype", choices=("float32", "int32"), default="float32", help="of the input")
+    parser.add_argument("--formats", default="int_s", help="a format space, or formats joined by commas")
+    parser.add_argument("--rule", action="append", default=[], help="'EXPRESSION: WHAT', may be given several times")
+    parser.add_argument("--classes", type=int, default=10)
+    arguments = parser.parse_args(argv)
+    try:
+        shape = input_shape(arguments.input)
+        model = models.create(arguments.model, classes=arguments.classes)
+        layers = workload.trace(model, shape[1:], dtype=arguments.dtype, **models.mode(model, train=False))
+        members = format_space(arguments.formats)
+        plan = format_plan(layers, members, arguments.rule) if arguments.rule else None
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=160)
+    console.print(table(layers, plan))
+    total = sum(layer.macs for layer in layers)
+    console.print(f"{len(layers)} layers, {total:,} MACs, {sum(layer.weights for layer in layers):,} weights")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The pictures of APQ's report."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from launch.reports.figures import ACCENT, INK, SECOND, STYLE, WIDTH, as_svg, bit_colour, spread
+
+Found = Mapping[str, Any]
+
+
+def front(networks: Sequence[Found], cost: str, unit: str) -> str:
+    """Accuracy of the found networks against a cost: predicted, and as fine-tuned."""
+    words = cost.replace("_", " ")
+    return _accuracy_against(
+        unit if unit == words else f"{words} ({unit})",
+        {
+            label: [(network["costs"][cost], network[key]) for network in networks]
+            for label, key in (
+                ("predicted", "predicted_accuracy"),
+                ("validation, fine-tuned", "validation_accuracy"),
+                ("test, fine-tuned", "accuracy"),
+            )
+        },
+    )
+
+
+def joint_and_sequential(networks: Sequence[Found]) -> str:
+    """Test accuracy against latency of networks found either way (the paper's Figure 6)."""
+    return _accuracy_against(
+        "latency on BitFusion (ms)",
+        {
+            label: [(network["latency"], network["accuracy"]) for network in networks if network["way"] == way]
+            for label, way in (
+                ("kernels and depths, then channels, then bits", "sequential"),
+                ("all together", "joint"),
+            )
+        },
+    )
+
+
+def _accuracy_against(cost: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Points (cost, accuracy), joined in the order of their cost."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.4))
+        axes = figure.subplots()
+        for (label, points), colour, marker in zip(lines.items(), (SECOND, ACCENT, INK), "os^", strict=False):
+            costs, accuracies = zip(*sorted(points), strict=True)
+            axes.plot(costs, 100 * np.asarray(accuracies), color=colour, marker=marker, markersize=4, label=label)
+        axes.locator_params(axis="x", nbins=6)
+        axes.set_xlabel(cost)
+        axes.set_ylabel("accuracy (%)")
+        axes.legend(fontsize=8)
+        return as_svg(figure, "Accuracy of the found networks against cost")
+
+
+def predictor_curve(curve: Sequence[Mapping[str, Any]]) -> str:
+    """Share of pairs put in order against the number of quantised records, and its range (the paper's Figure 7)."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.4))
+        axes = figure.subplots()
+        counts = [point["records"] for point in curve]
+        for key, label, colour in (
+            ("transferred", "transferred from float", ACCENT),
+            ("from_scratch", "from scratch", SECOND),
+        ):
+            each = 100 * np.asarray([point[key]["pairwise_of_each"] for point in curve])
+            axes.fill_between(counts, each.min(axis=1), each.max(axis=1), color=colour, alpha=0.15, linewidth=0)
+            axes.plot(counts, each.mean(axis=1), color=colour, marker="o", ms=4, label=label)
+        axes.set_xscale("log")
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.minorticks_off()
+        axes.set_xlabel("quantised records")
+        axes.set_ylabel("pairwise accuracy (%)")
+        axes.legend(fontsize=8)
+        return as_svg(figure, "Pairwise accuracy of the predictors against the number of records")
+
+
+def evolution(history: Sequence[Sequence[float]], names: Sequence[str], generations: int) -> str:
+    """Best predicted accuracy over generations, a line for each set of budgets."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.0))
+        axes = figure.subplots()
+        shades = np.linspace(0.35, 1.0, len(history))
+        ends, reached = [100 * line[-1] for line in history], 100 * np.asarray(history)
+        heights = spread(ends, 0.05 * max(float(np.ptp(reached)), 0.1))
+        for line, name, shade, height in zip(reached, names, shades, heights, strict=True):
+            axes.plot(np.linspace(0, generations, len(line)), line, color=ACCENT, alpha=shade)
+            axes.text(1.02 * generations, height, name, va="center", fontsize=7)
+        axes.set_xlabel("generation")
+        axes.set_ylabel("best predicted accuracy (%)")
+        return as_svg(figure, "Best predicted accuracy over the generations of evolution")
+
+
+def networks_by_block(networks: Sequence[Found], names: Sequence[str], most_channels: Mapping[str, int]) -> str:
+    """A row per network, a bar per block: as high as it has channels, as many as it could have being all; the colour
+    says the bits of its pointwise weights, the number its kernel. Skipped blocks are empty.
+    """
+    blocks = list(most_channels)
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(2 * WIDTH, 0.62 * len(networks) + 0.7))
+        axes = figure.subplots()
+        used = set()
+        for row, network in enumerate(networks):
+            for column, block in enumerate(blocks):
+                shape = shape_of(network["choices"], block)
+                if shape is None:
+                    axes.plot([column - 0.3, column + 0.3], [row, row], color="#c9ced6", linewidth=1)
+                    continue
+                kernel, channels, bits = shape
+                used.add(bits)
+                height = 0.84 * channels / most_channels[block]
+                axes.add_patch(Rectangle((column - 0.38, row), 0.76, -height, color=bit_colour(bits), linewidth=0))
+                axes.text(column, row - 0.06, f"{kernel}×{kernel}", ha="center", va="bottom", fontsize=7, color="w")
+        axes.set_xlim(-0.6, len(blocks) - 0.4)
+        axes.set_ylim(len(networks) - 0.85, -1.0)
+        axes.set_xticks(range(len(blocks)), [block.replace("_block", ".").replace("stage", "") for block in blocks])
+        axes.set_yticks(range(len(networks)), names)
+        axes.tick_params(length=0)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        handles = [Patch(color=bit_colour(bits), label=f"{bits} bits") for bits in sorted(used)]
+        axes.legend(handles=handles, fontsize=8, ncols=len(handles), loc="lower right", bbox_to_anchor=(1, 1))
+        return as_svg(figure, "Kernel, channels and bits of each block of the found networks")
+
+
+def shape_of(choices: Mapping[str, str], block: str) -> tuple[int, int, int] | None:
+    """Kernel, channels inside and bits of pointwise weights of a block; None where it is skipped."""
+    stage, _, place = block.partition("_block")
+    if int(choices.get(f"{stage}.depth", place)) < int(place):
+        return None
+    kernel, channels = int(choices[f"{block}.kernel"]), int(choices[f"{block}.channels"])
+    return kernel, channels, int(choices[f"{block}.pointwise_weights"].removeprefix("int"))

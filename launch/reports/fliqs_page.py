@@ -1,0 +1,193 @@
+"""The page about a run, or about several: one self-contained HTML file."""
+
+import html
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from aqt_like.formats import parse_layer_format
+from launch.reports import figures
+from launch.reports.figures import quality_of
+from launch.reports.page import card, page, table_of
+from launch.reports.recorded_runs import RecordedRun, paying_alike, read_runs, uniform_gap
+from launch.training import progress
+from launch.training.runs import METRICS
+
+_HEATMAP_LINES = 240
+
+
+def _columns(runs: Sequence[RecordedRun]) -> tuple[str, ...]:
+    _, unit = figures.readable_cost(runs[0].summary["cost_unit"])
+    return ("network", runs[0].summary["quality"], unit, "cost / target", "bits per MAC", "bits of each layer")
+
+
+def _row(run: RecordedRun, runs: Sequence[RecordedRun]) -> tuple[str, ...]:
+    s = run.summary
+    factor, unit = figures.readable_cost(s["cost_unit"])
+    paid = s["cost"] * factor
+    own_unit = "" if run in paying_alike(runs) else f" {unit}"
+    return (
+        s["name"],
+        f"{100 * quality_of(s):.2f} %",
+        f"{paid:,.{1 if paid >= 0.5 else 4}f}{own_unit}",
+        f"{s['relative_cost']:.3f}",
+        f"{run.mean_bits:.2f}",
+        run.bits_over_depth,
+    )
+
+
+def rows(runs: Sequence[RecordedRun]) -> list[dict[str, str]]:
+    """The comparison of `runs` by column names, as the JSON file holds it."""
+    return [dict(zip(_columns(runs), _row(run, runs), strict=True)) for run in runs]
+
+
+def print_table(runs: Sequence[RecordedRun], console: Console) -> None:
+    """Prints the comparison of `runs`."""
+    table = Table(box=box.SIMPLE_HEAD)
+    columns = _columns(runs)
+    for i, column in enumerate(columns):
+        last = i == len(columns) - 1
+        table.add_column(column, justify="left" if i == 0 or last else "right", overflow="fold", no_wrap=not last)
+    for run in runs:
+        table.add_row(*_row(run, runs), style="bold" if run.searched else None)
+    console.print(table)
+
+
+def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
+    """Writes the page about the runs in `directories`, the first of which is told in full; returns `path`."""
+    runs = read_runs(directories)
+    main = runs[0]
+    summary = main.summary
+    lines = progress.read_metrics(main.directory / METRICS)
+    factor, unit = figures.readable_cost(summary["cost_unit"])
+    name, data_name = summary["quality"], summary["config"]["data"]["name"]
+    lead = (
+        f"Test {name} {100 * quality_of(summary):.2f} % at {summary['relative_cost']:.3f} × the cost target of "
+        f"{summary['target'] * factor:,.4g} {unit}."
+    ) + "".join(
+        f" Of {budget['name']}, {budget['cost']:,.4g} {budget['unit']} where {budget['target']:,.4g} were allowed."
+        for budget in summary["budgets"][1:]
+    )
+    tiles = [
+        (f"{100 * quality_of(summary):.2f} %", f"test {name}", "main"),
+        (f"{summary['relative_cost']:.3f}", "cost / target", ""),
+        (f"{main.mean_bits:.2f}", "bits per MAC", ""),
+        (f"{summary['seconds']:,.0f} s", f"training, {summary['steps_per_second']:.1f} steps/s", ""),
+    ]
+    if main.searched and (gap := uniform_gap(runs)):
+        lead += (
+            f" From {gap.cheapest['name']} ({100 * quality_of(gap.cheapest):.2f} %) to {gap.dearest['name']} "
+            f"({100 * quality_of(gap.dearest):.2f} %) is a gap of {gap.points:.2f} points"
+        )
+        if (share := gap.recovered(summary)) is None:
+            lead += ", which is within the noise of a single run."
+        else:
+            lead += f"; the search recovers {100 * share:.0f} % of it."
+            tiles.insert(1, (f"{100 * share:.0f} %", f"of the {name} gap recovered", ""))
+    path.write_text(page(f"{summary['name']} on {data_name}", lead, tiles, _cards(runs, lines)))
+    return path
+
+
+def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list[str]:
+    main = runs[0].summary
+    searched = [run.summary for run in runs if run.searched] or [main]
+    alike = [summary for summary in searched if _paths(summary) == _paths(searched[0])]
+    settings = json.dumps({key: main[key] for key in ("config", "versions", "device", "seed")}, indent=1)
+    return [
+        card(
+            f"{_capital(main['quality'])} against cost",
+            "Stars are searched, dots have one format in all layers.",
+            figures.pareto([run.summary for run in paying_alike(runs)]),
+        ),
+        card(
+            "Format of each layer",
+            "From input to output; the warmer, the fewer bits.",
+            figures.formats_over_depth(alike),
+        ),
+        card(
+            "Where the cost is",
+            _shares_of(main),
+            figures.cost_shares(main),
+        ),
+        card("Results", "", _table(runs), wide=True),
+        *(_training_cards(main, lines) if lines else ()),
+        card(
+            "Settings",
+            _footprint(main),
+            f"<details><summary>config and versions</summary><pre>{html.escape(settings)}</pre></details>",
+            wide=True,
+        ),
+    ]
+
+
+def _shares_of(summary: dict[str, Any]) -> str:
+    name = summary["cost_name"].replace("_", " ")
+    text = f"Each layer's share of {name}" + (", and of bit operations." if name != "bit operations" else ".")
+    estimates = [layer["path"] for layer in summary["layers"] if layer["cost_is_estimate"]]
+    return text + (f" Interpolated, not measured: {', '.join(estimates)}." if estimates else "")
+
+
+def _footprint(summary: dict[str, Any]) -> str:
+    """What training took, in a sentence."""
+    footprint, rates = summary["footprint"], summary["config"]["footprint"]
+    low, high = footprint["dollars"]
+    return (
+        f"Training drew {1000 * footprint['kilowatt_hours']:,.3g} Wh at {rates['watts']:g} W, which stand for "
+        f"{1000 * footprint['co2e_kilograms']:,.3g} g of CO2e and ${low:,.2g} to ${high:,.2g} of cloud computing."
+    )
+
+
+def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Pictures of the course of one run."""
+    config = summary["config"]
+    warmup = round(config["warmup_fraction"] * lines[-1]["step"])
+    timed = [line | {"milliseconds": 1000 / line["steps_per_second"]} for line in lines]
+    cards = [
+        card(
+            f"{_capital(summary['quality'])} while training",
+            "On training batches, and on the validation batches that the reward is computed on.",
+            figures.curve(lines, {"train_quality": "train", "valid_quality": "validation"}, summary["quality"]),
+        ),
+        card(
+            "Sampled cost",
+            "Of the networks drawn at each step; dotted: the target.",
+            figures.curve(lines, {"relative_cost": "cost / target"}, "cost / target", reference=1.0),
+        ),
+        card(
+            "Reward",
+            f"The {config['reward'].replace('_', ' ')} reward with γ = {config['gamma']:g}.",
+            figures.curve(lines, {"reward": "reward"}, "reward"),
+        ),
+        card(
+            "Entropy of the policy",
+            f"A sum over layers. Formats are drawn uniformly for the first {warmup} steps.",
+            figures.curve(lines, {"entropy": "entropy"}, "entropy (nats)"),
+        ),
+    ]
+    if summary["policy"] == "reinforce":
+        decisions = [
+            decision | {"bits": [parse_layer_format(option).bits for option in decision["options"]]}
+            for decision in summary["decisions"]
+        ]
+        picture = figures.policy_over_time(lines[:: max(len(lines) // _HEATMAP_LINES, 1)], decisions)
+        explanation = "A band per decision, a row per format in it: the stronger, the more probable."
+        cards.append(card("The policy over time", explanation, picture))
+    cards.append(card("Step time", "", figures.curve(timed, {"milliseconds": "step time"}, "step time (ms)")))
+    return cards
+
+
+def _capital(name: str) -> str:
+    return name[:1].upper() + name[1:]
+
+
+def _paths(summary: dict[str, Any]) -> list[str]:
+    return [layer["path"] for layer in summary["layers"]]
+
+
+def _table(runs: Sequence[RecordedRun]) -> str:
+    return table_of(_columns(runs), [(_row(run, runs), run.searched) for run in runs])

@@ -1,0 +1,1 @@
+"""Running networks elsewhere than in JAX: as ONNX graphs, in the engines that people deploy to, and timed there."""

@@ -1,0 +1,1 @@
+"""Training: from a config to finished runs, over one mesh, one loop and checkpoints."""

@@ -1,0 +1,291 @@
+"""From a config to a search: everything is checked here, before any time is spent."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from aqt_like import calibration, format_choice, gradients
+from aqt_like.formats import format_space, parse_layer_format
+from aqt_like.interception import Quantizer, kernel_clip
+from fliqs_jax import distillation, losses, models
+from fliqs_jax.models import pretrained
+from fliqs_jax.policy import POLICIES
+from fliqs_jax.quality import QUALITIES, Quality
+from fliqs_jax.reward import REWARDS
+from fliqs_jax.schedule import ENTROPY_SCHEDULES
+from fliqs_jax.search import Search
+from hwcost import pricing, registry, workload
+from hwcost.cost_model import CostModel
+from hwcost.costs import find_cost
+from hwcost.format_plan import FormatPlan, format_plan
+from hwcost.workload import Workload
+from launch import data
+from launch.training import optimizers
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names its key, its value and what was expected."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One network to train. The trials of an experiment share its compiled step: they differ in the policy alone.
+
+    Attributes:
+      name: for people.
+      directory: where it is written, relative to the work directory.
+      config: of this trial.
+      genome: int32[D] for policy `fixed`, else None.
+    """
+
+    name: str
+    directory: str
+    config: ConfigDict
+    genome: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config, checked, and what follows from it without computing anything.
+
+    Attributes:
+      costs: by name, in the order of `search.budgets`.
+    """
+
+    config: ConfigDict
+    source: data.Source
+    plan: FormatPlan
+    costs: dict[str, CostModel]
+    search: Search
+    clip_multiples: format_choice.ClipMultiples
+    trials: tuple[Trial, ...]
+
+
+def prepare_experiment(config: ConfigDict, source: data.Source | None = None) -> Experiment:
+    """Checks `config` and builds the search from it, within seconds; `source` may stand for `config.data`.
+
+    Raises:
+      ConfigError, data.DataError, formats.UnknownFormatError: with a message for the person who wrote the config.
+    """
+    _check_settings(config)
+    formats = format_space(config.formats)
+    source = source or data.find(config.data)
+    _check_examples(config, source)
+    settings = config.model.to_dict()
+    network = models.find(settings["name"])
+    model = models.create(settings.pop("name"), classes=source.classes, **settings)
+    _check_pretrained(config, model, source)
+    plan = format_plan(_layers(config, model, network.uncounted, source.example), formats, config.rules)
+    costs, budgets = _budgets(config, plan)
+    steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
+    total_steps = max(round(config.epochs * steps_per_epoch), 1)
+    search = Search(
+        model=model,
+        paths=tuple(layer.path for layer in plan.workload),
+        choice=plan.choice,
+        bank=format_choice.format_bank(formats, use_unsigned=config.unsigned_inputs),
+        budgets=budgets,
+        optimizer=optimizers.weight_optimizer(config.optimizer, total_steps),
+        policy_optimizer=optax.adam(config.policy_learning_rate, b1=config.policy_momentum),
+        loss=_loss(config, source.classes),
+        quality=_quality(config.quality),
+        reward=_named(REWARDS, "reward", config.reward),
+        gamma=config.gamma,
+        entropy_schedule=_named(ENTROPY_SCHEDULES, "entropy_schedule", config.entropy_schedule),
+        entropy_end=config.entropy_end,
+        baseline_momentum=config.baseline_momentum,
+        cost_samples=config.cost_samples,
+        total_steps=total_steps,
+        warmup_steps=round(config.warmup_fraction * total_steps),
+        # Before inputs are quantised, they are profiled for a step at least.
+        input_quantization_step=max(round(config.input_quantization_fraction * total_steps), 1),
+        profile_steps=max(round(config.profile_fraction * total_steps), 1),
+        quantizer=_quantizer(config, plan),
+    )
+    multiples = format_choice.precomputed_clip_multiples(
+        formats, len(plan.workload), config.clip.distribution, use_unsigned=config.unsigned_inputs
+    )
+    return Experiment(
+        config=config,
+        source=source,
+        plan=plan,
+        costs=costs,
+        search=search,
+        clip_multiples=multiples,
+        trials=_trials(config, plan),
+    )
+
+
+def _named(known: dict[str, Any], key: str, name: str) -> Any:
+    if name not in known:
+        raise ConfigError(f"{key}={name!r}: expected one of {', '.join(known)}")
+    return known[name]
+
+
+def _quality(name: str) -> Quality:
+    found = registry.lookup("quality", name, QUALITIES)
+    if not isinstance(found, Quality):
+        raise ConfigError(f"quality={name!r}: expected a fliqs_jax.quality.Quality, got {type(found).__name__}")
+    return found
+
+
+def _check_settings(config: ConfigDict) -> None:
+    """What can be told without data or model."""
+    devices = len(jax.devices())
+    for key in ("batch_size", "valid_batch_size"):
+        if config[key] < 1 or config[key] % devices:
+            raise ConfigError(f"{key}={config[key]}: expected a positive multiple of the {devices} devices")
+    for key in ("warmup_fraction", "input_quantization_fraction", "profile_fraction"):
+        if not 0 <= config[key] <= 1:
+            raise ConfigError(f"{key}={config[key]}: expected a fraction of training, 0…1")
+    if config.profile_fraction < config.input_quantization_fraction:
+        raise ConfigError(
+            f"profile_fraction={config.profile_fraction}: inputs are profiled until they are quantised at least, which "
+            f"is at input_quantization_fraction={config.input_quantization_fraction}"
+        )
+    for key in ("epochs", "gamma", "target", "log_every", "checkpoint_every"):
+        if config[key] <= 0:
+            raise ConfigError(f"{key}={config[key]}: expected a number above 0")
+    if config.cost_samples < 0 or config.cost_samples == 1:
+        raise ConfigError(f"cost_samples={config.cost_samples}: expected 0, or 2 and more")
+    if config.clip.source not in ("precomputed", *calibration.CRITERIA):
+        known = ", ".join(("precomputed", *calibration.CRITERIA))
+        raise ConfigError(f"clip.source={config.clip.source!r}: expected one of {known}")
+
+
+def _check_examples(config: ConfigDict, source: data.Source) -> None:
+    """That there is a batch at least of training and of validation examples."""
+    for key, available in (
+        ("batch_size", source.train_examples - config.data.valid_examples),
+        ("valid_batch_size", config.data.valid_examples),
+    ):
+        if config[key] > available:
+            raise ConfigError(
+                f"{key}={config[key]}: there are {available} such examples, with data.valid_examples="
+                f"{config.data.valid_examples} of {source.train_examples} set aside for validation"
+            )
+
+
+def _layers(config: ConfigDict, model: nn.Module, uncounted: Sequence[str], example: jax.ShapeDtypeStruct) -> Workload:
+    """The layers that can be searched."""
+    layers = workload.trace(
+        model,
+        example.shape,
+        dtype=example.dtype,
+        ignored=uncounted,
+        products=config.products,
+        **models.mode(model, train=False),
+    )
+    if unnamed := [layer.path for layer in layers if ":" in layer.path]:
+        raise ConfigError(
+            f"products=True: {', '.join(unnamed)} cannot be quantised from outside: write them with "
+            "aqt_like.interception.Product, or leave products in float"
+        )
+    return layers
+
+
+def _quantizer(config: ConfigDict, plan: FormatPlan) -> Quantizer:
+    if config.ewgs_strength < 0:
+        raise ConfigError(f"ewgs_strength={config.ewgs_strength}: expected 0 (off) or a positive number")
+    clips = {path: kernel_clip(name) for path, name in plan.granularity_of.items()}
+    estimator = gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through
+    return Quantizer(estimator, weight_clip_of=clips)
+
+
+def _check_pretrained(config: ConfigDict, model: nn.Module, source: data.Source) -> None:
+    if config.init_from:
+        inputs = jnp.zeros((1, *source.example.shape), source.example.dtype)
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs, **models.mode(model, train=False)))
+        pretrained.load(pathlib.Path(config.init_from), config.model.name, shapes)
+
+
+def _loss(config: ConfigDict, classes: int) -> losses.Loss:
+    loss = registry.lookup("loss", config.loss, losses.LOSSES)
+    if config.loss in losses.LOSSES:  # The user's own takes logits and batch, ours are made with their smoothing.
+        loss = loss(config.label_smoothing)
+    if not config.distillation.teacher:
+        return loss
+    settings = config.distillation
+    if classes < 2:
+        raise ConfigError(f"distillation.teacher={settings.teacher!r}: soft targets need two classes or more")
+    try:
+        return distillation.distilled(loss, weight=settings.weight, temperature=settings.temperature)
+    except ValueError as error:
+        raise ConfigError(f"distillation: {error}") from error
+
+
+def _budgets(config: ConfigDict, plan: FormatPlan) -> tuple[dict[str, CostModel], tuple[pricing.Budget, ...]]:
+    """The costs that the config names, the main one first, with what each should come to."""
+    costs, budgets = {}, []
+    for text in (f"{config.cost}: {config.target} {config.target_unit}", *config.budgets):
+        name, _, goal = text.rpartition(": ")
+        target, _, unit = goal.strip().partition(" ")
+        try:
+            amount = float(target)
+        except ValueError:
+            amount = 0.0
+        if not name or amount <= 0:
+            raise ConfigError(f"budget {text!r}: expected NAME: TARGET UNIT, as in 'weight_bytes: 1.2 int4'")
+        costs[name] = find_cost(name)
+        budgets.append(_budget(config, plan, name, costs[name], amount, unit.strip() or "absolute"))
+    if len(costs) < len(budgets):
+        raise ConfigError(f"budgets={config.budgets}: one of these is on the same cost as another, or as {config.cost}")
+    return costs, tuple(budgets)
+
+
+def _budget(
+    config: ConfigDict, plan: FormatPlan, name: str, model: CostModel, target: float, target_unit: str
+) -> pricing.Budget:
+    """A target in the unit of the cost; `target_unit` is a format (all layers in it) or `absolute`."""
+    unit = 1.0
+    if target_unit != "absolute":
+        unit = model.uniform(plan.workload, parse_layer_format(target_unit))
+    table = model.table(plan)
+    lowest, highest = pricing.reachable_interval(table, plan.space)
+    # A learned or random search needs a target that genomes can meet; a fixed genome only reports against it. The
+    # dearest genome may well stay below a second budget, but not below the first.
+    reachable = lowest <= target * unit and (name != config.cost or target * unit <= highest)
+    if config.policy != "fixed" and not reachable:
+        raise ConfigError(
+            f"target={target:g} of {name} (in units of {target_unit}) is out of reach: genomes over {config.formats} "
+            f"cost from {lowest / unit:.4g} to {highest / unit:.4g}"
+        )
+    return pricing.Budget(table, target * unit)
+
+
+def _trials(config: ConfigDict, plan: FormatPlan) -> tuple[Trial, ...]:
+    """What `config` asks for, and then its uniform baselines."""
+    genome = None
+    if config.policy not in POLICIES:
+        raise ConfigError(f"policy={config.policy!r}: expected one of {', '.join(POLICIES)}")
+    if config.policy == "fixed":
+        if not config.genome:
+            raise ConfigError("policy='fixed' needs --config.genome, a format name or a genome file")
+        genome = _genome(config.genome, plan)
+        name = pathlib.Path(config.genome).name if config.genome.endswith(".json") else f"uniform {config.genome}"
+    elif config.genome:
+        raise ConfigError(f"genome={config.genome!r} is for --config.policy=fixed; the policy is {config.policy!r}")
+    else:
+        name = f"{'FLIQS' if config.policy == 'reinforce' else 'random search'} {config.formats}"
+    trials = [Trial(name, "", config, genome)]
+    for baseline in config.baselines:
+        fixed = config.copy_and_resolve_references()
+        fixed.policy, fixed.genome, fixed.baselines = "fixed", baseline, ()
+        trials.append(Trial(f"uniform {baseline}", f"uniform-{baseline}", fixed, _genome(baseline, plan)))
+    return tuple(trials)
+
+
+def _genome(name: str, plan: FormatPlan) -> np.ndarray:
+    """All layers that are not pinned in the format `name`, or what the genome file `name` says."""
+    if name.endswith(".json"):
+        return plan.space.load_genome(pathlib.Path(name))
+    parse_layer_format(name)
+    return plan.uniform_genome(name)

@@ -1,0 +1,224 @@
+"""APQ from end to end, in as few steps as there can be."""
+
+import dataclasses
+import importlib
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from apq_jax import architectures
+from apq_jax.architectures import Stage
+from apq_jax.evolution import BudgetError
+from configs import apq_digits
+from launch.apq import evolve, finish, fit_predictor, measure_records, train_supernet
+from launch.apq.pipeline import RECORD_FILES, SEARCH, SUMMARY, prepare_pipeline
+from launch.journal import JournalError
+from launch.reports import apq_page
+from launch.training import loop
+from launch.training.experiment import ConfigError
+
+STEPS = (
+    train_supernet.train,
+    measure_records.collect,
+    fit_predictor.fit,
+    evolve.search,
+    finish.finish,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_space():
+    with pytest.MonkeyPatch.context() as patch:
+        tiny = dataclasses.replace(architectures.find("digits"), stages=(Stage(8, 1, 1, 2),))
+        patch.setitem(architectures.SPACES, "tiny", tiny)
+        yield
+
+
+def make_config():
+    config = apq_digits.get_config()
+    config.space = "tiny"
+    config.data.valid_examples = 1200
+    config.supernet.update({"epochs": 1.0, "batch_size": 32, "checkpoint_every": 2})
+    config.records.update(
+        {"float": 20, "quantized": 6, "policies": 2, "batch_size": 64, "calibration_batches": 1, "fine_tuning_steps": 1}
+    )
+    config.predictor.update({"hidden": 8, "steps": 20, "held_out": 2, "counts": (2,)})
+    config.search.update({"budgets": ("bitfusion_latency=0.0105",), "generations": 5})
+    config.finish.update({"epochs": 0.2, "batch_size": 32, "valid_batch_size": 64, "recalibration_batches": 1})
+    return config
+
+
+@pytest.fixture
+def config():
+    return make_config()
+
+
+def run(config, workdir, steps=STEPS):
+    pipeline = prepare(config, workdir)
+    for step in steps:
+        step(pipeline)
+    return pipeline
+
+
+def prepare(config, workdir, budgets=()):
+    return prepare_pipeline(config, workdir, Console(quiet=True), budgets)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The directory of a finished experiment; not to be written to."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    run(make_config(), directory)
+    return directory
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def test_all_steps_and_their_report(finished):
+    summary = json.loads((finished / SUMMARY).read_text())
+    assert len(summary["networks"]) == 1
+    for network in summary["networks"]:
+        directory = finished / "found" / network["name"]
+        of_run = json.loads((directory / "run" / "summary.json").read_text())
+        # The price that was searched by is that of the network cut out.
+        assert of_run["cost"] == pytest.approx(network["costs"]["bitfusion_latency"], rel=1e-9)
+        assert of_run["cost"] <= network["budget"]["bitfusion_latency"]
+        assert set(network["costs"]) == {"bitfusion_latency", "bitfusion_energy", "bit_operations"}
+        formats = {layer["path"]: layer["format"] for layer in of_run["layers"]}
+        choices = network["choices"]
+        bits = {choices[f"stage1_block1.pointwise_{kind}"] for kind in ("weights", "inputs")}
+        assert set(formats["stage1_block1/expand/conv"].split("/")) == bits
+        assert formats["stem/conv"] == formats["classifier"] == "int8"
+        assert network["accuracy"] == of_run["accuracy"]
+    for point in summary["predictor"]["quantized"]:
+        each = point["transferred"]["pairwise_of_each"]
+        assert point["transferred"]["pairwise"] == pytest.approx(np.mean(each))
+
+
+def test_the_report(workdir):
+    page = apq_page.write(workdir).read_text()
+    for text in ("Found networks", "Predictors", "Accuracy against bitfusion latency", "Accuracy against bit operat"):
+        assert text in page
+    apq_page.print_table(json.loads((workdir / SUMMARY).read_text()), Console(quiet=True))
+
+
+def test_what_is_done_is_not_done_again_and_another_search_needs_nothing_else(config, workdir):
+    before = (workdir / SUMMARY).read_text()
+    run(config, workdir)
+    assert (workdir / SUMMARY).read_text() == before
+    other = prepare(config, workdir, ["bitfusion_latency=0.011,0.015", "weight_bytes=9000"])
+    evolve.search(other)
+    found = other.read(SEARCH)["found"]
+    assert [list(each["budget"].values()) for each in found] == [[0.011, 9000], [0.015, 9000]]
+    assert all(each["costs"][name] <= limit for each in found for name, limit in each["budget"].items())
+
+    config.search.update({"selection": "nsga2", "budgets": ("bitfusion_latency=0.014,weight_bytes=9000",)})
+    evolve.search(prepare(config, workdir))
+    front = other.read(SEARCH)["found"]
+    assert len(front) > 1
+    for one, next_one in itertools.pairwise(front):
+        assert one["costs"]["bitfusion_latency"] <= next_one["costs"]["bitfusion_latency"] <= 0.014
+    names = {finish.name_of(network) for network in front}
+    assert len(names) == len(front)
+    assert all(name.startswith("bitfusion_latency-0.014-weight_bytes-9000-") for name in names)
+
+
+def test_records_go_on_after_a_kill_and_more_may_be_asked_for(config, workdir):
+    pipeline = prepare(config, workdir)
+    path = workdir / RECORD_FILES["quantized"]
+    whole = path.read_text()
+    path.write_text(whole[:-40])  # half a line
+    measure_records.collect(pipeline)
+    assert path.read_text() == whole
+
+    measure_records.collect(pipeline, counts={"float": 21})
+    assert path.read_text() == whole
+    assert len((workdir / RECORD_FILES["float"]).read_text().splitlines()) == 1 + 21
+    before = pipeline.read("predictor/summary.json")
+    fit_predictor.fit(pipeline)
+    after = pipeline.read("predictor/summary.json")
+    assert (before["records"], after["records"]) == ({"float": 20, "quantized": 6}, {"float": 21, "quantized": 6})
+    searched = (workdir / SEARCH).read_text()
+    evolve.search(pipeline)
+    assert (workdir / SEARCH).read_text() != searched
+
+
+def test_damage_and_too_few_records_are_told(config, workdir):
+    pipeline = prepare(config, workdir, ["weight_bytes=9000"])
+    (workdir / fit_predictor.FILES["quantized"]).write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match=r"cannot read the predictor .*quantized.safetensors"):
+        evolve.search(pipeline)
+    path = workdir / RECORD_FILES["quantized"]
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    with pytest.raises(ConfigError, match=r"2 quantised records: expected more than predictor.held_out=2"):
+        fit_predictor.fit(pipeline)
+
+
+def test_the_once_for_all_network_goes_on_after_a_stop(config, tmp_path, monkeypatch):
+    uninterrupted = run(config, tmp_path / "whole", STEPS[:1]).read("supernet/summary.json")
+    original = loop.run
+
+    def stopped(state, *, total_steps, **rest):
+        original(state, total_steps=5, **rest)
+        raise loop.Stopped(1)
+
+    monkeypatch.setattr(loop, "run", stopped)
+    with pytest.raises(loop.Stopped):
+        run(config, tmp_path / "stopped", STEPS[:1])
+    monkeypatch.setattr(loop, "run", original)
+    resumed = run(config, tmp_path / "stopped", STEPS[:1]).read("supernet/summary.json")
+    for key in ("steps", "state_sha256", "validation_accuracy"):
+        assert resumed[key] == uninterrupted[key]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"space": "huge"}, ValueError, "space 'huge'"),
+        ({"space": "cifar"}, ConfigError, r"space='cifar' is for images of \(32, 32, 3\) in 10 classes; digits has"),
+        ({"supernet.sampling": "all"}, ConfigError, "supernet.sampling='all'"),
+        ({"search.selection": "best"}, ConfigError, "search.selection='best': expected one of fittest, nsga2"),
+        ({"predictor.held_out": 6}, ConfigError, "predictor.held_out=6: expected some of the 6 records"),
+        ({"search.budgets": ("bitfusion_latency",)}, ConfigError, "expected NAME=VALUE"),
+        ({"search.budgets": ("watts=1",)}, ValueError, "cost 'watts'"),
+        ({"search.budgets": ("weight_bytes=1",)}, BudgetError, "no genome is within 1, reachable is"),
+        ({"search.budgets": ("weight_bytes=9000", "bit_operations=1e9")}, ConfigError, "the same costs in every set"),
+    ],
+)
+def test_bad_settings_are_told_before_anything_runs(config, tmp_path, changes, error, message):
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(error, match=message):
+        prepare_pipeline(config, tmp_path / "new", Console(quiet=True))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_of_data_can_be_named_on_the_command_line():
+    for name in ("apq_digits", "apq_cifar10", "apq_imagenet"):
+        config = importlib.import_module(f"configs.{name}").get_config()
+        assert config.data.get_type("data_dir") is str
+        config.data.data_dir = "somewhere"
+
+
+def test_steps_out_of_order_are_told(config, tmp_path):
+    pipeline = prepare_pipeline(config, tmp_path, Console(quiet=True))
+    for step in STEPS[1:]:
+        with pytest.raises((ConfigError, JournalError), match=r"run the steps before|cannot read"):
+            step(pipeline)
+
+
+@pytest.mark.parametrize("name", ["apq_digits", "apq_cifar10", "apq_imagenet"])
+def test_configs_name_spaces_and_budgets_that_there_are(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    space = architectures.find(config.space, config.image_size)
+    assert set(config.supernet.stages) == {"full", "kernel", "channels", "depth"}
+    assert space.blocks
+    assert np.isfinite(config.supernet.epochs)

@@ -1,0 +1,45 @@
+import pytest
+
+from launch import layers
+
+
+def run(capsys, *arguments):
+    layers.main(list(arguments))
+    return capsys.readouterr().out
+
+
+def test_our_models_and_rules(capsys):
+    text = run(capsys, "--model=cifar_resnet", "--input=1,32,32,3", "--rule=stem: bf16", "--rule=shortcut: int8 tie")
+    lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    assert "32×32×3" in lines["stem"]
+    assert lines["stem"].rstrip().endswith("bf16")
+    assert "stage2_block1/*.format" in lines["stage2_block1/shortcut"]
+    assert "int4, int8, bf16" in lines["classifier"]
+    assert "22 layers" in text
+
+
+def test_a_model_of_the_users_own(capsys):
+    text = run(capsys, "--model=examples.digits_mlp:make_model", "--input=1,8,8,1")
+    assert "hidden1" in text
+    assert "decision" not in text
+
+
+def test_a_model_of_whole_numbers(capsys):
+    text = run(capsys, "--model=examples.text_transformer:Transformer", "--input=1,64", "--dtype=int32")
+    assert "attention2/query" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=nowhere:make", "--input=1,2"], "model 'nowhere:make': No module named 'nowhere'"),
+        (["--model=json:dumper", "--input=1,2"], "model 'json:dumper': .*no attribute 'dumper'"),
+        (["--model=fractions:Fraction", "--input=1,2"], "expected a flax.linen.Module, got Fraction"),
+        (["--model=cifar_resnet", "--input=32"], "input '32': expected a shape with a batch axis"),
+        (["--model=cifar_resnet", "--input=1,a"], "input '1,a': expected a shape"),
+        (["--model=cifar_resnet", "--input=1,32,32,3", "--rule=stam: int8"], "'stam: int8' matches no layer; near it"),
+    ],
+)
+def test_errors_are_one_line(capsys, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        run(capsys, *arguments)

@@ -1,0 +1,438 @@
+"""Runs from end to end on the digits: what is written, and what happens when they are disturbed."""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from rich.console import Console
+from safetensors.numpy import save_file
+
+from aqt_like.formats import FORMAT_SPACES, format_space
+from configs import fliqs_cifar10_resnet8, fliqs_criteo
+from fliqs_jax import models
+from fliqs_jax.models import pretrained
+from hwcost import measured_tables
+from launch.reports import fliqs_page
+from launch.training import loop, progress, runs
+from launch.training.checkpoints import CheckpointError, Checkpoints, state_digest
+from launch.training.experiment import ConfigError, prepare_experiment
+from launch.training.interruption import stop_on_signals
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 16
+
+
+def summary_of(directory):
+    return json.loads((directory / "summary.json").read_text())
+
+
+def final_digest(directory):
+    """Digest over the whole search state after the last step."""
+    return summary_of(directory)["state_sha256"]
+
+
+def test_a_run_and_its_baselines_write_all_they_promise(tiny_config, run_experiment):
+    tiny_config.baselines = ("int4", "bf16")
+    directories, _ = run_experiment(tiny_config)
+    assert [d.name for d in directories] == ["run", "uniform-int4", "uniform-bf16"]
+    names = {"summary.json", "genome.json", "metrics.jsonl", "config.json", "checkpoints"}
+    for directory in directories:
+        assert names <= {path.name for path in directory.iterdir()}
+        summary = summary_of(directory)
+        assert list(summary)[:4] == ["accuracy", "cost", "target", "genome"]
+        assert 0 < summary["accuracy"] <= 1
+        assert summary["cost"] == sum(layer["bits"] ** 2 * layer["macs"] for layer in summary["layers"])
+        # One compilation for the whole experiment: all phases, all trials.
+        assert summary["search_step_compilations"] == 1
+        lines = progress.read_metrics(directory / "metrics.jsonl")
+        assert lines[-1]["step"] == STEPS
+        assert {"loss", "train_quality", "valid_quality", "relative_cost", "reward", "entropy", "policy"} <= set(
+            lines[0]
+        )
+    assert {layer["format"] for layer in summary_of(directories[1])["layers"]} == {"int4"}
+    assert summary_of(directories[2])["relative_cost"] == pytest.approx(16 / 1.15)
+    page = fliqs_page.write(directories, directories[0] / "report.html").read_text()
+    for text in ("FLIQS int_s on digits", "uniform bf16", "stage3_block1/shortcut", "The policy over time"):
+        assert text in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert "<script" not in page and "src=" not in page
+
+
+def test_a_finished_run_is_not_run_again(tiny_config, run_experiment, uninterrupted):
+    before = (uninterrupted / "summary.json").stat().st_mtime_ns
+    _, said = run_experiment(tiny_config, uninterrupted)
+    assert "already complete" in said
+    assert (uninterrupted / "summary.json").stat().st_mtime_ns == before
+
+
+@dataclasses.dataclass
+class StopAfter:
+    """A request to stop that arrives after so many steps."""
+
+    steps: int
+    signal_number: int = signal.SIGTERM
+
+    def __bool__(self):
+        self.steps -= 1
+        return self.steps <= 0
+
+
+def test_stopping_checkpoints_and_resuming_equals_never_stopping(tiny_config, run_experiment, uninterrupted, tmp_path):
+    workdir = tmp_path / "stopped"
+    with pytest.raises(loop.Stopped) as stopped:
+        run_experiment(tiny_config, workdir, stop=StopAfter(6))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert not (workdir / "summary.json").exists()
+    _, said = run_experiment(tiny_config, workdir)
+    assert "going on from step" in said
+    assert final_digest(workdir) == final_digest(uninterrupted)
+    resumed, whole = summary_of(workdir), summary_of(uninterrupted)
+    for key in ("accuracy", "accuracy_before_recalibration", "genome", "policy_entropy", "validation_accuracy"):
+        assert resumed[key] == whole[key]
+    steps = [line["step"] for line in progress.read_metrics(workdir / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == STEPS
+
+
+def command(workdir):
+    options = {
+        "model.width": 2, "epochs": 2, "baselines": "()", "log_every": 3, "checkpoint_every": 4,
+        "recalibration_batches": 2, "random_search.evaluated": 2,
+    }  # fmt: skip
+    return [
+        sys.executable, "-m", "launch.fliqs", "--config=configs/fliqs_digits.py", f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in options.items()),
+    ]  # fmt: skip
+
+
+ENVIRONMENT = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
+
+
+@pytest.mark.parametrize("after", ["checkpoints/4", "metrics.jsonl"])
+def test_killed_at_any_moment_the_same_command_ends_bit_identical(uninterrupted, tmp_path, after):
+    workdir = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(workdir), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (workdir / after).exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not (workdir / "summary.json").exists()
+    done = subprocess.run(command(workdir), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "report:" in done.stdout
+    assert final_digest(workdir) == final_digest(uninterrupted)
+    for key in ("accuracy", "genome", "policy_entropy"):
+        assert summary_of(workdir)[key] == summary_of(uninterrupted)[key]
+
+
+def damage(checkpoint):
+    """Cuts the largest file of a checkpoint short."""
+    path = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny_config, run_experiment, uninterrupted, tmp_path):
+    workdir = tmp_path / "damaged"
+    with pytest.raises(loop.Stopped):
+        run_experiment(tiny_config, workdir, stop=StopAfter(9))
+    newest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    damage(newest)
+    _, said = run_experiment(tiny_config, workdir)
+    assert f"checkpoint of step {newest.name} is damaged" in said
+    assert "trying the one before" in said
+    assert "going on from step 4" in said or "going on from step 8" in said
+    assert final_digest(workdir) == final_digest(uninterrupted)
+
+
+def test_damage_is_told_and_never_restored(tmp_path):
+    state = {"w": jnp.arange(4.0), "key": jax.random.key(0)}
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(1, state)
+    step, restored = checkpoints.restore(state)
+    assert step == 1
+    assert state_digest(restored) == state_digest(state)
+    path = next(p for p in (tmp_path / "c" / "1").rglob("*") if p.is_file() and p.parent.name == "d")
+    flipped = bytearray(path.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    path.write_bytes(flipped)
+    notices = []
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read \(steps 1 are damaged\)"):
+        checkpoints.restore(state, say=notices.append)
+    assert "is not as it was written" in notices[0]
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["damaged-1"]
+    assert checkpoints.restore(state) is None
+
+
+def test_a_checkpoint_killed_before_its_digests_is_still_good(tmp_path):
+    state = {"w": jnp.arange(4.0)}
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(1, state)
+    (tmp_path / "c" / "1" / "sha256.json").unlink()
+    assert checkpoints.restore(state)[0] == 1
+
+
+def test_digests_tell_states_apart():
+    state = {"w": jnp.arange(4.0), "key": jax.random.key(0)}
+    assert state_digest(state) == state_digest(dict(state))
+    for other in (state | {"w": jnp.arange(4.0).at[0].set(1e-45)}, state | {"key": jax.random.key(1)}):
+        assert state_digest(other) != state_digest(state)
+
+
+def test_nan_loss_stops_with_the_step_and_keeps_the_last_good_checkpoint(tiny_config, run_experiment, tmp_path):
+    tiny_config.optimizer.learning_rate = 1e30
+    tiny_config.optimizer.warmup_fraction = 0.9
+    tiny_config.label_smoothing = 0.1
+    with pytest.raises(
+        loop.NotFiniteError, match=r"the loss is (nan|inf) at step \d+\. The last good checkpoint is kept"
+    ):
+        run_experiment(tiny_config)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_directory_of_another_config_is_refused_with_the_keys(tiny_config, run_experiment, uninterrupted):
+    tiny_config.optimizer.learning_rate = 0.2
+    tiny_config.seed = 3
+    with pytest.raises(ConfigError, match=r"optimizer.learning_rate is 0.1 there and 0.2 here; seed is 0 there"):
+        run_experiment(tiny_config, uninterrupted)
+    tiny_config.optimizer.learning_rate, tiny_config.seed = 0.1, 0
+    tiny_config.log_every = 5  # how a run is shown may change
+    run_experiment(tiny_config, uninterrupted)
+
+
+def test_a_found_genome_can_be_trained_again(tiny_config, run_experiment, uninterrupted, tmp_path):
+    tiny_config.policy = "fixed"
+    tiny_config.genome = str(uninterrupted / "genome.json")
+    directories, _ = run_experiment(tiny_config, tmp_path / "retrained")
+    assert summary_of(directories[0])["genome"] == summary_of(uninterrupted)["genome"]
+
+
+def test_random_search(tiny_config, run_experiment):
+    tiny_config.policy = "uniform"
+    tiny_config.target = 3.0
+    directories, _ = run_experiment(tiny_config)
+    summary = summary_of(directories[0])
+    assert summary["policy_entropy"] == pytest.approx(10 * np.log(3), rel=1e-5)
+    assert abs(summary["relative_cost"] - 1) < 0.2
+
+
+def test_profiled_clipping(tiny_config, run_experiment, uninterrupted, tmp_path):
+    tiny_config.clip.source = "profiled"
+    directories, _ = run_experiment(tiny_config, tmp_path / "profiled")
+    assert final_digest(directories[0]) != final_digest(uninterrupted)
+
+
+@pytest.mark.parametrize("space", FORMAT_SPACES)
+def test_every_named_space_runs(tiny_config, run_experiment, space):
+    tiny_config.formats = space
+    tiny_config.epochs = 0.25
+    directories, _ = run_experiment(tiny_config)
+    names = {fmt.name for fmt in format_space(space)}
+    assert {layer["format"] for layer in summary_of(directories[0])["layers"]} <= names
+    fliqs_page.write(directories, directories[0] / "report.html")
+
+
+def test_cifar10_from_end_to_end(run_experiment, tfds_dir):
+    config = fliqs_cifar10_resnet8.get_config()
+    config.data.data_dir, config.data.image_size = str(tfds_dir), 8
+    config.model.width, config.epochs, config.baselines, config.recalibration_batches = 2, 0.05, (), 2
+    directories, _ = run_experiment(config)
+    summary = summary_of(directories[0])
+    assert summary["config"]["data"]["name"] == "cifar10"
+    assert 0.05 < summary["accuracy"] < 0.7
+    assert progress.read_metrics(directories[0] / "metrics.jsonl")[-1]["step"] == round(0.05 * (45000 // 128))
+
+
+def test_signals_ask_once_and_then_act_as_usual():
+    with stop_on_signals() as stop:
+        assert not stop
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop
+        assert stop.signal_number == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_config_directories_are_claimed_atomically(tiny_config, tmp_path):
+    runs.claim_directory(tmp_path / "new", tiny_config)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
+
+
+def test_a_teacher_changes_what_is_learned_and_has_to_fit(uninterrupted, tiny_config, run_experiment, tmp_path):
+    tiny_config.distillation.teacher = str(uninterrupted)
+    (directory,), _ = run_experiment(tiny_config, tmp_path / "taught")
+    assert summary_of(directory)["search_step_compilations"] == 1
+    assert final_digest(directory) != final_digest(uninterrupted)
+    tiny_config.distillation.weight = 0.0  # a teacher that is not listened to
+    (directory,), _ = run_experiment(tiny_config, tmp_path / "not-listening")
+    lines = [progress.read_metrics(d / "metrics.jsonl") for d in (directory, uninterrupted)]
+    assert lines[0][0]["loss"] == pytest.approx(lines[1][0]["loss"], rel=1e-5)
+    tiny_config.distillation.temperature = 0.0
+    with pytest.raises(ConfigError, match=r"distillation: weight 0.0, temperature 0.0"):
+        prepare_experiment(tiny_config)
+    tiny_config.distillation.temperature = 1.0
+    tiny_config.distillation.teacher = str(tmp_path / "nobody")
+    with pytest.raises(ConfigError, match="nobody holds no run"):
+        run_experiment(tiny_config, tmp_path / "other")
+
+
+def test_training_starts_from_pretrained_weights(tiny_config, run_experiment, tmp_path):
+    tiny_config.model = {"name": "deit_ti16", "channels": 24, "blocks": 1, "patch": 4}
+    model = models.create("deit_ti16", classes=1000, **{k: v for k, v in tiny_config.model.items() if k != "name"})
+    variables = model.init(jax.random.key(5), jnp.zeros((1, 8, 8, 1)), train=False)
+    tensors = {}
+    flat: dict[tuple[str, ...], jax.Array] = flatten_dict(variables)
+    for (_, *place), leaf in flat.items():
+        values = np.asarray(leaf)
+        if place[-1] == "kernel":
+            values = values.transpose(3, 2, 0, 1) if values.ndim == 4 else values.T
+        tensors[pretrained.torch_name("deit_ti16", tuple(place))] = np.ascontiguousarray(values)
+    save_file(tensors, tmp_path / "weights.safetensors")
+    tiny_config.init_from = str(tmp_path / "weights.safetensors")
+    tiny_config.optimizer.learning_rate = 0.0  # what is loaded stays
+    tiny_config.optimizer.weight_decay = 0.0
+    (directory,), output = run_experiment(tiny_config)
+    assert "weights.safetensors, but for classifier/bias, classifier/kernel" in " ".join(output.split())
+    _, state = runs.read_run(directory, Console(file=io.StringIO()))
+    np.testing.assert_array_equal(state.params["patches"]["kernel"], variables["params"]["patches"]["kernel"])
+    tiny_config.model.channels = 48
+    with pytest.raises(ValueError, match=r"in .*weights.safetensors has shape .* needs"):
+        prepare_experiment(tiny_config)
+
+
+def test_mixed_and_augmented_images_are_trained_on(tiny_config, run_experiment):
+    tiny_config.data.augment, tiny_config.data.erasing = "rand_augment", 0.25
+    tiny_config.data.mixup, tiny_config.data.cutmix = 0.8, 1.0
+    tiny_config.optimizer.name, tiny_config.optimizer.learning_rate = "adamw", 1e-3
+    (directory,), _ = run_experiment(tiny_config)
+    lines = progress.read_metrics(directory / "metrics.jsonl")
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_images_are_streamed(run_experiment, tfds_dir):
+    config = fliqs_cifar10_resnet8.get_config()
+    config.data.update({"data_dir": str(tfds_dir), "image_size": 8, "stream": True, "valid_examples": 256})
+    config.data.augment = "resized_crop_flip"
+    config.model.width, config.baselines, config.recalibration_batches = 2, (), 2
+    config.epochs = 0.02
+    (directory,), _ = run_experiment(config)
+    assert 0.05 < summary_of(directory)["accuracy"] < 0.7
+
+
+def test_clicks_are_searched_by_auc(run_experiment, criteo_file):
+    config = fliqs_criteo.get_config()
+    config.data.update({"file": str(criteo_file), "buckets": 100, "valid_examples": 300})
+    config.model.update({"rank": 16, "width": 0.125, "embedding": 4})
+    config.update({"batch_size": 50, "valid_batch_size": 300, "epochs": 2, "baselines": ()})
+    (directory,), said = run_experiment(config)
+    summary = summary_of(directory)
+    assert summary["quality"] == "AUC"
+    assert 0.5 < summary["AUC"] < 0.85
+    assert summary["search_step_compilations"] == 1
+    assert "validation AUC" in said
+    assert "Test AUC" in fliqs_page.write([directory], directory / "report.html").read_text()
+
+
+def test_products_of_activations_are_searched_where_asked(tiny_config, run_experiment):
+    tiny_config.model = {"name": "deit_ti16", "channels": 24, "blocks": 1, "patch": 4}
+    tiny_config.products, tiny_config.target = True, 4.0
+    tiny_config.rules = ("mlp1: int8 per_tensor", "mlp2: per_block_16")
+    (directory,), _ = run_experiment(tiny_config)
+    layers = {layer["path"]: layer for layer in summary_of(directory)["layers"]}
+    assert {"block1/attention/scores", "block1/attention/mixture"} <= set(layers)
+    assert layers["block1/mlp1"]["format"] == "int8"
+    found = {path.split("/")[-1]: layer["granularity"] for path, layer in layers.items()}
+    assert (found["mlp1"], found["mlp2"], found["qkv"]) == ("per_tensor", "per_block_16", "per_channel")
+
+
+def test_products_that_cannot_be_quantised_are_told(tiny_config):
+    tiny_config.model = {"name": "examples.text_transformer:Transformer"}
+    tiny_config.data.name = "examples.text_transformer:documentation"
+    tiny_config.products = True
+    with pytest.raises(ConfigError, match=r"products=True: attention1:product1, .* cannot be quantised"):
+        prepare_experiment(tiny_config)
+
+
+def test_ignored_layers_stay_in_float_and_out_of_the_search(tiny_config, run_experiment):
+    tiny_config.rules = ("shortcut: ignore",)
+    (directory,), _ = run_experiment(tiny_config)
+    assert not [layer["path"] for layer in summary_of(directory)["layers"] if "shortcut" in layer["path"]]
+
+
+def test_post_training_quantisation_trains_nothing(tiny_config, run_experiment, tmp_path):
+    tiny_config.epochs, tiny_config.policy, tiny_config.genome = 20, "fixed", "bf16"
+    (trained,), _ = run_experiment(tiny_config, tmp_path / "trained")
+    _, state = runs.read_run(trained, Console(file=io.StringIO()))
+    pretrained.save(tmp_path / "w.safetensors", {"params": state.params, "batch_stats": state.batch_stats})
+    tiny_config.init_from, tiny_config.optimizer.name = str(tmp_path / "w.safetensors"), "frozen"
+    tiny_config.genome, tiny_config.epochs, tiny_config.clip.source = "int8", 0.5, "profiled"
+    (quantized,), said = run_experiment(tiny_config, tmp_path / "quantized")
+    assert "weights from" in said
+    _, after = runs.read_run(quantized, Console(file=io.StringIO()))
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    assert summary_of(trained)["accuracy"] > 0.5
+    assert summary_of(quantized)["accuracy"] == pytest.approx(summary_of(trained)["accuracy"], abs=0.05)
+
+
+def test_a_search_may_be_given_any_costs(tiny_config, run_experiment, tmp_path):
+    layers = prepare_experiment(tiny_config).plan.workload
+    entries = {
+        (measured_tables.key_of(layer), (bits, bits)): measured_tables.Entry(bits * layer.macs)
+        for layer in layers
+        for bits in (4, 8, 16)
+    }
+    for bits in (4, 8, 16):
+        del entries[measured_tables.key_of(layers[1]), (bits, bits)]
+    measured_tables.write(tmp_path / "board.csv", measured_tables.Lut("board", "latency", "us", entries))
+    tiny_config.cost, tiny_config.target = f"interpolated:{tmp_path}/board.csv", 1.3
+    tiny_config.budgets = ("bitfusion_energy: 1.2 int4", "peak_activation_bytes: 100000")
+    tiny_config.baselines = ("int8",)
+    directories, _ = run_experiment(tiny_config)
+    summary = summary_of(directories[1])
+    assert (summary["cost_name"], summary["cost_unit"]) == (tiny_config.cost, "us")
+    assert summary["cost"] == pytest.approx(sum(8 * layer.macs for layer in layers))
+    estimated = [layer["path"] for layer in summary["layers"] if layer["cost_is_estimate"]]
+    assert "stage1_block1/conv1" in estimated and "classifier" not in estimated
+    assert summary["relative_cost"] == pytest.approx(2 / 1.3)
+    assert [budget["name"] for budget in summary["budgets"][1:]] == ["bitfusion_energy", "peak_activation_bytes"]
+    assert summary["budgets"][2]["cost"] == max(layer.input_values + layer.output_values for layer in layers)
+    page = fliqs_page.write(directories, directories[0] / "report.html").read_text()
+    assert "cost (us, log scale" in page and "bitfusion_energy" in page
+    assert "Interpolated, not measured: stage1_block1/conv1" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quality": "recall"}, "unknown quality 'recall': expected one of accuracy, auc"),
+        ({"quality": "math:pi"}, r"quality='math:pi': expected a fliqs_jax\.quality\.Quality, got float"),
+        ({"loss": "hinge"}, "unknown loss 'hinge': expected one of cross_entropy, binary_cross_entropy"),
+        ({"cost": "joules"}, "unknown cost 'joules': expected one of bit_operations, weight_bytes"),
+        ({"cost": "nowhere.csv"}, "cannot read the table nowhere.csv"),
+        ({"cost": "fpga_area"}, "stem: the published areas are for integers up to 8 bits, bf16 is none"),
+        ({"budgets": ("weight_bytes 1.2",)}, "budget 'weight_bytes 1.2': expected NAME: TARGET UNIT"),
+        ({"budgets": ("weight_bytes: -1 int4",)}, "budget 'weight_bytes: -1 int4': expected NAME: TARGET UNIT"),
+        ({"budgets": ("bit_operations: 2 int4",)}, "one of these is on the same cost as another"),
+        ({"budgets": ("weight_bytes: 0.5 int4",)}, "target=0.5 of weight_bytes .* is out of reach: .* from 1 to 4"),
+    ],
+)
+def test_costs_and_qualities_that_cannot_be_are_refused(tiny_config, changes, message):
+    tiny_config.update(changes)
+    with pytest.raises(ValueError, match=message):
+        prepare_experiment(tiny_config)
