@@ -10,6 +10,7 @@ import numpy as np
 
 from apq_jax.architectures import ArchitectureSpace, find
 from fliqs_jax.models import fast_convolution
+from hwcost.genome_file import GenomeFileError, read_genome
 
 
 class BlockShape(NamedTuple):
@@ -98,10 +99,18 @@ def block_shapes(space: ArchitectureSpace, genome: np.ndarray) -> tuple[BlockSha
     )
 
 
-def from_genome(space: str, genome: str, image: int = 0) -> BlockNetwork:
-    """The network of a genome file in a space by name (and side of images): what a run names as its model."""
-    of_space = find(space, image)
-    return network(of_space, of_space.search_space.load_genome(pathlib.Path(genome)))
+def from_genome(genome: str) -> BlockNetwork:
+    """The network of a genome file that APQ wrote: what a run names as its model.
+
+    Raises:
+      GenomeFileError: a file that cannot be read, or whose architecture was not searched.
+      ValueError: a space that there is not, or choices that do not fit it.
+    """
+    named = read_genome(pathlib.Path(genome))
+    if set(named.architecture) != {"space", "image_size"}:
+        raise GenomeFileError(f"{genome} says of the architecture {named.architecture}: expected space and image_size")
+    space = find(named.architecture["space"], named.architecture["image_size"])
+    return network(space, space.search_space.encode(named.choices))
 
 
 def network(space: ArchitectureSpace, genome: np.ndarray) -> BlockNetwork:

@@ -67,7 +67,8 @@ def sequential(pipeline: Pipeline, limit: float) -> np.ndarray:
         space = RestrictedSpace(pipeline.space, genome, stage.kinds)
         least = pricing.price_exactly(tables[COST], evolution.cheapest(space, tables, np.asarray([np.inf])))
         fitness = Partial(
-            partial(fit_predictor.of_genomes, pipeline.space), fit_predictor.read(pipeline, stage.predictor)
+            partial(fit_predictor.predict_accuracies, pipeline.space),
+            fit_predictor.read_predictor(pipeline, stage.predictor),
         )
         within = max(stage.share * limit, least * (1 + 1e-5)) if stage.share > 1 else limit
         result = evolution.make(space, tables, settings).evolve(
@@ -81,7 +82,7 @@ def found_networks(pipeline: Pipeline) -> list[dict[str, Any]]:
     """Predicted cost and accuracy, and accuracy on the test images, of what is found for each budget either way."""
     space = pipeline.space
     rows: list[dict[str, Any]] = []
-    predict = jax.jit(partial(fit_predictor.of_genomes, space, fit_predictor.read(pipeline)))
+    predict = jax.jit(partial(fit_predictor.predict_accuracies, space, fit_predictor.read_predictor(pipeline)))
     for found in track(pipeline.read(SEARCH)["found"], "sequential search", console=pipeline.console):
         limit = found["budget"][COST]
         for way, genome in (
@@ -97,13 +98,13 @@ def found_networks(pipeline: Pipeline) -> list[dict[str, Any]]:
                     "choices": space.search_space.decode(genome),
                 }
             )
-    dataset, state = pipeline.open_data(), train_supernet.read(pipeline)
+    dataset, state = pipeline.open_data(), train_supernet.read_supernet(pipeline)
     longer = pipeline.config.copy_and_resolve_references()
     longer.records.fine_tuning_steps = FINE_TUNING_STEPS
-    batches = record_task.batches(dataclasses.replace(pipeline, config=longer), dataset)._replace(
+    batches = record_task.read_batches(dataclasses.replace(pipeline, config=longer), dataset)._replace(
         validation=list(dataset.eval_batches("test", batch_size=longer.records.batch_size))
     )
-    measure = record_task.measure_of(record_task.of_kind("quantized", pipeline, state, batches))
+    measure = record_task.make_measure(record_task.make_task("quantized", pipeline, state, batches))
     for row in track(rows, "found networks", console=pipeline.console):
         row["accuracy"] = measure(space.search_space.encode(row["choices"]))
     return rows
@@ -111,7 +112,7 @@ def found_networks(pipeline: Pipeline) -> list[dict[str, Any]]:
 
 def measured(pipeline: Pipeline) -> dict[str, Any]:
     """All of it; `found_networks` once, since it takes a quarter of an hour."""
-    for step in (train_supernet.train, measure_records.collect, fit_predictor.fit, evolve.search):
+    for step in (train_supernet.run, measure_records.run, fit_predictor.run, evolve.run):
         step(pipeline)
     searched = pipeline.read(SEARCH)
     if not pipeline.done("compared.json", search=searched):
@@ -126,7 +127,9 @@ def measured(pipeline: Pipeline) -> dict[str, Any]:
         "predictor": pipeline.read(f"{PREDICTOR}/{SUMMARY}"),
         "records": {
             kind: dict(zip(("least", "mean", "most"), (v.min(), v.mean(), v.max()), strict=True))
-            for kind, v in ((kind, measure_records.read(pipeline, kind)[1].astype(float)) for kind in RECORD_FILES)
+            for kind, v in (
+                (kind, measure_records.read_records(pipeline, kind)[1].astype(float)) for kind in RECORD_FILES
+            )
         },
         "networks": rows,
         "kendall_of_front": float(ranks.statistic),

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from benchmarks import cifar10
 from hwcost import pricing
+from hwcost.genome_file import write_genome
 from launch import sensitivity
 from launch.reports import recorded_runs
 from launch.training import runs
@@ -70,7 +71,7 @@ def run_seed(seed: int, data_dir: str, workdir: pathlib.Path, console: Console) 
         genomes["random"] = []
         for number, genome in enumerate(random_genomes(prepared, seed)):
             genomes["random"].append(workdir / f"random-{number}.json")
-            prepared.plan.space.save_genome(genomes["random"][-1], genome)
+            write_genome(genomes["random"][-1], prepared.plan.named(genome))
         for method, files in genomes.items():
             for number, file in enumerate(files):
                 config = variants["int_s"].copy_and_resolve_references()

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.records.quantized = 150
     config.predictor.held_out = 50
     config.predictor.counts = (10, 20, 50)
-    config.search.budgets = tuple(f"bitfusion_latency={ms}" for ms in (0.15, 0.18, 0.22, 0.27, 0.33, 0.42, 0.55, 0.75))
+    config.search.budgets = apq_common.one_each("bitfusion_latency", (0.15, 0.18, 0.22, 0.27, 0.33, 0.42, 0.55, 0.75))
     config.finish.epochs = 2.0
     config.finish.valid_batch_size = 250
     config.finish.optimizer.learning_rate = 0.02

@@ -1,8 +1,30 @@
 """What all APQ experiments share. Files beside this one say what differs; `launch/apq` says what is done with it."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import common
+
+FINISHING = (
+    "epochs",
+    "batch_size",
+    "valid_batch_size",
+    "label_smoothing",
+    "distillation",
+    "optimizer",
+    "rules",
+    "input_quantization_fraction",
+    "profile_fraction",
+    "ewgs_strength",
+    "unsigned_inputs",
+    "clip",
+    "recalibration_batches",
+    "footprint",
+    "log_every",
+    "checkpoint_every",
+)
 
 
 def get_config() -> ConfigDict:
@@ -48,7 +70,8 @@ def get_config() -> ConfigDict:
                 "counts": (10, 25, 50, 100),  # numbers of records to learn from, for the curve
                 "repeats": 5,  # random choices of that many records, which the curve is the mean of
             },
-            # Sets of budgets, one network each: 'NAME=VALUE', joined by commas, over hwcost/costs.py.
+            # A network is searched for each set of budgets, which hold at once (launch/training/budgets.py); `one_each`
+            # makes sets of one. A format as target_unit is that of all layers of the largest network.
             "search": {
                 "budgets": (),
                 "selection": "fittest",  # the best for each set; nsga2: all on the front of fitness and costs below it
@@ -57,9 +80,15 @@ def get_config() -> ConfigDict:
                 "parents": 25,
                 "mutation": 0.1,
             },
-            # What is found is cut out, quantised and fine-tuned as a FLIQS experiment with fixed formats.
-            "finish": fliqs.to_dict()
+            # What is found is cut out, quantised and fine-tuned as a FLIQS experiment with fixed formats: those of its
+            # settings (configs/common.py) that act in one.
+            "finish": {key: fliqs.to_dict()[key] for key in FINISHING}
             | {"epochs": 10.0, "rules": (".*: per_tensor",), "log_every": 50}
             | {"clip": fliqs.clip.to_dict() | {"source": "least_divergence"}},
         }
     )
+
+
+def one_each(cost: str, targets: Sequence[float], target_unit: str = "absolute") -> tuple[tuple[dict[str, Any]], ...]:
+    """A set of one budget for each target of a cost."""
+    return tuple(({"cost": cost, "target": target, "target_unit": target_unit},) for target in targets)

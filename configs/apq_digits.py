@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.data.valid_examples = 400
     config.supernet.epochs = 100.0
     config.predictor.update({"repeats": 3, "steps": 1000, "learning_rate": 2e-3})
-    config.search.budgets = tuple(f"bitfusion_latency={ms}" for ms in (0.012, 0.016, 0.023, 0.036))
+    config.search.budgets = apq_common.one_each("bitfusion_latency", (0.012, 0.016, 0.023, 0.036))
     config.finish.epochs = 20.0
     config.finish.optimizer.learning_rate = 0.02
     return config

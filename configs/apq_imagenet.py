@@ -28,6 +28,6 @@ def get_config() -> ConfigDict:
     config.records.fine_tuning_steps = 1000
     config.predictor.held_out = 2000
     config.predictor.counts = (100, 300, 1000, 3000)
-    config.search.budgets = tuple(f"bitfusion_latency={ms}" for ms in (7.2, 8.4, 9.5, 12.2))
+    config.search.budgets = apq_common.one_each("bitfusion_latency", (7.2, 8.4, 9.5, 12.2))
     config.finish.epochs = 15.0
     return config

@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
                 "decay_to": 0.01,  # share of the learning rate at the end of the exponential schedule
             },
             # The space: int_s, int_l, fp_s, fp_l, or format names joined by commas; int4/int8 has weights in int4 and
-            # inputs in int8.
+            # inputs in int8. Empty with a genome file: the formats that it names.
             "formats": "int_s",
             # Which layers may have which: 'EXPRESSION: WHAT' over layer paths, as in ("stem: bf16", "shortcut: tie").
             # hwcost/format_plan.py says more; python -m launch.layers lists the paths.
@@ -59,14 +59,14 @@ def get_config() -> ConfigDict:
             "policy": "reinforce",
             "genome": "",
             "baselines": (),  # formats whose uniform networks are trained as well, by the same compiled step
-            # What is paid: one of hwcost/costs.py, a table's file (hwcost/measured_tables.py), or your own as package.module:name
-            # (hwcost/cost_model.py).
+            # What is paid: one of hwcost/costs.py, a table's file (hwcost/measured_tables.py), or your own as
+            # package.module:name (hwcost/cost_model.py).
             "cost": "bit_operations",
             # Its target, in units of the cost with every layer in target_unit (a format), or "absolute".
             "target": 1.15,
             "target_unit": "int4",
-            # More costs and targets, as in ("weight_bytes: 1.2 int4", "bitfusion_energy: 0.5 absolute"). The reward
-            # sees the cost that is highest over its target.
+            # Further budgets that hold as well, as in ({"cost": "fpga_area", "target": 1.2, "target_unit": "int4"},).
+            # The reward sees the cost that is highest over its target.
             "budgets": (),
             "reward": "absolute",  # absolute, one_sided, soft_exponential, hard_exponential
             "gamma": 1.0,

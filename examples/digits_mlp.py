@@ -4,7 +4,7 @@
 
 The model below knows nothing of quantisation. What rules can name, and where the cost is:
 
-    python -m launch.layers --model=examples.digits_mlp:make_model --input=1,8,8,1
+    python -m launch.layers --model=examples.digits_mlp:make_model --input=8,8,1
 """
 
 import pathlib

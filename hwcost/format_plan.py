@@ -24,8 +24,11 @@ import numpy as np
 
 from aqt_like import granularity
 from aqt_like.formats import LayerFormat
+from hwcost.genome_file import Genome, GenomeFileError, LayerChoice, format_decision
 from hwcost.space import Decision, SearchSpace
 from hwcost.workload import Workload
+
+USUAL_GRANULARITY = "per_channel"
 
 
 class RuleError(ValueError):
@@ -81,6 +84,53 @@ class FormatPlan:
             layer.path: choices[decisions[decision].name]
             for layer, decision in zip(self.workload, self.decision_of, strict=True)
         }
+
+    def granularity(self, path: str) -> str:
+        """Name of the granularity of a layer's weights."""
+        return self.granularity_of.get(path, USUAL_GRANULARITY)
+
+    def named(self, genome: Sequence[int] | np.ndarray) -> Genome:
+        """A genome, int32[D], by names, as genome files hold it.
+
+        Raises:
+          ValueError: a genome that does not fit.
+        """
+        layers = {path: LayerChoice(fmt, self.granularity(path)) for path, fmt in self.layer_formats(genome).items()}
+        return Genome(self.space.decode(genome), layers)
+
+    def encode(self, genome: Genome) -> np.ndarray:
+        """The genome of this plan, int32[D], that gives each layer what a named one gives it.
+
+        Names of decisions may differ: a genome found under tied decisions fits a plan without ties, and one of APQ's a
+        plan of its network. Where the layers are not told, as in files of earlier versions, choices have to fit.
+
+        Raises:
+          GenomeFileError: layers of another network, a format that a layer may not have here, other granularity, or
+            tied layers with unlike formats.
+        """
+        if not genome.layers:
+            try:
+                return self.space.encode(genome.choices)
+            except ValueError as error:
+                raise GenomeFileError(f"a genome of another search space: {error}") from error
+        paths = [layer.path for layer in self.workload]
+        if unknown := sorted(set(paths) ^ set(genome.layers)):
+            raise GenomeFileError(f"a genome of another network: only one of the two has {', '.join(unknown)}")
+        choices: dict[str, str] = {}
+        for path, index in zip(paths, self.decision_of, strict=True):
+            decision, wanted = self.space.decisions[index], genome.layers[path]
+            if wanted.format not in decision.options:
+                raise GenomeFileError(
+                    f"{path} is to have {wanted.format}, but may have {', '.join(decision.options)} here"
+                )
+            if choices.setdefault(decision.name, wanted.format) != wanted.format:
+                raise GenomeFileError(f"{decision.name}: tied layers with unlike formats; {path} has {wanted.format}")
+            if wanted.granularity not in ("", self.granularity(path)):
+                raise GenomeFileError(
+                    f"{path} is to have {wanted.granularity} weights, but has {self.granularity(path)} ones here: add "
+                    f"the rule '{re.escape(path)}$: {wanted.granularity}'"
+                )
+        return self.space.encode(choices)
 
     def uniform_genome(self, name: str) -> np.ndarray:
         """Every layer in the format `name`, but for layers that are pinned to another.
@@ -142,11 +192,6 @@ def format_plan(workload: Workload, formats: Sequence[LayerFormat], rules: Seque
         format_of_option=table,
         granularity_of={path: rule.granularity for path, rule in decided.items() if rule.granularity},
     )
-
-
-def format_decision(path: str) -> str:
-    """Name of the decision that picks the format of the layer at `path`."""
-    return f"{path}.format"
 
 
 def _parse(text: str, names: Sequence[str]) -> Rule:

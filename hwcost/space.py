@@ -1,8 +1,6 @@
 """Search spaces: an ordered list of named decisions, and the genomes that pick one option of each."""
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -75,20 +73,3 @@ class SearchSpace:
             if not 0 <= index < len(decision.options):
                 raise ValueError(f"{decision.name}: option {index} is not in 0…{len(decision.options) - 1}")
         return {d.name: d.options[i] for i, d in zip(indices, self.decisions, strict=True)}
-
-    def save_genome(self, path: pathlib.Path, genome: Sequence[int] | np.ndarray) -> None:
-        """Writes a genome as JSON, by option names, so that it can be read in a space that orders options otherwise."""
-        path.write_text(json.dumps({"choices": self.decode(genome)}, indent=1) + "\n")
-
-    def load_genome(self, path: pathlib.Path) -> np.ndarray:
-        """Reads a genome that `save_genome` wrote.
-
-        Raises:
-          ValueError: not such a file, or choices that do not fit this space; the message names the file.
-        """
-        try:
-            return self.encode(json.loads(path.read_text())["choices"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no genome of this search space: {error}") from error
-        except OSError as error:
-            raise ValueError(f"cannot read the genome file {path}: {error.strerror}") from error

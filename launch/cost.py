@@ -22,12 +22,17 @@ from aqt_like.formats import LayerFormat, parse_layer_format
 from fliqs_jax import models
 from hwcost import analytic, workload
 from hwcost.costs import find_cost
-from hwcost.format_plan import format_decision
+from hwcost.genome_file import names_genome_file, read_genome
 from hwcost.workload import Workload
 
 
 def network_workload(
-    name: str, *, width: float, classes: int | None = None, image: int | None = None, everything: bool = False
+    name: str,
+    *,
+    width: float | None = None,
+    classes: int | None = None,
+    image: int | None = None,
+    everything: bool = False,
 ) -> Workload:
     """The workload of a named network.
 
@@ -40,7 +45,8 @@ def network_workload(
         if len(input_shape) != 3:
             raise ValueError(f"image={image}: {name} takes no images")
         input_shape = (image, image, 3)
-    model = models.create(name, classes=classes or network.classes, width=width)
+    settings = {} if width is None else {"width": width}
+    model = models.create(name, classes=classes or network.classes, **settings)
     ignored = () if everything else network.uncounted
     return workload.trace(model, input_shape, ignored=ignored, products=everything, train=False)
 
@@ -51,16 +57,14 @@ def layer_formats(layers: Workload, name: str) -> list[LayerFormat]:
     Raises:
       ValueError: no such format, an unreadable file, or one that lacks a layer or has one too many.
     """
-    if not name.endswith(".json"):
+    if not names_genome_file(name):
         return [parse_layer_format(name)] * len(layers)
-    try:
-        choices = json.loads(pathlib.Path(name).read_text())["choices"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{name} holds no genome: {error}") from error
-    expected = {format_decision(layer.path) for layer in layers}
-    if unknown := sorted(expected ^ set(choices)):
+    genome = read_genome(pathlib.Path(name))
+    if not genome.layers:
+        raise ValueError(f"{name} is of an earlier version, and does not say which layers its decisions are about")
+    if unknown := sorted({layer.path for layer in layers} ^ set(genome.layers)):
         raise ValueError(f"{name} is a genome of another network: only one of the two has {', '.join(unknown)}")
-    return [parse_layer_format(choices[format_decision(layer.path)]) for layer in layers]
+    return [parse_layer_format(genome.layers[layer.path].format) for layer in layers]
 
 
 def device_costs(layers: Workload, chosen: list[LayerFormat], names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -127,11 +131,15 @@ def show(figures: dict[str, Any], console: Console, *, with_layers: bool) -> Non
         console.print(f"{label:<22}{text}")
 
 
+def _number(text: str) -> float:
+    return int(text) if text.isdigit() else float(text)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Prints what the network of the command line costs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help=", ".join(models.MODELS))
-    parser.add_argument("--width", type=float, default=1.0, help="factor on the channels")
+    parser.add_argument("--width", type=_number, help="factor on the channels, or channels, as the network takes it")
     parser.add_argument("--format", default="int8", help="a number format, or a genome file")
     parser.add_argument("--image", type=int, help="side of the images in pixels, if not as published")
     parser.add_argument("--classes", type=int, help="of the classifier, if not as published")

@@ -1,6 +1,6 @@
 """The layers of a model, yours or one of ours: what a rule can name, and where the cost is.
 
-    python -m launch.layers --model=my_package.my_module:make_model --input=1,32,32,3 [--dtype=int32]
+    python -m launch.layers --model=my_package.my_module:make_model --input=32,32,3 [--dtype=int32]
         [--formats=int_s --rule="stem: bf16" --rule="(query|key|value)$: tie"]
 
 `make_model` takes no arguments that have no default, and returns a linen module. With rules, each layer's decision and
@@ -20,18 +20,20 @@ from hwcost.format_plan import FormatPlan, format_plan
 from hwcost.workload import Workload
 
 
-def input_shape(text: str) -> tuple[int, ...]:
-    """`1,32,32,3` as numbers.
+def example_shape(text: str) -> tuple[int, ...]:
+    """The shape of one example from a text such as `32,32,3`.
 
     Raises:
-      ValueError: anything but whole numbers above 0, batch first.
+      ValueError: anything but whole numbers above 0; a leading 1, which would be a batch axis.
     """
     try:
         shape = tuple(int(part) for part in text.split(","))
     except ValueError:
         shape = ()
-    if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(f"input {text!r}: expected a shape with a batch axis, as in 1,32,32,3")
+    if not shape or min(shape) < 1:
+        raise ValueError(f"--input={text}: expected the shape of one example, as in 32,32,3")
+    if len(shape) > 1 and shape[0] == 1:
+        raise ValueError(f"--input={text}: expected the shape of one example, without a batch axis: {text[2:]}")
     return shape
 
 
@@ -73,16 +75,16 @@ def main(argv: list[str] | None = None) -> None:
     """Prints the layers of the model of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="package.module:function, or one of our names")
-    parser.add_argument("--input", required=True, help="shape of a batch, as in 1,32,32,3")
+    parser.add_argument("--input", required=True, help="shape of one example, as in 32,32,3")
     parser.add_argument("--dtype", choices=("float32", "int32"), default="float32", help="of the input")
     parser.add_argument("--formats", default="int_s", help="a format space, or formats joined by commas")
     parser.add_argument("--rule", action="append", default=[], help="'EXPRESSION: WHAT', may be given several times")
     parser.add_argument("--classes", type=int, default=10)
     arguments = parser.parse_args(argv)
     try:
-        shape = input_shape(arguments.input)
+        shape = example_shape(arguments.input)
         model = models.create(arguments.model, classes=arguments.classes)
-        layers = workload.trace(model, shape[1:], dtype=arguments.dtype, **models.mode(model, train=False))
+        layers = workload.trace(model, shape, dtype=arguments.dtype, **models.mode(model, train=False))
         members = format_space(arguments.formats)
         plan = format_plan(layers, members, arguments.rule) if arguments.rule else None
     except ValueError as error:

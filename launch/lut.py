@@ -7,9 +7,9 @@
 
 `build` fills keys of APQ's form, `(in, out, size, kernel, stride, padding, groups)-W8A8`, from a JSON list or the keys
 of an object, with latency in ms and energy in mJ. `convert` reads a published table and writes it in our own form
-(hwcost/measured_tables.py), JSON or CSV, which `--config.cost=LATENCY.csv` searches by. `measure` times a network's layers on this
-machine, and the whole network too, to tell how far the sum over layers can be trusted. It goes on where it was
-stopped; measured for another network into the same file, layers are added.
+(hwcost/measured_tables.py), JSON or CSV, which `--config.cost=LATENCY.csv` searches by. `measure` times a network's
+layers on this machine, and the whole network too, to tell how far the sum over layers can be trusted. It goes on where
+it was stopped; measured for another network into the same file, layers are added.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def _convert(arguments: argparse.Namespace) -> None:
             raise measured_tables.LutError(
                 "--haq needs --model: its table names layers by their place in the network alone"
             )
-        table = measured_tables.read_haq(arguments.haq, cost.network_workload(arguments.model, width=1.0))
+        table = measured_tables.read_haq(arguments.haq, cost.network_workload(arguments.model))
     measured_tables.write(arguments.out, table)
     print(f"{len(table.entries)} settings of {table.device}, {table.metric} in {table.unit}: {arguments.out}")
 
@@ -121,7 +121,7 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
 def _example_shape(arguments: argparse.Namespace) -> tuple[int, ...]:
     shape = models.find(arguments.model).input_shape
     if arguments.input:
-        shape = layers.input_shape(f"1,{arguments.input}")[1:]
+        shape = layers.example_shape(arguments.input)
     if not shape:
         raise ValueError(f"--model={arguments.model} needs --input, the shape of one example, as in 32,32,3")
     return shape

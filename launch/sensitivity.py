@@ -26,6 +26,7 @@ from fliqs_jax import assignment, layer_sensitivity
 from fliqs_jax.layer_sensitivity import Sensitivity
 from fliqs_jax.search import make_evaluate, make_recalibrate, quality_over
 from hwcost import pricing
+from hwcost.genome_file import write_genome
 from launch import data
 from launch.reports import figures
 from launch.training import runs
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     (directory / "sensitivity.json").write_text(json.dumps(document, indent=1) + "\n")
     (directory / "sensitivity.svg").write_text(figures.sensitivities(decibels, paths, names))
     for method, result in assignments.items():
-        prepared.plan.space.save_genome(directory / f"genome-{method}.json", result["genome"])
+        write_genome(directory / f"genome-{method}.json", prepared.plan.named(result["genome"]))
     show(document, console if console.is_terminal else Console(width=160))
     console.print(f"wrote {directory}/sensitivity.json, sensitivity.svg, genome-greedy.json, genome-knapsack.json")
 

@@ -43,6 +43,8 @@ class ResNet(nn.Module):
         super().__post_init__()
         if self.depth < 8 or (self.depth - 2) % 6:
             raise ValueError(f"depth {self.depth}: expected 6n + 2, that is 8, 14, 20, …")
+        if self.width < 1 or self.width != int(self.width):
+            raise ValueError(f"width {self.width}: expected the first stage's channels, a whole number, as in 16")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -42,11 +42,11 @@ def main(argv: list[str]) -> None:
     from launch.training.checkpoints import CheckpointError
 
     steps = {
-        "supernet": train_supernet.train,
-        "records": measure_records.collect,
-        "predictor": fit_predictor.fit,
-        "search": evolve.search,
-        "finish": finish.finish,
+        "supernet": train_supernet.run,
+        "records": measure_records.run,
+        "predictor": fit_predictor.run,
+        "search": evolve.run,
+        "finish": finish.run,
     }
     if len(argv) != 2 or argv[1] not in (*steps, "all"):
         raise app.UsageError(f"expected one of {', '.join(steps)}, all; got {' '.join(argv[1:]) or 'nothing'}")
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     try:
         with workers.started(_WORKERS.value) as mapped:
             counts = {"quantized" if _QUANTIZED.value else "float": _COUNT.value} if _COUNT.value else None
-            steps["records"] = partial(measure_records.collect, mapped=mapped, counts=counts)
+            steps["records"] = partial(measure_records.run, mapped=mapped, counts=counts)
             experiment = prepare_pipeline(command_line.CONFIG.value, workdir, console, _BUDGET.value)
             for name, step in steps.items():
                 if argv[1] in (name, "all"):

@@ -20,7 +20,7 @@ from launch.training.experiment import ConfigError
 TOLD = ("bitfusion_latency", "bitfusion_energy", "bit_operations")  # costs of what is found, as in the paper's Table 2
 
 
-def search(pipeline: Pipeline) -> None:
+def run(pipeline: Pipeline) -> None:
     """Searches with the predictor of quantised accuracies as fitness.
 
     Raises:
@@ -39,7 +39,7 @@ def search(pipeline: Pipeline) -> None:
     }
     if pipeline.done(SEARCH, **made_from):
         return
-    fitness = Partial(partial(fit_predictor.of_genomes, pipeline.space), fit_predictor.read(pipeline))
+    fitness = Partial(partial(fit_predictor.predict_accuracies, pipeline.space), fit_predictor.read_predictor(pipeline))
     numbers = evolution.Settings(config.population, config.parents, config.mutation, config.generations)
     evolve = evolution.make(pipeline.space, tables, numbers, SELECTIONS[config.selection]).evolve
     limits = np.asarray([list(each.values()) for each in asked])

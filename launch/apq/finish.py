@@ -14,14 +14,19 @@ from apq_jax import subnet_accuracy, supernet
 from apq_jax.shrinking import ShrinkingState
 from fliqs_jax.models import pretrained
 from hwcost import carbon
-from hwcost.format_plan import format_decision
+from hwcost.genome_file import Genome, LayerChoice, write_genome
 from launch.apq import train_supernet
-from launch.apq.pipeline import PREDICTOR, SEARCH, SUMMARY, SUPERNET, Pipeline
+from launch.apq.pipeline import PREDICTOR, SEARCH, SUPERNET, Pipeline
+from launch.config_files import load_config
 from launch.training import runs
+from launch.training.budgets import ABSOLUTE
 from launch.training.experiment import prepare_experiment
+from launch.training.run_directory import GENOME, SUMMARY
+
+WEIGHTS = "initial.safetensors"  # of a found network, as it was cut out
 
 
-def finish(pipeline: Pipeline) -> None:
+def run(pipeline: Pipeline) -> None:
     """Cuts the found networks out, quantises, fine-tunes and evaluates each, and writes the summary."""
     searched = pipeline.read(SEARCH)
     if pipeline.done(SUMMARY, search=searched):
@@ -31,18 +36,21 @@ def finish(pipeline: Pipeline) -> None:
     for found in searched["found"]:
         name = name_of(found)
         directory = pipeline.workdir / "found" / name
-        if not (directory / "initial.safetensors").exists():
-            state = state or train_supernet.read(pipeline)
+        if not (directory / WEIGHTS).exists():
+            state = state or train_supernet.read_supernet(pipeline)
             _cut_out(pipeline, state, found, directory)
         prepared = prepare_experiment(_finishing_config(pipeline, found, directory), pipeline.source)
         runs.run(prepared, directory / "run", pipeline.console)
-        summary = json.loads((directory / "run" / runs.SUMMARY).read_text())
-        rows.append(found | {"name": name, **{key: summary[key] for key in _TOLD}})
+        summary = json.loads((directory / "run" / SUMMARY).read_text())
+        rows.append(
+            found | {"name": name, **{key: summary[key] for key in ("accuracy", "validation_accuracy", "seconds")}}
+        )
     seconds = pipeline.read(f"{SUPERNET}/{SUMMARY}")["seconds"]
     rates = carbon.Rates(**pipeline.config.finish.footprint)
     pipeline.write(
         SUMMARY,
         {
+            "kind": "apq",
             "search": searched,
             "networks": rows,
             "supernet": pipeline.read(f"{SUPERNET}/{SUMMARY}"),
@@ -63,52 +71,43 @@ def name_of(found: dict[str, Any]) -> str:
     return "-".join([*budgets, digest[:8]])
 
 
-_TOLD = ("accuracy", "validation_accuracy", "seconds")
-
-
 def _cut_out(pipeline: Pipeline, state: ShrinkingState, found: dict[str, Any], directory: pathlib.Path) -> None:
-    """Writes genome and weights of a found network, and the formats of its layers."""
+    """Writes genome and weights of a found network."""
     space = pipeline.space
     directory.mkdir(parents=True, exist_ok=True)
     genome = space.search_space.encode(found["choices"])
-    space.search_space.save_genome(directory / "genome.json", genome)
     _, variables = supernet.cut_out(space, state.params, state.batch_stats, genome)
     of_genomes = subnet_accuracy.formats_of_genomes(space)
     names = [of_genomes.members[index].name for index in np.asarray(of_genomes.choice(jnp.asarray(genome)))]
     kept = variables["params"]
-    formats = {
-        format_decision(path): name
+    layers = {
+        path: LayerChoice(name, granularity="")  # which the finishing run's rules decide
         for path, name in zip(of_genomes.paths, names, strict=True)
         if path.split("/")[0] in kept
     }
-    (directory / "formats.json").write_text(json.dumps({"choices": formats}, indent=1) + "\n")
-    pretrained.save(directory / "initial.safetensors", jax.device_get(variables))
+    architecture = {"space": pipeline.config.space, "image_size": pipeline.config.image_size}
+    write_genome(directory / GENOME, Genome(found["choices"], layers, architecture))
+    pretrained.save(directory / WEIGHTS, jax.device_get(variables))
 
 
 def _finishing_config(pipeline: Pipeline, found: dict[str, Any], directory: pathlib.Path) -> ConfigDict:
-    """A FLIQS experiment that trains the found network under its formats."""
-    config = ConfigDict(pipeline.config.finish.to_dict())
-    cost, limit = next(iter(found["budget"].items()))
-    members = subnet_accuracy.formats_of_genomes(pipeline.space).members
+    """A FLIQS experiment that trains the found network under its formats and all of its budgets."""
+    config = load_config("common")
+    config.update(pipeline.config.finish.to_dict())
+    (cost, limit), *further = found["budget"].items()
     config.update(
         {
             "seed": pipeline.config.seed,
             "data": pipeline.config.data.to_dict(),
-            "init_from": str(directory / "initial.safetensors"),
-            "formats": ",".join(member.name for member in members),
+            "init_from": str(directory / WEIGHTS),
+            "formats": "",  # those of the genome
             "policy": "fixed",
-            "genome": str(directory / "formats.json"),
+            "genome": str(directory / GENOME),
             "cost": cost,
             "target": limit,
-            "target_unit": "absolute",
+            "target_unit": ABSOLUTE,
+            "budgets": tuple({"cost": cost, "target": limit, "target_unit": ABSOLUTE} for cost, limit in further),
         }
     )
-    config.model = ConfigDict(
-        {
-            "name": "apq_jax.block_network:from_genome",
-            "space": pipeline.config.space,
-            "image": pipeline.config.image_size,
-            "genome": str(directory / "genome.json"),
-        }
-    )
+    config.model = ConfigDict({"name": "apq_jax.block_network:from_genome", "genome": str(directory / GENOME)})
     return config

@@ -14,7 +14,7 @@ from launch.apq.workers import Mapped, in_process
 from launch.journal import Journal, JournalError, read_journal
 
 
-def collect(pipeline: Pipeline, mapped: Mapped = in_process, counts: Mapping[str, int] | None = None) -> None:
+def run(pipeline: Pipeline, mapped: Mapped = in_process, counts: Mapping[str, int] | None = None) -> None:
     """Measures as many networks of each kind as there shall be; those that are there are not measured again.
 
     Args:
@@ -43,16 +43,19 @@ def collect(pipeline: Pipeline, mapped: Mapped = in_process, counts: Mapping[str
                 pipeline.note(f"already complete: {len(journal.entries)} {kind} records")
                 continue
             if state is None or found is None:
-                state, found = train_supernet.read(pipeline), record_task.batches(pipeline, pipeline.open_data())
-            task = record_task.of_kind(kind, pipeline, state, found)
-            reached = mapped(record_task.measure_of, task, list(left))
+                state, found = (
+                    train_supernet.read_supernet(pipeline),
+                    record_task.read_batches(pipeline, pipeline.open_data()),
+                )
+            task = record_task.make_task(kind, pipeline, state, found)
+            reached = mapped(record_task.make_measure, task, list(left))
             for genome, value in track(
                 zip(left, reached, strict=True), f"{kind} records", total=len(left), console=pipeline.console
             ):
                 journal.append(records.entry(genome, value))
 
 
-def read(pipeline: Pipeline, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def read_records(pipeline: Pipeline, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Genomes int32[N, D] and accuracies float32[N].
 
     Raises:

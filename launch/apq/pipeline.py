@@ -1,10 +1,9 @@
 """An APQ experiment: its config, checked, and the work directory that its steps read and write."""
 
 import dataclasses
-import itertools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,14 @@ from apq_jax import architectures, evolution, shrinking
 from apq_jax.architectures import ArchitectureSpace
 from apq_jax.block_network import BlockNetwork, network
 from apq_jax.selection import SELECTIONS
+from aqt_like.formats import LayerFormat
+from hwcost import workload
 from hwcost.costs import find_cost
+from hwcost.workload import Workload
 from launch import data
-from launch.training import runs
+from launch.training.budgets import BudgetSetting, parse_budget, read_alternatives
 from launch.training.experiment import ConfigError
+from launch.training.run_directory import claim_directory, write_json
 
 SUPERNET, PREDICTOR, SEARCH, SUMMARY = "supernet", "predictor", "search.json", "summary.json"
 RECORD_FILES = {"float": "records-float.jsonl", "quantized": "records-quantized.jsonl"}
@@ -35,7 +38,7 @@ class Pipeline:
       source: the data.
       space: the networks.
       full: the largest of them.
-      budgets: sets of budgets, by cost: one network is searched for each set.
+      budgets: sets of limits, by cost and in its unit: one network is searched for each set.
       tables: what networks cost, for each cost that has budgets.
     """
 
@@ -71,7 +74,7 @@ class Pipeline:
         """Writes a JSON document, whole or not at all."""
         path = self.workdir / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(path, document)
+        write_json(path, document)
 
     def done(self, name: str, **made_from: Any) -> bool:
         """Whether a step's document is there, made from what it would be made from now; tells so."""
@@ -94,7 +97,7 @@ def prepare_pipeline(
       config: as configs/apq_common.py makes it.
       workdir: where to write.
       console: for people.
-      budgets: texts `NAME=VALUE[,VALUE…]`, instead of those of the config.
+      budgets: texts of budgets (`launch.training.budgets`), a network each, instead of those of the config.
 
     Raises:
       ConfigError, ValueError: with a message for the person who wrote the config.
@@ -116,40 +119,24 @@ def prepare_pipeline(
         raise ConfigError(
             f"predictor.held_out={config.predictor.held_out}: expected some of the {config.records.quantized} records"
         )
-    given = crossed(budgets) if budgets else tuple(_budget_set(text) for text in config.search.budgets)
-    pipeline = Pipeline(
-        config, workdir, console, source, space, network(space, space.largest), given, _tables(space, given)
-    )
+    full = network(space, space.largest)
+    sets = read_alternatives(tuple(map(parse_budget, budgets)) if budgets else config.search.budgets)
+    limits = _limits(sets, workload.trace(full, expected, train=False))
+    pipeline = Pipeline(config, workdir, console, source, space, full, limits, _tables(space, limits))
     # More records go on from those that are there; another predictor or search needs no other network.
     steps = [f"{step}.{key}" for step in ("predictor", "search") for key in config[step]]
     free = [*steps, *(f"records.{kind}" for kind in RECORD_FILES)]
-    runs.claim_directory(workdir, config, free=free)
+    claim_directory(workdir, config, free=free)
     return pipeline
 
 
-def _budget_set(text: str) -> dict[str, float]:
-    """`bitfusion_latency=8,bitfusion_energy=9` as a set."""
-    found = {}
-    for part in text.split(","):
-        name, _, value = part.partition("=")
-        try:
-            found[name.strip()] = float(value)
-        except ValueError as error:
-            raise ConfigError(f"budget {text!r}: expected NAME=VALUE, as in bitfusion_latency=8") from error
-    return found
+def _limits(sets: Sequence[Sequence[BudgetSetting]], largest: Workload) -> tuple[dict[str, float], ...]:
+    """For each set what each cost may come to, in the cost's unit; formats as units are in the largest network."""
 
+    def uniform_cost(name: str) -> Callable[[LayerFormat], float]:
+        return lambda fmt: find_cost(name).uniform(largest, fmt)
 
-def crossed(texts: Sequence[str]) -> tuple[dict[str, float], ...]:
-    """Sets of budgets from texts `NAME=VALUE[,VALUE…]`, one cost each: every value of one with every of the others.
-
-    Raises:
-      ConfigError: a text that cannot be read.
-    """
-    axes = []
-    for text in texts:
-        name, _, values = text.partition("=")
-        axes.append([_budget_set(f"{name}={value}") for value in values.split(",")])
-    return tuple({name: value for part in parts for name, value in part.items()} for parts in itertools.product(*axes))
+    return tuple({setting.cost: setting.amount(uniform_cost(setting.cost)) for setting in each} for each in sets)
 
 
 def _tables(space: ArchitectureSpace, budgets: Sequence[dict[str, float]]) -> evolution.Tables:

@@ -19,7 +19,7 @@ from launch import data
 from launch.apq.pipeline import Pipeline
 
 
-def batches(pipeline: Pipeline, dataset: data.Dataset) -> subnet_accuracy.Data:
+def read_batches(pipeline: Pipeline, dataset: data.Dataset) -> subnet_accuracy.Data:
     """The batches that every record is made with."""
     config = pipeline.config.records
 
@@ -36,7 +36,7 @@ def batches(pipeline: Pipeline, dataset: data.Dataset) -> subnet_accuracy.Data:
     )
 
 
-class Measurement(NamedTuple):
+class RecordTask(NamedTuple):
     """All that measuring networks takes, as data that may go to another machine.
 
     Attributes:
@@ -56,23 +56,23 @@ class Measurement(NamedTuple):
     label_smoothing: float
 
 
-def of_kind(kind: str, pipeline: Pipeline, state: ShrinkingState, found: subnet_accuracy.Data) -> Measurement:
-    """How an experiment measures networks."""
+def make_task(kind: str, pipeline: Pipeline, state: ShrinkingState, batches: subnet_accuracy.Data) -> RecordTask:
+    """The task of measuring records of a kind, as an experiment does."""
     weights, batch_stats = jax.device_get((state.params, state.batch_stats))
     config = pipeline.config
-    return Measurement(
+    return RecordTask(
         kind,
         pipeline.space,
         weights,
         batch_stats,
-        found,
+        batches,
         fine_tuning_rate=config.records.fine_tuning_rate,
         label_smoothing=config.supernet.label_smoothing,
     )
 
 
-def measure_of(task: Measurement) -> Callable[[np.ndarray], float]:
-    """The accuracy of a genome, int32[D]; compiled at the first call, for all genomes."""
+def make_measure(task: RecordTask) -> Callable[[np.ndarray], float]:
+    """A function from a genome, int32[D], to its accuracy; it compiles at its first call, for all genomes."""
     full = network(task.space, task.space.largest)
     if task.kind == "float":
         measure = subnet_accuracy.make_float_accuracy(task.space, full)

@@ -15,11 +15,12 @@ from fliqs_jax.quality import accuracy
 from launch import data
 from launch.apq import record_task
 from launch.apq.pipeline import SUMMARY, SUPERNET, Pipeline
-from launch.training import loop, optimizers, progress, runs
+from launch.training import loop, optimizers, progress
 from launch.training.checkpoints import Checkpoints, state_digest
 from launch.training.experiment import ConfigError
 from launch.training.interruption import stop_on_signals
 from launch.training.mesh import compile_step, data_mesh, place_batch, replicated, split_batch
+from launch.training.run_directory import METRICS
 
 
 def _objective(config: ConfigDict) -> Objective:
@@ -43,7 +44,7 @@ def _initial(pipeline: Pipeline) -> tuple[ShrinkingState, optax.GradientTransfor
     return shrinking.init_state(pipeline.space, pipeline.full, optimizer, key), optimizer, steps
 
 
-def train(pipeline: Pipeline) -> None:
+def run(pipeline: Pipeline) -> None:
     """Trains the once-for-all network by progressive shrinking, from its newest checkpoint if it has one."""
     if pipeline.done(f"{SUPERNET}/{SUMMARY}"):
         return
@@ -78,7 +79,7 @@ def train(pipeline: Pipeline) -> None:
     with (
         stop_on_signals() as stop,
         progress.Recorder(
-            directory / runs.METRICS,
+            directory / METRICS,
             title="once-for-all network",
             quality=accuracy.name,
             first_step=first_step,
@@ -93,16 +94,18 @@ def train(pipeline: Pipeline) -> None:
             first_step=first_step,
             total_steps=steps,
             before_step=shrinking.before_steps(space, starts),
-            log_every=config.log_every,
-            checkpoint_every=config.checkpoint_every,
-            checkpoints=checkpoints,
-            recorder=recorder,
-            policy_probabilities=lambda _: np.zeros((0, 0)),
+            saving=loop.Saving(
+                recorder=recorder,
+                log_every=config.log_every,
+                policy_probabilities=lambda _: np.zeros((0, 0)),
+                checkpoints=checkpoints,
+                checkpoint_every=config.checkpoint_every,
+            ),
             stop=stop,
         )
     checkpoints.close()
-    found = record_task.batches(pipeline, dataset)
-    measure = record_task.measure_of(record_task.of_kind("float", pipeline, state, found))
+    found = record_task.read_batches(pipeline, dataset)
+    measure = record_task.make_measure(record_task.make_task("float", pipeline, state, found))
     ends = {"largest": space.largest, "smallest": space.smallest}
     pipeline.write(
         f"{SUPERNET}/{SUMMARY}",
@@ -115,7 +118,7 @@ def train(pipeline: Pipeline) -> None:
     )
 
 
-def read(pipeline: Pipeline) -> ShrinkingState:
+def read_supernet(pipeline: Pipeline) -> ShrinkingState:
     """The once-for-all network after training.
 
     Raises:

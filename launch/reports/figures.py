@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from launch.training.experiment import UNIFORM
+
 WIDTH = 5.0  # inches: narrow, so that text stays legible on a phone
 
 STYLE = {
@@ -319,5 +321,5 @@ def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]
 
 
 def is_uniform(run: Run) -> bool:
-    """Whether all layers of a run, but for pinned ones, have one format by decree."""
-    return run["name"].startswith("uniform ")
+    """Whether a run is a uniform baseline: one format in all layers that are not pinned."""
+    return run["kind"] == UNIFORM

@@ -16,7 +16,7 @@ from launch.reports.figures import quality_of
 from launch.reports.page import card, page, table_of
 from launch.reports.recorded_runs import RecordedRun, paying_alike, read_runs, uniform_gap
 from launch.training import progress
-from launch.training.runs import METRICS
+from launch.training.run_directory import METRICS
 
 _HEATMAP_LINES = 240
 

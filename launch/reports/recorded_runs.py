@@ -7,9 +7,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from launch.reports import figures
+from hwcost.genome_file import names_genome_file
 from launch.reports.figures import quality_of
-from launch.training.runs import SUMMARY
+from launch.training.experiment import FIXED, RANDOM_SEARCH, SEARCHED, UNIFORM
+from launch.training.run_directory import SUMMARY
 
 SMALLEST_GAP_POINTS = 1.0  # Two seeds of one network differ by about half a point on these data sets.
 
@@ -23,8 +24,8 @@ class RecordedRun:
 
     @property
     def searched(self) -> bool:
-        """Whether the layers' formats were not simply given as one."""
-        return not figures.is_uniform(self.summary)
+        """Whether the network is no uniform baseline."""
+        return self.summary["kind"] != UNIFORM
 
     @property
     def bits_over_depth(self) -> str:
@@ -65,7 +66,15 @@ def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
 
 
 def _read(directory: pathlib.Path) -> RecordedRun:
-    return RecordedRun(directory, json.loads((directory / SUMMARY).read_text()))
+    summary = json.loads((directory / SUMMARY).read_text())
+    return RecordedRun(directory, {"kind": _kind_of_earlier_version(summary["config"])} | summary)
+
+
+def _kind_of_earlier_version(config: dict[str, Any]) -> str:
+    """What a run is whose summary does not say it."""
+    if config["policy"] == "fixed":
+        return FIXED if names_genome_file(config["genome"]) else UNIFORM
+    return RANDOM_SEARCH if config["policy"] == "uniform" else SEARCHED
 
 
 @dataclasses.dataclass(frozen=True)

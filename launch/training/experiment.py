@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,8 +12,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from aqt_like import calibration, format_choice, gradients
-from aqt_like.formats import format_space, parse_layer_format
+from aqt_like import format_choice, gradients
+from aqt_like.calibration import CRITERIA, Criterion
+from aqt_like.formats import LayerFormat, format_space, parse_layer_format
 from aqt_like.interception import Quantizer, kernel_clip
 from fliqs_jax import distillation, losses, models
 from fliqs_jax.models import pretrained
@@ -26,13 +27,21 @@ from hwcost import pricing, registry, workload
 from hwcost.cost_model import CostModel
 from hwcost.costs import find_cost
 from hwcost.format_plan import FormatPlan, format_plan
+from hwcost.genome_file import Genome, GenomeFileError, names_genome_file, read_genome
 from hwcost.workload import Workload
 from launch import data
 from launch.training import optimizers
+from launch.training.budgets import BudgetSetting, read_budgets
+
+PRECOMPUTED = "precomputed"  # the clip.source that takes no batch
 
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names its key, its value and what was expected."""
+
+
+SEARCHED, RANDOM_SEARCH, UNIFORM, FIXED = KINDS = ("searched", "random_search", "uniform", "fixed")
+"""What a run is: a search, a random search, a baseline with one format in all layers, or a genome that was given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +50,14 @@ class Trial:
 
     Attributes:
       name: for people.
+      kind: one of `KINDS`.
       directory: where it is written, relative to the work directory.
       config: of this trial.
       genome: int32[D] for policy `fixed`, else None.
     """
 
     name: str
+    kind: str
     directory: str
     config: ConfigDict
     genome: np.ndarray | None
@@ -57,7 +68,15 @@ class Experiment:
     """A config, checked, and what follows from it without computing anything.
 
     Attributes:
+      config: as it was given.
+      source: the data.
+      plan: the search space, and what its genomes mean.
       costs: by name, in the order of `search.budgets`.
+      search: what the compiled step is made of.
+      clip_multiples: that training starts with.
+      clip_criterion: what the best multiples on a real batch are by, which replace those before inputs are quantised;
+        None where the stored ones stay.
+      trials: the networks to train.
     """
 
     config: ConfigDict
@@ -66,6 +85,7 @@ class Experiment:
     costs: dict[str, CostModel]
     search: Search
     clip_multiples: format_choice.ClipMultiples
+    clip_criterion: Criterion | None
     trials: tuple[Trial, ...]
 
 
@@ -76,7 +96,8 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
       ConfigError, data.DataError, formats.UnknownFormatError: with a message for the person who wrote the config.
     """
     _check_settings(config)
-    formats = format_space(config.formats)
+    given = _given_genome(config)
+    formats = _formats(config, given)
     source = source or data.find(config.data)
     _check_examples(config, source)
     settings = config.model.to_dict()
@@ -120,7 +141,8 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         costs=costs,
         search=search,
         clip_multiples=multiples,
-        trials=_trials(config, plan),
+        clip_criterion=None if config.clip.source == PRECOMPUTED else CRITERIA[config.clip.source],
+        trials=_trials(config, plan, given),
     )
 
 
@@ -156,9 +178,8 @@ def _check_settings(config: ConfigDict) -> None:
             raise ConfigError(f"{key}={config[key]}: expected a number above 0")
     if config.cost_samples < 0 or config.cost_samples == 1:
         raise ConfigError(f"cost_samples={config.cost_samples}: expected 0, or 2 and more")
-    if config.clip.source not in ("precomputed", *calibration.CRITERIA):
-        known = ", ".join(("precomputed", *calibration.CRITERIA))
-        raise ConfigError(f"clip.source={config.clip.source!r}: expected one of {known}")
+    if config.clip.source not in (PRECOMPUTED, *CRITERIA):
+        raise ConfigError(f"clip.source={config.clip.source!r}: expected one of {', '.join((PRECOMPUTED, *CRITERIA))}")
 
 
 def _check_examples(config: ConfigDict, source: data.Source) -> None:
@@ -224,68 +245,72 @@ def _loss(config: ConfigDict, classes: int) -> losses.Loss:
 
 def _budgets(config: ConfigDict, plan: FormatPlan) -> tuple[dict[str, CostModel], tuple[pricing.Budget, ...]]:
     """The costs that the config names, the main one first, with what each should come to."""
-    costs, budgets = {}, []
-    for text in (f"{config.cost}: {config.target} {config.target_unit}", *config.budgets):
-        name, _, goal = text.rpartition(": ")
-        target, _, unit = goal.strip().partition(" ")
-        try:
-            amount = float(target)
-        except ValueError:
-            amount = 0.0
-        if not name or amount <= 0:
-            raise ConfigError(f"budget {text!r}: expected NAME: TARGET UNIT, as in 'weight_bytes: 1.2 int4'")
-        costs[name] = find_cost(name)
-        budgets.append(_budget(config, plan, name, costs[name], amount, unit.strip() or "absolute"))
-    if len(costs) < len(budgets):
-        raise ConfigError(f"budgets={config.budgets}: one of these is on the same cost as another, or as {config.cost}")
-    return costs, tuple(budgets)
+    main = {"cost": config.cost, "target": config.target, "target_unit": config.target_unit}
+    further = (config.budgets,) if isinstance(config.budgets, Mapping) else config.budgets
+    settings = read_budgets((main, *further))
+    costs = {setting.cost: find_cost(setting.cost) for setting in settings}
+    return costs, tuple(_budget(config, plan, costs[setting.cost], setting) for setting in settings)
 
 
-def _budget(
-    config: ConfigDict, plan: FormatPlan, name: str, model: CostModel, target: float, target_unit: str
-) -> pricing.Budget:
-    """A target in the unit of the cost; `target_unit` is a format (all layers in it) or `absolute`."""
-    unit = 1.0
-    if target_unit != "absolute":
-        unit = model.uniform(plan.workload, parse_layer_format(target_unit))
-    table = model.table(plan)
+def _budget(config: ConfigDict, plan: FormatPlan, model: CostModel, setting: BudgetSetting) -> pricing.Budget:
+    """A budget in the unit of its cost, which the genomes of the plan can meet."""
+    unit = setting._replace(target=1.0).amount(lambda fmt: model.uniform(plan.workload, fmt))
+    target, table = setting.target * unit, model.table(plan)
     lowest, highest = pricing.reachable_interval(table, plan.space)
     # A learned or random search needs a target that genomes can meet; a fixed genome only reports against it. The
     # dearest genome may well stay below a second budget, but not below the first.
-    reachable = lowest <= target * unit and (name != config.cost or target * unit <= highest)
+    reachable = lowest <= target and (setting.cost != config.cost or target <= highest)
     if config.policy != "fixed" and not reachable:
         raise ConfigError(
-            f"target={target:g} of {name} (in units of {target_unit}) is out of reach: genomes over {config.formats} "
-            f"cost from {lowest / unit:.4g} to {highest / unit:.4g}"
+            f"target={setting.target:g} of {setting.cost} (in units of {setting.target_unit}) is out of reach: genomes "
+            f"over {config.formats} cost from {lowest / unit:.4g} to {highest / unit:.4g}"
         )
-    return pricing.Budget(table, target * unit)
+    return pricing.Budget(table, target)
 
 
-def _trials(config: ConfigDict, plan: FormatPlan) -> tuple[Trial, ...]:
-    """What `config` asks for, and then its uniform baselines."""
-    genome = None
+def _given_genome(config: ConfigDict) -> Genome | None:
+    """The genome that the config names a file of, if it does."""
     if config.policy not in POLICIES:
         raise ConfigError(f"policy={config.policy!r}: expected one of {', '.join(POLICIES)}")
-    if config.policy == "fixed":
-        if not config.genome:
-            raise ConfigError("policy='fixed' needs --config.genome, a format name or a genome file")
-        genome = _genome(config.genome, plan)
-        name = pathlib.Path(config.genome).name if config.genome.endswith(".json") else f"uniform {config.genome}"
-    elif config.genome:
+    if config.policy == "fixed" and not config.genome:
+        raise ConfigError("policy='fixed' needs --config.genome, a format name or a genome file")
+    if config.policy != "fixed" and config.genome:
         raise ConfigError(f"genome={config.genome!r} is for --config.policy=fixed; the policy is {config.policy!r}")
+    return read_genome(pathlib.Path(config.genome)) if names_genome_file(config.genome) else None
+
+
+def _formats(config: ConfigDict, given: Genome | None) -> tuple[LayerFormat, ...]:
+    """The formats that layers choose from: the config's, or those of the given genome where it names none."""
+    if config.formats:
+        return format_space(config.formats)
+    if given is None or not given.layers:
+        raise ConfigError("formats='': expected a format space, unless config.genome is a file that says each layer's")
+    return format_space(sorted({choice.format for choice in given.layers.values()}))
+
+
+def _trials(config: ConfigDict, plan: FormatPlan, given: Genome | None) -> tuple[Trial, ...]:
+    """What `config` asks for, and then its uniform baselines."""
+    if given is not None:
+        name = "/".join(pathlib.Path(config.genome).parts[-2:])
+        try:
+            asked = Trial(name, FIXED, "", config, plan.encode(given))
+        except GenomeFileError as error:
+            raise ConfigError(f"genome={config.genome!r}: {error}") from error
+    elif config.policy == "fixed":
+        asked = _uniform_trial(config.genome, "", config, plan)
+    elif config.policy == "uniform":
+        asked = Trial(f"random search {config.formats}", RANDOM_SEARCH, "", config, None)
     else:
-        name = f"{'FLIQS' if config.policy == 'reinforce' else 'random search'} {config.formats}"
-    trials = [Trial(name, "", config, genome)]
+        asked = Trial(f"FLIQS {config.formats}", SEARCHED, "", config, None)
+    baselines = []
     for baseline in config.baselines:
         fixed = config.copy_and_resolve_references()
         fixed.policy, fixed.genome, fixed.baselines = "fixed", baseline, ()
-        trials.append(Trial(f"uniform {baseline}", f"uniform-{baseline}", fixed, _genome(baseline, plan)))
-    return tuple(trials)
+        baselines.append(_uniform_trial(baseline, f"uniform-{baseline}", fixed, plan))
+    return (asked, *baselines)
 
 
-def _genome(name: str, plan: FormatPlan) -> np.ndarray:
-    """All layers that are not pinned in the format `name`, or what the genome file `name` says."""
-    if name.endswith(".json"):
-        return plan.space.load_genome(pathlib.Path(name))
+def _uniform_trial(name: str, directory: str, config: ConfigDict, plan: FormatPlan) -> Trial:
+    """The baseline in which all layers that are not pinned have the format `name`."""
     parse_layer_format(name)
-    return plan.uniform_genome(name)
+    return Trial(f"uniform {name}", UNIFORM, directory, config, plan.uniform_genome(name))

@@ -1,7 +1,7 @@
 """The one training loop. It does the input and output around a compiled step, and nothing else."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +24,24 @@ class Stopped(SystemExit):
     """The run was asked to stop, and did so after a checkpoint."""
 
 
+class Saving(NamedTuple):
+    """What is kept of a run while it goes on, and how often.
+
+    Attributes:
+      recorder: is given the metrics.
+      log_every: steps between records.
+      policy_probabilities: of a state, float[D, Kmax], for the record.
+      checkpoints: where states go.
+      checkpoint_every: steps between checkpoints.
+    """
+
+    recorder: Recorder
+    log_every: int
+    policy_probabilities: Callable[[Any], np.ndarray]
+    checkpoints: Checkpoints
+    checkpoint_every: int
+
+
 def run(
     state: Any,
     *,
@@ -32,11 +50,7 @@ def run(
     first_step: int,
     total_steps: int,
     before_step: Mapping[int, Callable[[Any], Any]],
-    log_every: int,
-    checkpoint_every: int,
-    checkpoints: Checkpoints,
-    recorder: Recorder,
-    policy_probabilities: Callable[[Any], np.ndarray],
+    saving: Saving,
     stop: StopRequested,
 ) -> Any:
     """Trains from `first_step` to `total_steps`, recording and checkpointing on the way.
@@ -48,11 +62,7 @@ def run(
       first_step: steps done already.
       total_steps: where to stop.
       before_step: `state -> state` changes to make before the step of that number, once.
-      log_every: steps between records.
-      checkpoint_every: steps between checkpoints.
-      checkpoints: where to.
-      recorder: is given the metrics.
-      policy_probabilities: of a state, for the record.
+      saving: what is kept, and how often.
       stop: a request to stop is heeded after each step.
 
     Returns:
@@ -72,7 +82,7 @@ def run(
             if not np.isfinite(row["loss"]):
                 raise NotFiniteError(f"the loss is {row['loss']} at step {number}. {_ADVICE}")
         if rows:
-            recorder.record(rows, policy_probabilities(state))
+            saving.recorder.record(rows, saving.policy_probabilities(state))
 
     for number in range(first_step, total_steps):
         if number in before_step:
@@ -81,15 +91,15 @@ def run(
         pending.append(metrics)
         done = number + 1
         stopping = bool(stop)
-        checkpoint_due = stopping or done % checkpoint_every == 0 or done == total_steps
-        if checkpoint_due or done % log_every == 0:
+        checkpoint_due = stopping or done % saving.checkpoint_every == 0 or done == total_steps
+        if checkpoint_due or done % saving.log_every == 0:
             flush(done)
         if checkpoint_due:
             # The loss was computed before the latest update, so it does not vouch for what would be saved.
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params))):
                 raise NotFiniteError(f"a weight is no finite number after step {done}. {_ADVICE}")
-            checkpoints.save(done, state)
-            recorder.pause_clock()
+            saving.checkpoints.save(done, state)
+            saving.recorder.pause_clock()
         if stopping and done < total_steps:
             raise Stopped(128 + (stop.signal_number or 0))
     return state

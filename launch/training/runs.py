@@ -1,24 +1,19 @@
 """Runs of an experiment: trained, evaluated, and written to directories that an interrupted run goes on from."""
 
 import dataclasses
-import importlib.metadata
 import itertools
 import json
 import pathlib
-import platform
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from aqt_like import calibration
-from aqt_like.formats import parse_layer_format
 from fliqs_jax import random_search
 from fliqs_jax.distillation import TEACHER_LOGITS
 from fliqs_jax.losses import Batch
@@ -34,30 +29,16 @@ from fliqs_jax.search import (
     make_search_step,
     quality_over,
 )
-from hwcost import carbon, pricing
+from hwcost import carbon
+from hwcost.genome_file import write_genome
 from launch import data
 from launch.training import loop, progress
 from launch.training.checkpoints import Checkpoints, state_digest
-from launch.training.experiment import ConfigError, Experiment, Trial, prepare_experiment
+from launch.training.experiment import RANDOM_SEARCH, ConfigError, Experiment, Trial, prepare_experiment
 from launch.training.interruption import StopRequested, stop_on_signals
 from launch.training.mesh import compile_step, data_mesh, place_batch, replicated, split_batch
-
-SUMMARY = "summary.json"
-CONFIG = "config.json"
-METRICS = "metrics.jsonl"
-GENOME = "genome.json"
-
-# Keys that say how a run is done, not what it computes: they may change when a run is resumed.
-_FREE_KEYS = (
-    "data.data_dir",
-    "data.download",
-    "data.file",
-    "data.workers",
-    *(f"footprint.{key}" for key in carbon.Rates._fields),
-    "baselines",
-    "log_every",
-    "checkpoint_every",
-)
+from launch.training.run_directory import CHECKPOINTS, CONFIG, GENOME, METRICS, SUMMARY, claim_directory, write_json
+from launch.training.run_summary import environment_summary, network_summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +49,8 @@ class Compiled:
       mesh: the devices.
       teach: adds the teacher's logits to a training batch, where the experiment has a teacher.
       step: the search step, compiled ahead of time.
-      recalibrate, evaluate, profile: see `fliqs_jax.search`; they compile when first called.
+      recalibrate, evaluate, profile: see `fliqs_jax.search`; they compile when first called. `profile` is None where
+        clip multiples are not to be those of a batch.
       step_compilations: how often the search step was compiled so far.
       seconds: what that took.
     """
@@ -78,7 +60,7 @@ class Compiled:
     step: Callable
     recalibrate: Callable
     evaluate: Callable
-    profile: Callable
+    profile: Callable | None
     step_compilations: Callable[[], int]
     seconds: float
 
@@ -98,7 +80,7 @@ def read_run(directory: pathlib.Path, console: Console, *, target: float | None 
     if target is not None:
         config.target = target
     experiment = prepare_experiment(config)
-    checkpoints = Checkpoints(directory / "checkpoints")
+    checkpoints = Checkpoints(directory / CHECKPOINTS)
     restored = checkpoints.restore(initial_state(experiment, experiment.trials[0]), say=console.print)
     checkpoints.close()
     if restored is None:
@@ -125,7 +107,7 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, console: Co
     """Compiles the search step for all local devices and batches as those of `dataset`."""
     mesh = data_mesh()
     whole = replicated(mesh)
-    search, config = experiment.search, experiment.config
+    search, config, criterion = experiment.search, experiment.config, experiment.clip_criterion
     search_step = make_search_step(search)
     traces: list[None] = []
 
@@ -149,13 +131,8 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, console: Co
         step=step,
         recalibrate=jax.jit(make_recalibrate(search), donate_argnums=0, out_shardings=whole),
         evaluate=jax.jit(make_evaluate(search)),
-        profile=jax.jit(
-            make_profile_clip_multiples(
-                search, calibration.CRITERIA.get(config.clip.source, calibration.best_multiples)
-            ),
-            donate_argnums=0,
-            out_shardings=whole,
-        ),
+        profile=criterion
+        and jax.jit(make_profile_clip_multiples(search, criterion), donate_argnums=0, out_shardings=whole),
         step_compilations=lambda: len(traces),
         seconds=time.perf_counter() - start,
     )
@@ -168,7 +145,7 @@ def open_data(experiment: Experiment) -> data.Dataset:
 
 
 def initial_state(experiment: Experiment, trial: Trial) -> SearchState:
-    """The state in which a trial starts; that of its neighbours but for the policy."""
+    """Initial state of a trial; trials differ only in the policy."""
     return init_state(
         experiment.search,
         init_policy(experiment.plan.space, trial.config.policy, trial.genome),
@@ -185,40 +162,6 @@ def _pretrained(state: SearchState, config: ConfigDict, name: str, console: Cons
     console.print(f"{name}: weights from {config.init_from}" + (f", but for {', '.join(kept)}" if kept else ""))
     placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), theirs, ours)
     return state._replace(**placed)
-
-
-def claim_directory(directory: pathlib.Path, config: ConfigDict, *, free: Collection[str] = ()) -> None:
-    """Makes `directory` that of `config`.
-
-    Args:
-      directory: of the run.
-      config: its config.
-      free: keys that may differ from what is there, beside those that change no result.
-
-    Raises:
-      ConfigError: it is that of another config; the message names the keys that differ.
-    """
-    ours = json.loads(config.to_json_best_effort())
-    path = directory / CONFIG
-    if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(path, ours)
-        return
-    there, here = (flatten_dict(config, sep=".") for config in (json.loads(path.read_text()), ours))
-    differing = [
-        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and key not in (*_FREE_KEYS, *free)
-    ]
-    if differing:
-        raise ConfigError(f"{directory} holds a run of another config: {'; '.join(differing)}. Use another --workdir")
-
-
-def write_json(path: pathlib.Path, document: dict[str, Any]) -> None:
-    """Atomically: the file is there whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(document, indent=1) + "\n")
-    temporary.rename(path)
 
 
 def run(experiment: Experiment, workdir: pathlib.Path, console: Console) -> list[pathlib.Path]:
@@ -246,156 +189,141 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
         compiled = compile_functions(experiment, dataset, console)
         console.print(f"compiled in {compiled.seconds:.1f} s for {len(jax.devices())} device(s)")
         for trial, directory in left:
-            _run(experiment, trial, compiled, dataset, directory, console, stop)
+            _run(_TrialRun(experiment, trial, compiled, dataset, directory, console), stop)
     return directories
 
 
-def _run(
-    experiment: Experiment,
-    trial: Trial,
-    compiled: Compiled,
-    dataset: data.Dataset,
-    directory: pathlib.Path,
-    console: Console,
-    stop: StopRequested,
-) -> None:
-    """Trains one trial, from its newest checkpoint if it has one, evaluates it and writes its summary."""
-    config, search = trial.config, experiment.search
-    sharding = split_batch(compiled.mesh)
+@dataclasses.dataclass(frozen=True)
+class _TrialRun:
+    """A trial with all that running it takes."""
 
-    def batches(split: str, size: int, *, first_step: int, augmented: bool = False) -> Iterator[Batch]:
-        stream = dataset.train_batches(split, batch_size=size, first_step=first_step, augmented=augmented)
-        return (place_batch(batch, sharding) for batch in stream)
+    experiment: Experiment
+    trial: Trial
+    compiled: Compiled
+    dataset: data.Dataset
+    directory: pathlib.Path
+    console: Console
 
-    def train_batches(first_step: int) -> Iterator[Batch]:
-        stream = batches("train", config.batch_size, first_step=first_step, augmented=True)
-        return (compiled.teach(batch) for batch in stream)
+    def say(self, text: str) -> None:
+        """Prints a line about this trial."""
+        self.console.print(f"{self.trial.name}: {text}")
 
-    checkpoints = Checkpoints(directory / "checkpoints")
-    state = jax.device_put(initial_state(experiment, trial), replicated(compiled.mesh))
+    def batches(self, split: str, batch_size: int, *, first_step: int, augmented: bool = False) -> Iterator[Batch]:
+        """Endless batches of `"train"` or `"valid"`, each part on its device."""
+        stream = self.dataset.train_batches(split, batch_size=batch_size, first_step=first_step, augmented=augmented)
+        return (place_batch(batch, split_batch(self.compiled.mesh)) for batch in stream)
+
+    def taught_batches(self, first_step: int) -> Iterator[Batch]:
+        """The batches that weights are trained on, with the teacher's logits where there is a teacher."""
+        stream = self.batches("train", self.trial.config.batch_size, first_step=first_step, augmented=True)
+        return (self.compiled.teach(batch) for batch in stream)
+
+    def quality(self, state: SearchState, genome: jax.Array, split: str) -> float:
+        """The quality of a genome's network over all of a split."""
+        whole = self.dataset.eval_batches(split, batch_size=self.trial.config.valid_batch_size)
+        placed = (place_batch(batch, split_batch(self.compiled.mesh)) for batch in whole)
+        return quality_over(self.experiment.search, self.compiled.evaluate, state, genome, placed)
+
+
+def _run(run: _TrialRun, stop: StopRequested) -> None:
+    """Trains a trial, chooses its genome, recalibrates, judges, and writes genome and summary."""
+    state, seconds = _train(run, stop)
+    genome = _chosen_genome(run, state)
+    # Before recalibration, which takes the state's place in memory.
+    trained = {
+        f"{run.experiment.search.quality.name}_before_recalibration": run.quality(state, genome, "test"),
+        "policy_entropy": float(state.policy.entropy()),
+        "state_sha256": state_digest(state),
+    }
+    state = _recalibrated(run, state, genome)
+    write_genome(run.directory / GENOME, run.experiment.plan.named(np.asarray(genome)))
+    write_json(run.directory / SUMMARY, _summary(run, state, genome, seconds) | trained)
+
+
+def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
+    """The state after training, from the newest checkpoint on if there is one, and the seconds that it took."""
+    config, search, compiled = run.trial.config, run.experiment.search, run.compiled
+    checkpoints = Checkpoints(run.directory / CHECKPOINTS)
+    state = jax.device_put(initial_state(run.experiment, run.trial), replicated(compiled.mesh))
     first_step = 0
-    if restored := checkpoints.restore(state, say=lambda text: console.print(f"{trial.name}: {text}")):
+    if restored := checkpoints.restore(state, say=run.say):
         first_step, state = restored
-        console.print(f"{trial.name}: going on from step {first_step}")
+        run.say(f"going on from step {first_step}")
     elif config.init_from:
-        state = _pretrained(state, config, trial.name, console)
+        state = _pretrained(state, config, run.trial.name, run.console)
     before_step = {}
-    if config.clip.source in calibration.CRITERIA:
+    if profile := compiled.profile:
         at = search.input_quantization_step
-        before_step[at] = lambda state: compiled.profile(state, next(train_batches(at)))
+        before_step[at] = lambda state: profile(state, next(run.taught_batches(at)))
+    valid_batches = run.batches("valid", config.valid_batch_size, first_step=first_step)
     with progress.Recorder(
-        directory / METRICS,
-        title=trial.name,
+        run.directory / METRICS,
+        title=run.trial.name,
         quality=search.quality.name,
         first_step=first_step,
         total_steps=search.total_steps,
-        console=console,
+        console=run.console,
     ) as recorder:
         state = loop.run(
             state,
             step=compiled.step,
-            batches=zip(
-                train_batches(first_step), batches("valid", config.valid_batch_size, first_step=first_step), strict=True
-            ),
+            batches=zip(run.taught_batches(first_step), valid_batches, strict=True),
             first_step=first_step,
             total_steps=search.total_steps,
             before_step=before_step,
-            log_every=config.log_every,
-            checkpoint_every=config.checkpoint_every,
-            checkpoints=checkpoints,
-            recorder=recorder,
-            policy_probabilities=lambda state: np.asarray(jax.nn.softmax(state.policy.logits)),
+            saving=loop.Saving(
+                recorder=recorder,
+                log_every=config.log_every,
+                policy_probabilities=lambda state: np.asarray(jax.nn.softmax(state.policy.logits)),
+                checkpoints=checkpoints,
+                checkpoint_every=config.checkpoint_every,
+            ),
             stop=stop,
         )
     checkpoints.close()
-    final_digest = state_digest(state)
+    return state, recorder.seconds
 
-    def quality(genome: jax.Array, split: str) -> float:
-        whole = dataset.eval_batches(split, batch_size=config.valid_batch_size)
-        placed = (place_batch(batch, sharding) for batch in whole)
-        return quality_over(search, compiled.evaluate, state, genome, placed)
 
-    if config.policy == "uniform":
-        genome = random_search.best_of_random(
-            search,
-            state,
-            lambda genome: quality(genome, "valid"),
-            jax.random.fold_in(state.key, search.total_steps),
-            **config.random_search,
-        )
-    else:
-        genome = state.policy.mode()
-    before_recalibration = quality(genome, "test")
-    for batch in itertools.islice(
-        batches("train", config.batch_size, first_step=search.total_steps), config.recalibration_batches
-    ):
-        state = compiled.recalibrate(state, genome, batch)
-    experiment.plan.space.save_genome(directory / GENOME, np.asarray(genome))
-    name = search.quality.name
-    write_json(
-        directory / SUMMARY,
-        {
-            name: quality(genome, "test"),
-            **_price(experiment, np.asarray(genome)),
-            "name": trial.name,
-            "policy": config.policy,
-            "quality": name,
-            f"{name}_before_recalibration": before_recalibration,
-            f"validation_{name}": quality(genome, "valid"),
-            "policy_entropy": float(state.policy.entropy()),
-            "seconds": round(recorder.seconds, 1),
-            "footprint": carbon.footprint(recorder.seconds, carbon.Rates(**config.footprint))._asdict(),
-            "steps_per_second": round(search.total_steps / recorder.seconds, 2),
-            "compile_seconds": round(compiled.seconds, 1),
-            "search_step_compilations": compiled.step_compilations(),
-            "state_sha256": final_digest,
-            "seed": config.seed,
-            "config": json.loads(config.to_json_best_effort()),
-            "versions": _versions(),
-            "device": f"{len(jax.devices())} × {jax.devices()[0].device_kind}",
-        },
+def _chosen_genome(run: _TrialRun, state: SearchState) -> jax.Array:
+    """The policy's mode, or the best genome of a random search, int32[D]."""
+    if run.trial.kind != RANDOM_SEARCH:
+        return state.policy.mode()
+    search = run.experiment.search
+    return random_search.best_of_random(
+        search,
+        state,
+        lambda genome: run.quality(state, genome, "valid"),
+        jax.random.fold_in(state.key, search.total_steps),
+        **run.trial.config.random_search,
     )
 
 
-def _price(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
-    """What a genome means and costs, exactly."""
-    chosen = experiment.plan.layer_formats(genome)
-    budgets = [
-        {
-            "name": name,
-            "unit": model.unit,
-            "cost": pricing.price_exactly(budget.table, genome),
-            "target": budget.target,
-        }
-        for (name, model), budget in zip(experiment.costs.items(), experiment.search.budgets, strict=True)
-    ]
-    main = budgets[0]
-    terms = pricing.price_layers(experiment.search.budgets[0].table, genome)
+def _recalibrated(run: _TrialRun, state: SearchState, genome: jax.Array) -> SearchState:
+    """The state with batch statistics moved towards those under the genome; what is given is used up."""
+    config = run.trial.config
+    batches = run.batches("train", config.batch_size, first_step=run.experiment.search.total_steps)
+    for batch in itertools.islice(batches, config.recalibration_batches):
+        state = run.compiled.recalibrate(state, genome, batch)
+    return state
+
+
+def _summary(run: _TrialRun, state: SearchState, genome: jax.Array, seconds: float) -> dict[str, Any]:
+    """What is told of a finished trial, whose state is recalibrated."""
+    config, compiled, name = run.trial.config, run.compiled, run.experiment.search.quality.name
     return {
-        "cost": main["cost"],
-        "target": main["target"],
-        "genome": genome.tolist(),
-        "relative_cost": main["cost"] / main["target"],
-        "cost_name": main["name"],
-        "cost_unit": main["unit"],
-        "budgets": budgets,
-        "decisions": [{"name": d.name, "options": list(d.options)} for d in experiment.plan.space.decisions],
-        "layers": [
-            {
-                "path": layer.path,
-                "format": chosen[layer.path],
-                "bits": parse_layer_format(chosen[layer.path]).bits,
-                "granularity": experiment.plan.granularity_of.get(layer.path, "per_channel"),
-                "macs": layer.macs,
-                "weights": layer.weights,
-                "cost": cost,
-                "cost_is_estimate": next(iter(experiment.costs.values())).estimates(layer),
-            }
-            for layer, cost in zip(experiment.plan.workload, terms.tolist(), strict=True)
-        ],
+        name: run.quality(state, genome, "test"),
+        **network_summary(run.experiment, np.asarray(genome)),
+        "name": run.trial.name,
+        "kind": run.trial.kind,
+        "policy": config.policy,
+        "quality": name,
+        f"validation_{name}": run.quality(state, genome, "valid"),
+        "seconds": round(seconds, 1),
+        "footprint": carbon.footprint(seconds, carbon.Rates(**config.footprint))._asdict(),
+        "steps_per_second": round(run.experiment.search.total_steps / seconds, 2),
+        "compile_seconds": round(compiled.seconds, 1),
+        "search_step_compilations": compiled.step_compilations(),
+        "seed": config.seed,
+        "config": json.loads(config.to_json_best_effort()),
+        **environment_summary(),
     }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

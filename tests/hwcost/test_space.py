@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 
@@ -40,17 +38,3 @@ def test_names_are_unique_and_found():
     assert SPACE.index("b") == 1
     with pytest.raises(ValueError, match="no decision 'c'"):
         SPACE.index("c")
-
-
-def test_genome_files(tmp_path):
-    path = tmp_path / "genome.json"
-    SPACE.save_genome(path, [1, 2])
-    np.testing.assert_array_equal(SPACE.load_genome(path), [1, 2])
-    reordered = SearchSpace((Decision("b", ("z", "y", "x")), Decision("a", ("y", "x"))))
-    np.testing.assert_array_equal(reordered.load_genome(path), [0, 0])
-    for text in ("{", "[1]", json.dumps({"choices": {"a": "x"}}), "{}"):
-        path.write_text(text)
-        with pytest.raises(ValueError, match="holds no genome of this search space"):
-            SPACE.load_genome(path)
-    with pytest.raises(ValueError, match="cannot read the genome file"):
-        SPACE.load_genome(tmp_path / "none.json")

@@ -9,7 +9,7 @@ def run(capsys, *arguments):
 
 
 def test_our_models_and_rules(capsys):
-    text = run(capsys, "--model=cifar_resnet", "--input=1,32,32,3", "--rule=stem: bf16", "--rule=shortcut: int8 tie")
+    text = run(capsys, "--model=cifar_resnet", "--input=32,32,3", "--rule=stem: bf16", "--rule=shortcut: int8 tie")
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert "32×32×3" in lines["stem"]
     assert lines["stem"].rstrip().endswith("bf16")
@@ -19,25 +19,26 @@ def test_our_models_and_rules(capsys):
 
 
 def test_a_model_of_the_users_own(capsys):
-    text = run(capsys, "--model=examples.digits_mlp:make_model", "--input=1,8,8,1")
+    text = run(capsys, "--model=examples.digits_mlp:make_model", "--input=8,8,1")
     assert "hidden1" in text
     assert "decision" not in text
 
 
 def test_a_model_of_whole_numbers(capsys):
-    text = run(capsys, "--model=examples.text_transformer:Transformer", "--input=1,64", "--dtype=int32")
+    text = run(capsys, "--model=examples.text_transformer:Transformer", "--input=64", "--dtype=int32")
     assert "attention2/query" in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model=nowhere:make", "--input=1,2"], "model 'nowhere:make': No module named 'nowhere'"),
-        (["--model=json:dumper", "--input=1,2"], "model 'json:dumper': .*no attribute 'dumper'"),
-        (["--model=fractions:Fraction", "--input=1,2"], "expected a flax.linen.Module, got Fraction"),
-        (["--model=cifar_resnet", "--input=32"], "input '32': expected a shape with a batch axis"),
-        (["--model=cifar_resnet", "--input=1,a"], "input '1,a': expected a shape"),
-        (["--model=cifar_resnet", "--input=1,32,32,3", "--rule=stam: int8"], "'stam: int8' matches no layer; near it"),
+        (["--model=nowhere:make", "--input=2"], "model 'nowhere:make': No module named 'nowhere'"),
+        (["--model=json:dumper", "--input=2"], "model 'json:dumper': .*no attribute 'dumper'"),
+        (["--model=fractions:Fraction", "--input=2"], "expected a flax.linen.Module, got Fraction"),
+        (["--model=cifar_resnet", "--input=1,32,32,3"], "one example, without a batch axis: 32,32,3"),
+        (["--model=cifar_resnet", "--input=32,a"], "--input=32,a: expected the shape of one example"),
+        (["--model=cifar_resnet", "--input=32,0,3"], "--input=32,0,3: expected the shape of one example"),
+        (["--model=cifar_resnet", "--input=32,32,3", "--rule=stam: int8"], "'stam: int8' matches no layer; near it"),
     ],
 )
 def test_errors_are_one_line(capsys, arguments, message):

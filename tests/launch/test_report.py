@@ -9,6 +9,7 @@ from launch.training import progress
 
 
 def summary(name, bits, accuracy, *, policy="fixed", formats="int_s"):
+    kind = "searched" if policy == "reinforce" else "uniform"
     layers = [
         {
             "path": f"l{i}",
@@ -29,7 +30,7 @@ def summary(name, bits, accuracy, *, policy="fixed", formats="int_s"):
         "cost_name": "bit_operations", "cost_unit": "bit operations",
         "budgets": [{"name": "bit_operations", "unit": "bit operations", "cost": cost, "target": 36800.0}],
         "layers": layers,
-        "decisions": decisions, "name": name, "policy": policy, "seconds": 12.5,
+        "decisions": decisions, "name": name, "kind": kind, "policy": policy, "seconds": 12.5,
         "footprint": {"kilowatt_hours": 0.02, "co2e_kilograms": 0.009, "dollars": [0.1, 0.3]},
         "steps_per_second": 80.0, "seed": 0, "device": "1 × cpu", "versions": {"jax": "0"},
         "config": {

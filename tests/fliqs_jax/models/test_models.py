@@ -12,7 +12,7 @@ from fliqs_jax import models
 from fliqs_jax.models import blocks
 from hwcost import workload
 
-GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "gbops.json").read_text())
+GOLDEN = json.loads((pathlib.Path(__file__).parents[2] / "golden" / "gbops.json").read_text())
 NAMES = {"resnet18": "resnet18", "resnet50": "resnet50", "mobilenetv2": "mobilenetv2", "deit_b16": "deit_b16"}
 CASES = [(NAMES[name], float(width), GOLDEN[name][width]) for name in NAMES for width in GOLDEN[name]]
 CASES = [case for case in CASES if case[:2] != ("deit_b16", 0.25)]  # follows from no natural definition

@@ -13,21 +13,28 @@ from rich.console import Console
 from apq_jax import architectures
 from apq_jax.architectures import Stage
 from apq_jax.evolution import BudgetError
-from configs import apq_digits
+from configs import apq_common, apq_digits
+from hwcost import workload
+from hwcost.genome_file import read_genome
 from launch.apq import evolve, finish, fit_predictor, measure_records, train_supernet
 from launch.apq.pipeline import RECORD_FILES, SEARCH, SUMMARY, prepare_pipeline
 from launch.journal import JournalError
 from launch.reports import apq_page
 from launch.training import loop
+from launch.training.budgets import BudgetSettingError
 from launch.training.experiment import ConfigError
 
 STEPS = (
-    train_supernet.train,
-    measure_records.collect,
-    fit_predictor.fit,
-    evolve.search,
-    finish.finish,
+    train_supernet.run,
+    measure_records.run,
+    fit_predictor.run,
+    evolve.run,
+    finish.run,
 )
+
+
+def budget(cost, target, target_unit="absolute"):
+    return {"cost": cost, "target": target, "target_unit": target_unit}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,7 +54,7 @@ def make_config():
         {"float": 20, "quantized": 6, "policies": 2, "batch_size": 64, "calibration_batches": 1, "fine_tuning_steps": 1}
     )
     config.predictor.update({"hidden": 8, "steps": 20, "held_out": 2, "counts": (2,)})
-    config.search.update({"budgets": ("bitfusion_latency=0.0105",), "generations": 5})
+    config.search.update({"budgets": apq_common.one_each("bitfusion_latency", [0.0105]), "generations": 5})
     config.finish.update({"epochs": 0.2, "batch_size": 32, "valid_batch_size": 64, "recalibration_batches": 1})
     return config
 
@@ -98,6 +105,12 @@ def test_all_steps_and_their_report(finished):
         assert set(formats["stage1_block1/expand/conv"].split("/")) == bits
         assert formats["stem/conv"] == formats["classifier"] == "int8"
         assert network["accuracy"] == of_run["accuracy"]
+        assert (of_run["kind"], of_run["name"]) == ("fixed", f"{network['name']}/genome.json")
+        # One file says what was searched, what it means for each layer, and what builds the network.
+        named = read_genome(directory / "genome.json")
+        assert named.choices == choices
+        assert {path: layer.format for path, layer in named.layers.items()} == formats
+        assert named.architecture == {"space": "tiny", "image_size": 0}
     for point in summary["predictor"]["quantized"]:
         each = point["transferred"]["pairwise_of_each"]
         assert point["transferred"]["pairwise"] == pytest.approx(np.mean(each))
@@ -114,14 +127,16 @@ def test_what_is_done_is_not_done_again_and_another_search_needs_nothing_else(co
     before = (workdir / SUMMARY).read_text()
     run(config, workdir)
     assert (workdir / SUMMARY).read_text() == before
-    other = prepare(config, workdir, ["bitfusion_latency=0.011,0.015", "weight_bytes=9000"])
-    evolve.search(other)
+    sets = [(budget("bitfusion_latency", limit), budget("weight_bytes", 9000)) for limit in (0.011, 0.015)]
+    other = prepare(config, workdir, [repr(each) for each in sets])
+    evolve.run(other)
     found = other.read(SEARCH)["found"]
     assert [list(each["budget"].values()) for each in found] == [[0.011, 9000], [0.015, 9000]]
     assert all(each["costs"][name] <= limit for each in found for name, limit in each["budget"].items())
 
-    config.search.update({"selection": "nsga2", "budgets": ("bitfusion_latency=0.014,weight_bytes=9000",)})
-    evolve.search(prepare(config, workdir))
+    both = (budget("bitfusion_latency", 0.014), budget("weight_bytes", 9000))
+    config.search.update({"selection": "nsga2", "budgets": (both,)})
+    evolve.run(prepare(config, workdir))
     front = other.read(SEARCH)["found"]
     assert len(front) > 1
     for one, next_one in itertools.pairwise(front):
@@ -136,30 +151,30 @@ def test_records_go_on_after_a_kill_and_more_may_be_asked_for(config, workdir):
     path = workdir / RECORD_FILES["quantized"]
     whole = path.read_text()
     path.write_text(whole[:-40])  # half a line
-    measure_records.collect(pipeline)
+    measure_records.run(pipeline)
     assert path.read_text() == whole
 
-    measure_records.collect(pipeline, counts={"float": 21})
+    measure_records.run(pipeline, counts={"float": 21})
     assert path.read_text() == whole
     assert len((workdir / RECORD_FILES["float"]).read_text().splitlines()) == 1 + 21
     before = pipeline.read("predictor/summary.json")
-    fit_predictor.fit(pipeline)
+    fit_predictor.run(pipeline)
     after = pipeline.read("predictor/summary.json")
     assert (before["records"], after["records"]) == ({"float": 20, "quantized": 6}, {"float": 21, "quantized": 6})
     searched = (workdir / SEARCH).read_text()
-    evolve.search(pipeline)
+    evolve.run(pipeline)
     assert (workdir / SEARCH).read_text() != searched
 
 
 def test_damage_and_too_few_records_are_told(config, workdir):
-    pipeline = prepare(config, workdir, ["weight_bytes=9000"])
+    pipeline = prepare(config, workdir, [repr(budget("weight_bytes", 9000))])
     (workdir / fit_predictor.FILES["quantized"]).write_bytes(b"damaged")
     with pytest.raises(ConfigError, match=r"cannot read the predictor .*quantized.safetensors"):
-        evolve.search(pipeline)
+        evolve.run(pipeline)
     path = workdir / RECORD_FILES["quantized"]
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
     with pytest.raises(ConfigError, match=r"2 quantised records: expected more than predictor.held_out=2"):
-        fit_predictor.fit(pipeline)
+        fit_predictor.run(pipeline)
 
 
 def test_the_once_for_all_network_goes_on_after_a_stop(config, tmp_path, monkeypatch):
@@ -187,10 +202,14 @@ def test_the_once_for_all_network_goes_on_after_a_stop(config, tmp_path, monkeyp
         ({"supernet.sampling": "all"}, ConfigError, "supernet.sampling='all'"),
         ({"search.selection": "best"}, ConfigError, "search.selection='best': expected one of fittest, nsga2"),
         ({"predictor.held_out": 6}, ConfigError, "predictor.held_out=6: expected some of the 6 records"),
-        ({"search.budgets": ("bitfusion_latency",)}, ConfigError, "expected NAME=VALUE"),
-        ({"search.budgets": ("watts=1",)}, ValueError, "cost 'watts'"),
-        ({"search.budgets": ("weight_bytes=1",)}, BudgetError, "no genome is within 1, reachable is"),
-        ({"search.budgets": ("weight_bytes=9000", "bit_operations=1e9")}, ConfigError, "the same costs in every set"),
+        ({"search.budgets": ("bitfusion_latency=8",)}, BudgetSettingError, r"'bitfusion_latency=8': expected {'cost'"),
+        ({"search.budgets": (budget("watts", 1),)}, ValueError, "cost 'watts'"),
+        ({"search.budgets": (budget("weight_bytes", 1),)}, BudgetError, "no genome is within 1, reachable is"),
+        (
+            {"search.budgets": (budget("weight_bytes", 9000), budget("bit_operations", 1e9))},
+            ConfigError,
+            "the same costs in every set",
+        ),
     ],
 )
 def test_bad_settings_are_told_before_anything_runs(config, tmp_path, changes, error, message):
@@ -222,3 +241,16 @@ def test_configs_name_spaces_and_budgets_that_there_are(name):
     assert set(config.supernet.stages) == {"full", "kernel", "channels", "depth"}
     assert space.blocks
     assert np.isfinite(config.supernet.epochs)
+
+
+def test_all_budgets_of_a_set_are_those_of_the_finished_run(config, workdir):
+    """A unit that is a format stands for that format in all layers of the largest network."""
+    sets = (budget("bitfusion_latency", 2.0, "int8"), budget("weight_bytes", 1.0, "int8"))
+    pipeline = prepare(config, workdir, [repr(sets)])
+    layers = workload.trace(pipeline.full, (8, 8, 1), train=False)
+    assert pipeline.budgets[0]["weight_bytes"] == sum(layer.weights for layer in layers)
+    evolve.run(pipeline)
+    finish.run(pipeline)
+    (network,) = pipeline.read(SUMMARY)["networks"]
+    run_summary = json.loads((workdir / "found" / network["name"] / "run" / "summary.json").read_text())
+    assert {each["name"]: each["target"] for each in run_summary["budgets"]} == pipeline.budgets[0]

@@ -9,7 +9,7 @@ import pytest
 from launch.apq import workers
 from launch.training.experiment import ConfigError
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 # In a process of its own, since a cluster has to be started before JAX. Weights are not trained: accuracies are low,
 # and all different.
@@ -23,20 +23,26 @@ with workers.started("ray:2") as over_ray:
     import optax
     from apq_jax import architectures, records, shrinking, subnet_accuracy
     from apq_jax.block_network import network
-    from launch.apq.record_task import Measurement, measure_of
+    from launch.apq.record_task import RecordTask, make_measure
 
     tiny = dataclasses.replace(architectures.find("digits"), stages=(architectures.Stage(8, 1, 1, 2),))
     state = shrinking.init_state(tiny, network(tiny, tiny.largest), optax.sgd(0.1), jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = {"input": rng.normal(size=(256, 8, 8, 1)).astype(np.float32), "label": rng.integers(0, 10, 256)}
     weights, batch_stats = jax.device_get((state.params, state.batch_stats))
-    task = Measurement(
-        "float", tiny, weights, batch_stats, subnet_accuracy.Data([batch], [], [batch]), fine_tuning_rate=0, label_smoothing=0
+    task = RecordTask(
+        "float",
+        tiny,
+        weights,
+        batch_stats,
+        subnet_accuracy.Data([batch], [], [batch]),
+        fine_tuning_rate=0,
+        label_smoothing=0,
     )
     genomes = list(records.float_genomes(tiny, 5, jax.random.key(0)))
-    expected = list(workers.in_process(measure_of, task, genomes))
+    expected = list(workers.in_process(make_measure, task, genomes))
     assert len(set(expected)) > 1
-    assert list(over_ray(measure_of, task, genomes)) == expected
+    assert list(over_ray(make_measure, task, genomes)) == expected
 """
 
 

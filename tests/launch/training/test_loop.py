@@ -35,11 +35,13 @@ def run(tmp_path, step, *, checkpoint_every):
             first_step=0,
             total_steps=6,
             before_step={},
-            log_every=1,
-            checkpoint_every=checkpoint_every,
-            checkpoints=checkpoints,
-            recorder=recorder,
-            policy_probabilities=lambda state: np.ones((1, 1)),
+            saving=loop.Saving(
+                recorder=recorder,
+                log_every=1,
+                policy_probabilities=lambda state: np.ones((1, 1)),
+                checkpoints=checkpoints,
+                checkpoint_every=checkpoint_every,
+            ),
             stop=StopRequested(),
         )
     return checkpoints

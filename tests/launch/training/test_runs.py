@@ -28,8 +28,9 @@ from launch.training import loop, progress, runs
 from launch.training.checkpoints import CheckpointError, Checkpoints, state_digest
 from launch.training.experiment import ConfigError, prepare_experiment
 from launch.training.interruption import stop_on_signals
+from launch.training.run_directory import claim_directory
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 STEPS = 16
 
 
@@ -60,6 +61,7 @@ def test_a_run_and_its_baselines_write_all_they_promise(tiny_config, run_experim
         assert {"loss", "train_quality", "valid_quality", "relative_cost", "reward", "entropy", "policy"} <= set(
             lines[0]
         )
+    assert [summary_of(directory)["kind"] for directory in directories] == ["searched", "uniform", "uniform"]
     assert {layer["format"] for layer in summary_of(directories[1])["layers"]} == {"int4"}
     assert summary_of(directories[2])["relative_cost"] == pytest.approx(16 / 1.15)
     page = fliqs_page.write(directories, directories[0] / "report.html").read_text()
@@ -220,7 +222,16 @@ def test_a_found_genome_can_be_trained_again(tiny_config, run_experiment, uninte
     tiny_config.policy = "fixed"
     tiny_config.genome = str(uninterrupted / "genome.json")
     directories, _ = run_experiment(tiny_config, tmp_path / "retrained")
-    assert summary_of(directories[0])["genome"] == summary_of(uninterrupted)["genome"]
+    retrained, whole = summary_of(directories[0]), summary_of(uninterrupted)
+    assert retrained["genome"] == whole["genome"]
+    assert (retrained["kind"], retrained["name"]) == ("fixed", "run/genome.json")
+    tiny_config.formats = ""  # those that the genome names
+    alike = prepare_experiment(tiny_config)
+    genome = alike.trials[0].genome
+    assert alike.plan.layer_formats(genome) == {layer["path"]: layer["format"] for layer in whole["layers"]}
+    tiny_config.rules = ("stem: per_tensor",)
+    with pytest.raises(ConfigError, match=r"genome=.*stem is to have per_channel weights, but has per_tensor ones"):
+        prepare_experiment(tiny_config)
 
 
 def test_random_search(tiny_config, run_experiment):
@@ -228,6 +239,7 @@ def test_random_search(tiny_config, run_experiment):
     tiny_config.target = 3.0
     directories, _ = run_experiment(tiny_config)
     summary = summary_of(directories[0])
+    assert summary["kind"] == "random_search"
     assert summary["policy_entropy"] == pytest.approx(10 * np.log(3), rel=1e-5)
     assert abs(summary["relative_cost"] - 1) < 0.2
 
@@ -270,7 +282,7 @@ def test_signals_ask_once_and_then_act_as_usual():
 
 
 def test_config_directories_are_claimed_atomically(tiny_config, tmp_path):
-    runs.claim_directory(tmp_path / "new", tiny_config)
+    claim_directory(tmp_path / "new", tiny_config)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
 
 
@@ -401,7 +413,10 @@ def test_a_search_may_be_given_any_costs(tiny_config, run_experiment, tmp_path):
         del entries[measured_tables.key_of(layers[1]), (bits, bits)]
     measured_tables.write(tmp_path / "board.csv", measured_tables.Lut("board", "latency", "us", entries))
     tiny_config.cost, tiny_config.target = f"interpolated:{tmp_path}/board.csv", 1.3
-    tiny_config.budgets = ("bitfusion_energy: 1.2 int4", "peak_activation_bytes: 100000")
+    tiny_config.budgets = (
+        {"cost": "bitfusion_energy", "target": 1.2, "target_unit": "int4"},
+        {"cost": "peak_activation_bytes", "target": 100000, "target_unit": "absolute"},
+    )
     tiny_config.baselines = ("int8",)
     directories, _ = run_experiment(tiny_config)
     summary = summary_of(directories[1])
@@ -417,6 +432,10 @@ def test_a_search_may_be_given_any_costs(tiny_config, run_experiment, tmp_path):
     assert "Interpolated, not measured: stage1_block1/conv1" in page
 
 
+def budget(cost, target, target_unit="int4"):
+    return {"cost": cost, "target": target, "target_unit": target_unit}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -426,10 +445,10 @@ def test_a_search_may_be_given_any_costs(tiny_config, run_experiment, tmp_path):
         ({"cost": "joules"}, "unknown cost 'joules': expected one of bit_operations, weight_bytes"),
         ({"cost": "nowhere.csv"}, "cannot read the table nowhere.csv"),
         ({"cost": "fpga_area"}, "stem: the published areas are for integers up to 8 bits, bf16 is none"),
-        ({"budgets": ("weight_bytes 1.2",)}, "budget 'weight_bytes 1.2': expected NAME: TARGET UNIT"),
-        ({"budgets": ("weight_bytes: -1 int4",)}, "budget 'weight_bytes: -1 int4': expected NAME: TARGET UNIT"),
-        ({"budgets": ("bit_operations: 2 int4",)}, "one of these is on the same cost as another"),
-        ({"budgets": ("weight_bytes: 0.5 int4",)}, "target=0.5 of weight_bytes .* is out of reach: .* from 1 to 4"),
+        ({"budgets": ("weight_bytes: 1.2 int4",)}, "budget 'weight_bytes: 1.2 int4': expected {'cost': NAME"),
+        ({"budgets": (budget("bit_operations", 2),)}, "one cost is there twice"),
+        ({"budgets": (budget("weight_bytes", 0.5),)}, "target=0.5 of weight_bytes .* is out of reach: .* from 1 to 4"),
+        ({"formats": ""}, "formats='': expected a format space, unless config.genome is a file"),
     ],
 )
 def test_costs_and_qualities_that_cannot_be_are_refused(tiny_config, changes, message):

@@ -1,0 +1,70 @@
+"""The nodes and constants of an ONNX graph while it is written, and the axes of its values (needs onnx)."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+
+class ExportError(ValueError):
+    """A function that cannot be written as an ONNX graph; the message names the operation."""
+
+
+class Tensor(NamedTuple):
+    """A value of the graph: its name, and for each of its axes which axis of the JAX value that is."""
+
+    name: str
+    axes: tuple[int, ...]
+
+
+Value = Tensor | np.ndarray
+Arguments = Sequence[Any]  # values, of which one at least is a `Tensor`
+
+
+class GraphBuilder:
+    """The nodes and constants written so far."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def rename(self, old: str, name: str) -> None:
+        """Calls the result of a node `name`."""
+        for node in self.nodes:
+            node.input[:] = [name if known == old else known for known in node.input]
+            node.output[:] = [name if known == old else known for known in node.output]
+
+    def add(self, kind: str, inputs: Sequence[Value | str], *, name: str = "", **attributes: Any) -> str:
+        """Appends a node; returns the name of its output."""
+        output = f"v{len(self.nodes)}"
+        names = [self.named(value) for value in inputs]
+        self.nodes.append(
+            helper.make_node(kind, names, [output], name=name or f"{kind}_{len(self.nodes)}", **attributes)
+        )
+        return output
+
+    def named(self, value: Value | str) -> str:
+        """The name of a value; an array becomes a constant."""
+        if isinstance(value, Tensor):
+            return value.name
+        if isinstance(value, str):
+            return value
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def transposed(self, value: Any, axes: Sequence[int]) -> Any:
+        """The value with its axes in this order."""
+        axes = tuple(axes)
+        if isinstance(value, np.ndarray):
+            return value.transpose(axes)
+        if value.axes == axes:
+            return value
+        permutation = [value.axes.index(axis) for axis in axes]
+        return Tensor(self.add("Transpose", [value], perm=permutation), axes)
+
+    def straightened(self, value: Value) -> Value:
+        """The value with its axes as JAX has them."""
+        return self.transposed(value, range(len(value.axes))) if isinstance(value, Tensor) else value

@@ -1,0 +1,286 @@
+"""What each operation of JAX is in ONNX (needs onnx)."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from onnx import helper
+
+from hwcost.workload import module_path
+from launch.runtimes.onnx_builder import Arguments, ExportError, GraphBuilder, Tensor, Value
+
+
+def _elementwise(kind: str, graph: GraphBuilder, _: Any, arguments: Arguments, __: str) -> Tensor:
+    axes = max((a.axes for a in arguments if isinstance(a, Tensor)), key=len)  # others may be scalars
+    return Tensor(graph.add(kind, [_broadcastable(graph, a, axes) for a in arguments]), axes)
+
+
+def _broadcastable(graph: GraphBuilder, value: Value, axes: Sequence[int]) -> Value:
+    """A constant without leading axes of size 1: as runtimes know the biases that they fuse."""
+    if isinstance(value, Tensor):
+        return graph.transposed(value, axes) if value.axes else value
+    if value.ndim == 0:
+        return value
+    constant = value.transpose(axes)
+    while constant.ndim > 1 and constant.shape[0] == 1:
+        constant = constant[0]
+    return constant
+
+
+def _subtract(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    """A constant is added instead: runtimes fold additions into the convolution before."""
+    left, right = arguments
+    if isinstance(right, np.ndarray):
+        return _elementwise("Add", graph, equation, (left, -right), scope)
+    return _elementwise("Sub", graph, equation, arguments, scope)
+
+
+def _max(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    x, bound = arguments
+    if isinstance(bound, np.ndarray) and bound.ndim == 0 and bound == 0:
+        return _elementwise("Relu", graph, equation, [x], scope)
+    return _elementwise("Max", graph, equation, arguments, scope)
+
+
+def _min(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    constant = [a for a in arguments if isinstance(a, np.ndarray) and a.ndim == 0]
+    if not constant:
+        return _elementwise("Min", graph, equation, arguments, scope)
+    [x] = (a for a in arguments if isinstance(a, Tensor))
+    return Tensor(graph.add("Clip", [x, "", constant[0]]), x.axes)
+
+
+def _chain(*kinds: str) -> Callable[..., Tensor]:
+    """One operation of one argument after another."""
+
+    def run(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+        [value] = arguments
+        for kind in kinds:
+            value = _elementwise(kind, graph, equation, [value], scope)
+        return value
+
+    return run
+
+
+def _erfc(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    erf = _elementwise("Erf", graph, equation, arguments, scope)
+    return _elementwise("Sub", graph, equation, [np.ones((), equation.outvars[0].aval.dtype), erf], scope)
+
+
+def _square(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    return _elementwise("Mul", graph, equation, [*arguments, *arguments], scope)
+
+
+def _power(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    exponent = np.asarray(equation.params["y"], equation.outvars[0].aval.dtype)
+    return _elementwise("Pow", graph, equation, [*arguments, exponent], scope)
+
+
+def _cast(graph: GraphBuilder, equation: Any, arguments: Arguments, _: str) -> Tensor:
+    [x] = arguments
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(equation.params["new_dtype"]))
+    return Tensor(graph.add("Cast", [x], to=kind), x.axes)
+
+
+def _select(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    which, if_false, if_true = arguments
+    return _elementwise("Where", graph, equation, [which, if_true, if_false], scope)
+
+
+def _identity(_: GraphBuilder, __: Any, arguments: Arguments, ___: str) -> Value:
+    return arguments[0]
+
+
+def _convolution(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    x, kernel = arguments
+    params = equation.params
+    order = params["dimension_numbers"]
+    if params["batch_group_count"] != 1 or any(d != 1 for d in params["lhs_dilation"]):
+        raise ExportError(f"{scope}: transposed convolutions and batch groups are not exported")
+    before, after = zip(*params["padding"], strict=True)
+    output = graph.add(
+        "Conv",
+        [graph.transposed(x, order.lhs_spec), graph.transposed(kernel, order.rhs_spec)],
+        name=module_path(scope),
+        strides=list(params["window_strides"]),
+        dilations=list(params["rhs_dilation"]),
+        pads=[*before, *after],
+        group=params["feature_group_count"],
+        kernel_shape=[equation.invars[1].aval.shape[axis] for axis in order.rhs_spec[2:]],
+    )
+    return Tensor(output, tuple(order.out_spec))
+
+
+def _dot(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    """MatMul over values reshaped to [batch, rows, contracted] and [batch, contracted, columns]."""
+    (contracting, batch) = equation.params["dimension_numbers"]
+    shapes = [variable.aval.shape for variable in equation.invars]
+    free = [
+        [axis for axis in range(len(shape)) if axis not in (*contracting[side], *batch[side])]
+        for side, shape in enumerate(shapes)
+    ]
+    orders = ((*batch[0], *free[0], *contracting[0]), (*batch[1], *contracting[1], *free[1]))
+
+    def size(side: int, axes: Sequence[int]) -> int:
+        return math.prod(shapes[side][axis] for axis in axes)
+
+    head = [size(0, batch[0])] if batch[0] else []
+    contracted = size(0, contracting[0])
+    flat = ([*head, size(0, free[0]), contracted], [*head, contracted, size(1, free[1])])
+    operands = []
+    for side, argument in enumerate(arguments):
+        value = graph.transposed(argument, orders[side])
+        operands.append(_reshaped(graph, value, [shapes[side][axis] for axis in orders[side]], flat[side]))
+    product = graph.add("MatMul", operands, name=module_path(scope))
+    shape = equation.outvars[0].aval.shape
+    straight = Tensor(product, tuple(range(len(shape))))
+    return _reshaped(graph, straight, [*head, size(0, free[0]), size(1, free[1])], shape)
+
+
+def _reshaped(graph: GraphBuilder, value: Value, old: Sequence[int], new: Sequence[int]) -> Any:
+    """`value`, whose axes lie in the order of `old`, in another shape."""
+    if tuple(old) == tuple(new):
+        return value
+    if isinstance(value, np.ndarray):
+        return value.reshape(new)
+    name = graph.add("Reshape", [value.name, np.asarray(new, np.int64)])
+    return Tensor(name, tuple(range(len(new))))
+
+
+def _reshape(graph: GraphBuilder, equation: Any, arguments: Arguments, _: str) -> Tensor:
+    """Also `squeeze`."""
+    value = graph.straightened(arguments[0])
+    return _reshaped(graph, value, equation.invars[0].aval.shape, equation.outvars[0].aval.shape)
+
+
+def _broadcast(graph: GraphBuilder, equation: Any, arguments: Arguments, _: str) -> Tensor:
+    old, new = equation.invars[0].aval.shape, equation.params["shape"]
+    kept = dict(zip(equation.params["broadcast_dimensions"], old, strict=True))
+    aligned = [kept.get(axis, 1) for axis in range(len(new))]
+    value = _reshaped(graph, graph.straightened(arguments[0]), old, aligned)
+    if tuple(aligned) == tuple(new):
+        return value
+    return Tensor(graph.add("Expand", [value.name, np.asarray(new, np.int64)]), value.axes)
+
+
+def _transpose(_: GraphBuilder, equation: Any, arguments: Arguments, __: str) -> Tensor:
+    """Moves nothing: only says where the axes are."""
+    [x] = arguments
+    permutation = equation.params["permutation"]
+    return Tensor(x.name, tuple(permutation.index(axis) for axis in x.axes))
+
+
+def _reduce(kind: str, graph: GraphBuilder, equation: Any, arguments: Arguments, _: str) -> Tensor:
+    [x] = arguments
+    gone = equation.params["axes"]
+    where = sorted(x.axes.index(axis) for axis in gone)
+    if kind == "ReduceSum":  # the only one whose axes are an input in this opset
+        name = graph.add(kind, [x, np.asarray(where, np.int64)], keepdims=0)
+    else:
+        name = graph.add(kind, [x], axes=where, keepdims=0)
+    left = [axis for axis in x.axes if axis not in gone]
+    return Tensor(name, tuple(sorted(left).index(axis) for axis in left))
+
+
+def _pool(kind: str, graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    params = equation.params
+    window = params["window_dimensions"]
+    if (
+        len(window) < 3
+        or window[0] != 1
+        or window[-1] != 1
+        or {*params["base_dilation"], *params["window_dilation"]} != {1}
+    ):
+        raise ExportError(f"{scope}: only windows over the axes between batch and channels are exported, got {window}")
+    x = graph.transposed(arguments[0], (0, len(window) - 1, *range(1, len(window) - 1)))
+    before, after = zip(*params["padding"][1:-1], strict=True)
+    extent = {
+        "kernel_shape": list(window[1:-1]),
+        "strides": list(params["window_strides"][1:-1]),
+        "pads": [*before, *after],
+    }
+    if kind == "MaxPool":
+        return Tensor(graph.add(kind, [x], **extent), x.axes)
+    mean = Tensor(graph.add("AveragePool", [x], count_include_pad=1, **extent), x.axes)
+    size = np.asarray(math.prod(window), equation.outvars[0].aval.dtype)
+    return _elementwise("Mul", graph, equation, [mean, size], scope)
+
+
+def _concatenate(graph: GraphBuilder, equation: Any, arguments: Arguments, _: str) -> Tensor:
+    axes = next(a.axes for a in arguments if isinstance(a, Tensor))
+    parts = [graph.transposed(a, axes) for a in arguments]
+    return Tensor(graph.add("Concat", parts, axis=axes.index(equation.params["dimension"])), axes)
+
+
+def _slice(graph: GraphBuilder, equation: Any, arguments: Arguments, _: str) -> Tensor:
+    [x] = arguments
+    rank = len(x.axes)
+    bounds = [equation.params["start_indices"], equation.params["limit_indices"], range(rank)]
+    bounds.append(equation.params["strides"] or [1] * rank)
+    starts, limits, _axes, strides = ([list(bound)[axis] for axis in x.axes] for bound in bounds)
+    ends = [np.asarray(values, np.int64) for values in (starts, limits, range(rank), strides)]
+    return Tensor(graph.add("Slice", [x, *ends]), x.axes)
+
+
+def _gather(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    """Rows of a table, as of embeddings."""
+    table, indices = arguments
+    order = equation.params["dimension_numbers"]
+    rank = len(equation.outvars[0].aval.shape)
+    rows = (
+        order.collapsed_slice_dims == (0,)
+        and order.start_index_map == (0,)
+        and tuple(equation.params["slice_sizes"][1:]) == equation.invars[0].aval.shape[1:]
+        and order.offset_dims == tuple(range(rank - len(equation.params["slice_sizes"]) + 1, rank))
+    )
+    if not rows:
+        raise ExportError(f"{scope}: of gathers only those of whole rows are exported")
+    shape = equation.invars[1].aval.shape
+    index = _reshaped(graph, graph.straightened(indices), shape, shape[:-1])
+    return Tensor(graph.add("Gather", [graph.straightened(table), index], axis=0), tuple(range(rank)))
+
+
+Operation = Callable[[GraphBuilder, Any, Sequence[Value], str], Value]
+OPERATIONS: dict[str, Operation] = {
+    "conv_general_dilated": _convolution,
+    "dot_general": _dot,
+    "reduce_window_max": partial(_pool, "MaxPool"),
+    "reduce_window_sum": partial(_pool, "AveragePool"),
+    "reduce_sum": partial(_reduce, "ReduceSum"),
+    "reduce_max": partial(_reduce, "ReduceMax"),
+    "add": partial(_elementwise, "Add"),
+    "add_any": partial(_elementwise, "Add"),
+    "sub": _subtract,
+    "mul": partial(_elementwise, "Mul"),
+    "div": partial(_elementwise, "Div"),
+    "max": _max,
+    "min": _min,
+    "lt": partial(_elementwise, "Less"),
+    "gt": partial(_elementwise, "Greater"),
+    "exp": _chain("Exp"),
+    "log": _chain("Log"),
+    "neg": _chain("Neg"),
+    "abs": _chain("Abs"),
+    "tanh": _chain("Tanh"),
+    "logistic": _chain("Sigmoid"),
+    "sqrt": _chain("Sqrt"),
+    "rsqrt": _chain("Sqrt", "Reciprocal"),
+    "erf": _chain("Erf"),
+    "erfc": _erfc,
+    "square": _square,
+    "integer_pow": _power,
+    "convert_element_type": _cast,
+    "select_n": _select,
+    "stop_gradient": _identity,
+    "copy": _identity,
+    "reshape": _reshape,
+    "squeeze": _reshape,
+    "expand_dims": _reshape,
+    "broadcast_in_dim": _broadcast,
+    "transpose": _transpose,
+    "concatenate": _concatenate,
+    "slice": _slice,
+    "gather": _gather,
+}

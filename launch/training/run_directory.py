@@ -1,0 +1,64 @@
+"""The directory of a run: what is in it, and which config it belongs to."""
+
+import json
+import pathlib
+from collections.abc import Collection
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from hwcost import carbon
+from launch.training.experiment import ConfigError
+
+SUMMARY = "summary.json"
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+GENOME = "genome.json"
+CHECKPOINTS = "checkpoints"
+
+# Keys that say how a run is done, not what it computes: they may change when a run is resumed.
+_FREE_KEYS = (
+    "data.data_dir",
+    "data.download",
+    "data.file",
+    "data.workers",
+    *(f"footprint.{key}" for key in carbon.Rates._fields),
+    "baselines",
+    "log_every",
+    "checkpoint_every",
+)
+
+
+def claim_directory(directory: pathlib.Path, config: ConfigDict, *, free: Collection[str] = ()) -> None:
+    """Makes `directory` that of `config`.
+
+    Args:
+      directory: of the run.
+      config: its config.
+      free: keys that may differ from what is there, beside those that change no result.
+
+    Raises:
+      ConfigError: it is that of another config; the message names the keys that differ.
+    """
+    ours = json.loads(config.to_json_best_effort())
+    path = directory / CONFIG
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(path, ours)
+        return
+    there, here = (flatten_dict(config, sep=".") for config in (json.loads(path.read_text()), ours))
+    differing = [
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key) and key not in (*_FREE_KEYS, *free)
+    ]
+    if differing:
+        raise ConfigError(f"{directory} holds a run of another config: {'; '.join(differing)}. Use another --workdir")
+
+
+def write_json(path: pathlib.Path, document: dict[str, Any]) -> None:
+    """Atomically: the file is there whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(document, indent=1) + "\n")
+    temporary.rename(path)

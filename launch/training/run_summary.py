@@ -1,0 +1,62 @@
+"""What the summary of a run tells of its network: the genome, what it means, and what it costs."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+from aqt_like.formats import parse_layer_format
+from hwcost import pricing
+from launch.training.experiment import Experiment
+
+
+def network_summary(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
+    """What a genome means and costs, exactly."""
+    chosen = experiment.plan.layer_formats(genome)
+    budgets = [
+        {
+            "name": name,
+            "unit": model.unit,
+            "cost": pricing.price_exactly(budget.table, genome),
+            "target": budget.target,
+        }
+        for (name, model), budget in zip(experiment.costs.items(), experiment.search.budgets, strict=True)
+    ]
+    main = budgets[0]
+    terms = pricing.price_layers(experiment.search.budgets[0].table, genome)
+    return {
+        "cost": main["cost"],
+        "target": main["target"],
+        "genome": genome.tolist(),
+        "relative_cost": main["cost"] / main["target"],
+        "cost_name": main["name"],
+        "cost_unit": main["unit"],
+        "budgets": budgets,
+        "decisions": [{"name": d.name, "options": list(d.options)} for d in experiment.plan.space.decisions],
+        "layers": [
+            {
+                "path": layer.path,
+                "format": chosen[layer.path],
+                "bits": parse_layer_format(chosen[layer.path]).bits,
+                "granularity": experiment.plan.granularity(layer.path),
+                "macs": layer.macs,
+                "weights": layer.weights,
+                "cost": cost,
+                "cost_is_estimate": next(iter(experiment.costs.values())).estimates(layer),
+            }
+            for layer, cost in zip(experiment.plan.workload, terms.tolist(), strict=True)
+        ],
+    }
+
+
+def environment_summary() -> dict[str, Any]:
+    """The versions and the devices that a run was computed with."""
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    devices = jax.devices()
+    return {
+        "versions": {"python": platform.python_version()} | versions,
+        "device": f"{len(devices)} × {devices[0].device_kind}",
+    }
