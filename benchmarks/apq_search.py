@@ -28,7 +28,7 @@ from apq_jax.predictor import Predictor
 from benchmarks import apq_original, timing
 from hwcost.costs import COSTS
 from hwcost.pricing import CostTable
-from launch.apq.fit_predictor import of_genomes
+from launch.apq.fit_predictor import predict_accuracies
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "apq_search.json"
 COST = COSTS["bitfusion_latency"]
@@ -60,13 +60,13 @@ def random_predictor(space: ArchitectureSpace, seed: int) -> Predictor:
 def speed(space: ArchitectureSpace, table: CostTable, effort: Effort) -> Document:
     """Seconds of a search: ours, our first call, and the original's algorithm; and the predictor's rate."""
     found, settings = random_predictor(space, 0), effort.settings
-    fitness, tables = Partial(partial(of_genomes, space), found), {"latency": table}
+    fitness, tables = Partial(partial(predict_accuracies, space), found), {"latency": table}
     evolve = evolution.make(space, tables, settings).evolve
     key = jax.random.key(0)
     genomes = jax.vmap(space.sample)(jax.random.split(key, 1000))
-    predicting = jax.jit(partial(of_genomes, space))
+    predicting = jax.jit(partial(predict_accuracies, space))
     released = apq_original.AsReleased(space, COST, found, settings)
-    host_fitness, host_price = apq_original.fitness_of_genomes(space, found), apq_original.prices(table)
+    host_fitness, host_price = apq_original.fitness_predict_accuracies(space, found), apq_original.prices(table)
     in_arrays = apq_original.in_arrays(space, host_fitness, host_price, LIMIT, settings, 0)
 
     def ours(*limits: float) -> Callable[[], Any]:
@@ -99,12 +99,12 @@ def quality(space: ArchitectureSpace, table: CostTable, effort: Effort) -> Docum
     """Best fitness under `LIMIT` after as many evaluations, one predictor and one start for each seed."""
     settings, price = effort.settings, apq_original.prices(table)
     evolve = evolution.make(space, {"latency": table}, settings).evolve
-    function = partial(of_genomes, space)
+    function = partial(predict_accuracies, space)
     evaluations = settings.population * (1 + settings.generations)
     best: dict[str, list[float]] = {"ours": [], "original's algorithm": [], "random": []}
     for seed in range(effort.seeds):
         found = random_predictor(space, seed)
-        fitness = apq_original.fitness_of_genomes(space, found)
+        fitness = apq_original.fitness_predict_accuracies(space, found)
         best["ours"].append(float(evolve(Partial(function, found), [[LIMIT]], jax.random.key(seed)).fitness[0, 0]))
         best["original's algorithm"].append(apq_original.in_arrays(space, fitness, price, LIMIT, settings, seed)())
         drawn = apq_original.drawn_until_feasible(apq_original.sampler(space, seed), price, LIMIT, evaluations)
@@ -130,7 +130,7 @@ def optimum(effort: Effort) -> Document:
     costs = apq_original.prices(table)(genomes)
     limit = float(np.quantile(costs, 0.2))
     feasible = genomes[costs <= limit]
-    function = partial(of_genomes, space)
+    function = partial(predict_accuracies, space)
     predicting, evolve = jax.jit(function), evolution.make(space, {"latency": table}, effort.settings).evolve
     hits = 0
     for seed in range(effort.small_seeds):

@@ -32,7 +32,7 @@ def run(pipeline: Pipeline, mapped: Mapped = in_process, counts: Mapping[str, in
         "float": partial(records.float_genomes, key=keys[0]),
         "quantized": partial(records.quantized_genomes, key=keys[1], policies=config.policies),
     }
-    state, found = None, None
+    state, batches = None, None
     for kind, count in (counts or {kind: config[kind] for kind in RECORD_FILES}).items():
         # How many there are to be is no part of what they are: more may be asked for later.
         settings = {key: value for key, value in config.to_dict().items() if key not in RECORD_FILES}
@@ -42,12 +42,10 @@ def run(pipeline: Pipeline, mapped: Mapped = in_process, counts: Mapping[str, in
             if not len(left):
                 pipeline.note(f"already complete: {len(journal.entries)} {kind} records")
                 continue
-            if state is None or found is None:
-                state, found = (
-                    train_supernet.read_supernet(pipeline),
-                    record_task.read_batches(pipeline, pipeline.open_data()),
-                )
-            task = record_task.make_task(kind, pipeline, state, found)
+            if state is None or batches is None:
+                state = train_supernet.read_supernet(pipeline)
+                batches = record_task.read_batches(pipeline, pipeline.open_data())
+            task = record_task.make_task(kind, pipeline, state, batches)
             reached = mapped(record_task.make_measure, task, list(left))
             for genome, value in track(
                 zip(left, reached, strict=True), f"{kind} records", total=len(left), console=pipeline.console

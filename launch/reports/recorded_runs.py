@@ -67,7 +67,9 @@ def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
 
 def _read(directory: pathlib.Path) -> RecordedRun:
     summary = json.loads((directory / SUMMARY).read_text())
-    return RecordedRun(directory, {"kind": _kind_of_earlier_version(summary["config"])} | summary)
+    if "kind" not in summary:
+        summary["kind"] = _kind_of_earlier_version(summary["config"])
+    return RecordedRun(directory, summary)
 
 
 def _kind_of_earlier_version(config: dict[str, Any]) -> str:
