@@ -66,7 +66,7 @@ def speed(space: ArchitectureSpace, table: CostTable, effort: Effort) -> Documen
     genomes = jax.vmap(space.sample)(jax.random.split(key, 1000))
     predicting = jax.jit(partial(predict_accuracies, space))
     released = apq_original.AsReleased(space, COST, found, settings)
-    host_fitness, host_price = apq_original.fitness_predict_accuracies(space, found), apq_original.prices(table)
+    host_fitness, host_price = apq_original.fitness_of_genomes(space, found), apq_original.prices(table)
     in_arrays = apq_original.in_arrays(space, host_fitness, host_price, LIMIT, settings, 0)
 
     def ours(*limits: float) -> Callable[[], Any]:
@@ -104,7 +104,7 @@ def quality(space: ArchitectureSpace, table: CostTable, effort: Effort) -> Docum
     best: dict[str, list[float]] = {"ours": [], "original's algorithm": [], "random": []}
     for seed in range(effort.seeds):
         found = random_predictor(space, seed)
-        fitness = apq_original.fitness_predict_accuracies(space, found)
+        fitness = apq_original.fitness_of_genomes(space, found)
         best["ours"].append(float(evolve(Partial(function, found), [[LIMIT]], jax.random.key(seed)).fitness[0, 0]))
         best["original's algorithm"].append(apq_original.in_arrays(space, fitness, price, LIMIT, settings, seed)())
         drawn = apq_original.drawn_until_feasible(apq_original.sampler(space, seed), price, LIMIT, evaluations)

@@ -24,20 +24,16 @@ from hwcost import analytic, workload
 from hwcost.costs import find_cost
 from hwcost.genome_file import names_genome_file, read_genome
 from hwcost.workload import Workload
+from launch.layers import network_settings
 
 
 def network_workload(
-    name: str,
-    *,
-    width: float | None = None,
-    classes: int | None = None,
-    image: int | None = None,
-    everything: bool = False,
+    name: str, *, classes: int | None = None, image: int | None = None, everything: bool = False, **settings: Any
 ) -> Workload:
     """The workload of a named network.
 
     Raises:
-      ValueError: no such network, a width that it cannot have, or images that do not fit.
+      ValueError: no such network, a setting that it does not have, or images that do not fit.
     """
     network = models.find(name)
     input_shape = network.input_shape
@@ -45,7 +41,6 @@ def network_workload(
         if len(input_shape) != 3:
             raise ValueError(f"image={image}: {name} takes no images")
         input_shape = (image, image, 3)
-    settings = {} if width is None else {"width": width}
     model = models.create(name, classes=classes or network.classes, **settings)
     ignored = () if everything else network.uncounted
     return workload.trace(model, input_shape, ignored=ignored, products=everything, train=False)
@@ -140,6 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help=", ".join(models.MODELS))
     parser.add_argument("--width", type=_number, help="factor on the channels, or channels, as the network takes it")
+    parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, of the network, as in depth=8")
     parser.add_argument("--format", default="int8", help="a number format, or a genome file")
     parser.add_argument("--image", type=int, help="side of the images in pixels, if not as published")
     parser.add_argument("--classes", type=int, help="of the classifier, if not as published")
@@ -151,10 +147,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         layers = network_workload(
             arguments.model,
-            width=arguments.width,
             classes=arguments.classes,
             image=arguments.image,
             everything=arguments.everything,
+            **({} if arguments.width is None else {"width": arguments.width}),
+            **network_settings(arguments.set),
         )
         chosen = layer_formats(layers, arguments.format)
         figures = summarize(layers, chosen) | {"costs": device_costs(layers, chosen, arguments.cost)}

@@ -8,7 +8,10 @@ its options are told (`hwcost/format_plan.py`); without formats, the share of co
 """
 
 import argparse
+import ast
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +38,22 @@ def example_shape(text: str) -> tuple[int, ...]:
     if len(shape) > 1 and shape[0] == 1:
         raise ValueError(f"--input={text}: expected the shape of one example, without a batch axis: {text[2:]}")
     return shape
+
+
+def network_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Settings of a network from texts such as `width=16`.
+
+    Raises:
+      ValueError: a text that is none.
+    """
+    settings: dict[str, Any] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            settings[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(f"--set={text}: expected NAME=VALUE, as in width=16") from error
+    return settings
 
 
 def table(layers: Workload, plan: FormatPlan | None) -> Table:
@@ -76,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="package.module:function, or one of our names")
     parser.add_argument("--input", required=True, help="shape of one example, as in 32,32,3")
+    parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, of the network, as in width=0.25")
     parser.add_argument("--dtype", choices=("float32", "int32"), default="float32", help="of the input")
     parser.add_argument("--formats", default="int_s", help="a format space, or formats joined by commas")
     parser.add_argument("--rule", action="append", default=[], help="'EXPRESSION: WHAT', may be given several times")
@@ -83,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         shape = example_shape(arguments.input)
-        model = models.create(arguments.model, classes=arguments.classes)
+        model = models.create(arguments.model, classes=arguments.classes, **network_settings(arguments.set))
         layers = workload.trace(model, shape, dtype=arguments.dtype, **models.mode(model, train=False))
         members = format_space(arguments.formats)
         plan = format_plan(layers, members, arguments.rule) if arguments.rule else None

@@ -13,7 +13,6 @@ it was stopped; measured for another network into the same file, layers are adde
 """
 
 import argparse
-import ast
 import json
 import os
 import pathlib
@@ -21,7 +20,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -82,7 +80,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     shape = (arguments.batch, *_example_shape(arguments))
     runtime = engines.find(arguments.backend, threads=arguments.threads)
     classes = arguments.classes or models.find(arguments.model).classes
-    model = models.create(arguments.model, classes=classes, **_settings(arguments.set))
+    model = models.create(arguments.model, classes=classes, **layers.network_settings(arguments.set))
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=120)
     console.print(f"{arguments.model} on {runtime.device}, batch {arguments.batch}")
@@ -104,18 +102,6 @@ def _measure(arguments: argparse.Namespace) -> None:
     measured_tables.write(arguments.out, table)
     console.print(_checks(layer_timing.check(network, samples, runtime.widths)))
     console.print(f"{len(table.entries)} settings, {table.metric} in {table.unit}: {arguments.out}", soft_wrap=True)
-
-
-def _settings(texts: Sequence[str]) -> dict[str, Any]:
-    """`width=16` as a setting of a network."""
-    settings = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            settings[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError) as error:
-            raise ValueError(f"--set={text}: expected NAME=VALUE, as in width=16") from error
-    return settings
 
 
 def _example_shape(arguments: argparse.Namespace) -> tuple[int, ...]:
