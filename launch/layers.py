@@ -8,7 +8,11 @@ its options are told (`hwcost/format_plan.py`); without formats, the share of co
 """
 
 import argparse
+import pathlib
 import sys
+
+if not __package__:  # run as a file: what lies where launch/ does is imported, and what a user names
+    sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
 
 from rich.console import Console
 from rich.table import Table

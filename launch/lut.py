@@ -7,9 +7,9 @@
 
 `build` fills keys of APQ's form, `(in, out, size, kernel, stride, padding, groups)-W8A8`, from a JSON list or the keys
 of an object, with latency in ms and energy in mJ. `convert` reads a published table and writes it in our own form
-(hwcost/measured_tables.py), JSON or CSV, which `--config.cost=LATENCY.csv` searches by. `measure` times a network's layers on this
-machine, and the whole network too, to tell how far the sum over layers can be trusted. It goes on where it was
-stopped; measured for another network into the same file, layers are added.
+(hwcost/measured_tables.py), JSON or CSV, which `--config.cost=LATENCY.csv` searches by. `measure` times a network's
+layers on this machine, and the whole network too, to tell how far the sum over layers can be trusted. It goes on where
+it was stopped; measured for another network into the same file, layers are added.
 """
 
 import argparse
@@ -22,6 +22,9 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
+
+if not __package__:  # run as a file: what lies where launch/ does is imported, and what a user names
+    sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
 
 from rich.console import Console
 from rich.progress import track
