@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search apq test lint setup devices ray clean
+.PHONY: search apq test lint setup devices ray wheel clean
 
 search: $(READY)
 	$(BIN)/python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits
@@ -31,11 +31,17 @@ devices: $(READY)
 ray: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-ray.txt
 
+# dist/*.whl, which pip installs anywhere; tests/test_wheel.py tries one out.
+wheel: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; found " + sys.version)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 clean:
-	rm -rf .venv .cache
+	rm -rf .venv .cache build dist *.egg-info

@@ -1,7 +1,21 @@
-"""Number formats and fake quantisation for JAX and Flax. At a prompt: `quantize(x, "e4m3", clip=480.0)`, `explain`."""
+"""Number formats and fake quantisation for JAX and Flax. At a prompt: `quantize(x, "e4m3", clip=480.0)`, `explain`.
+
+Public is what `__all__` names.
+"""
 
 from aqt_like.explain import explain
+from aqt_like.formats import FORMAT_SPACES, Format, UnknownFormatError, format_space, parse_format, parse_layer_format
 from aqt_like.granularity import quantize_blocks
 from aqt_like.numerics import quantize
 
-__all__ = ["explain", "quantize", "quantize_blocks"]
+__all__ = [
+    "FORMAT_SPACES",
+    "Format",
+    "UnknownFormatError",
+    "explain",
+    "format_space",
+    "parse_format",
+    "parse_layer_format",
+    "quantize",
+    "quantize_blocks",
+]

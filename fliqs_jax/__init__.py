@@ -1,0 +1,34 @@
+"""FLIQS: one-shot search for every layer's number format while the network trains.
+
+Public is what `__all__` names. It is loaded when it is asked for: APQ uses `fliqs_jax.models` without this search.
+"""
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "LOSSES": "fliqs_jax.losses",
+    "POLICIES": "fliqs_jax.policy",
+    "Policy": "fliqs_jax.policy",
+    "QUALITIES": "fliqs_jax.quality",
+    "Quality": "fliqs_jax.quality",
+    "REWARDS": "fliqs_jax.reward",
+    "Search": "fliqs_jax.search",
+    "SearchState": "fliqs_jax.search",
+    "init_policy": "fliqs_jax.policy",
+    "init_state": "fliqs_jax.search",
+    "make_evaluate": "fliqs_jax.search",
+    "make_recalibrate": "fliqs_jax.search",
+    "make_search_step": "fliqs_jax.search",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

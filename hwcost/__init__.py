@@ -1,0 +1,19 @@
+"""What a choice costs: search spaces and genomes, a model's layers, and cost models by name. Public: `__all__`."""
+
+from hwcost.cost_model import CostModel, per_format
+from hwcost.costs import COSTS, find_cost
+from hwcost.format_plan import FormatPlan
+from hwcost.space import Decision, SearchSpace
+from hwcost.workload import LayerSpec, trace
+
+__all__ = [
+    "COSTS",
+    "CostModel",
+    "Decision",
+    "FormatPlan",
+    "LayerSpec",
+    "SearchSpace",
+    "find_cost",
+    "per_format",
+    "trace",
+]

@@ -1,21 +1,63 @@
 """The command line of programs that take a config file."""
 
 import difflib
+import importlib
+import pathlib
 import re
-import runpy
 import sys
+import traceback
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags
 from flax.traverse_util import flatten_dict
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.")
+from launch.config_files import ConfigFileError, load_config
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """Loads the config of the command line; `loaded` is it, before any key is overridden."""
+
+    loaded: Any = None
+
+    def parse(self, argument: str) -> Any:
+        """The locked config; one that there is not ends the program in one line."""
+        try:
+            self.loaded = load_config(argument)
+        except ConfigFileError as error:
+            sys.exit(f"error: {error}")
+        except (TypeError, ValueError) as error:  # of which absl would tell the last line alone
+            raise ValueError(traceback.format_exc()) from error
+        if isinstance(self.loaded, ConfigDict):
+            self.loaded.lock()
+        return self.loaded
+
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file, or the name of one of configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written, and resumed from.", required=True)
+_PARSER = flags.FLAGS["config"].parser = _ConfigParser()
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a program under its flags."""
+    """Runs a program under its flags, whether as a module, a file or an installed command.
+
+    What lies in the current directory can be imported, as under `python -m`: models and data are named as
+    `package.module:function`.
+    """
+    here = pathlib.Path.cwd()
+    if not sys.flags.safe_path and here not in [pathlib.Path(place).absolute() for place in sys.path]:
+        for package in ("aqt_like", "hwcost", "fliqs_jax", "apq_jax"):
+            importlib.import_module(package)  # beside this module, so that none of another checkout is mixed in
+        sys.path.insert(0, str(here))
+    # absl helps with the flags and the docstring of the file that was started, which may be an installed command.
+    sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
+    for module in (__name__, main.__module__):
+        for flag in flags.FLAGS.get_key_flags_for_module(module):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    if "--help" in sys.argv[1:]:
+        app.usage(shorthelp=True, writeto_stdout=True)
+        return
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse_flags)
 
@@ -25,15 +67,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError):
-        files = [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
-        keys = {}
-        for path, _, variant in (file.partition(":") for file in files):
-            config = runpy.run_path(path)["get_config"](*[variant] if variant else [])
-            keys = flatten_dict(config.to_dict(), sep=".")
+        keys = flatten_dict(_PARSER.loaded.to_dict(), sep=".") if _PARSER.loaded else {}
         given = [
             re.split("[ =]", argument)[0].removeprefix("--config.") for argument in argv if "--config." in argument
         ]
-        for key in given:
+        for key in given if keys else ():
             if key not in keys:
                 name = key.split(".")[-1]
                 meant = [k for k in keys if k.split(".")[-1] == name] or difflib.get_close_matches(key, keys)

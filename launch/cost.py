@@ -15,6 +15,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+if not __package__:  # run as a file: what lies where launch/ does is imported, and what a user names
+    sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
+
 from rich.console import Console
 from rich.table import Table
 

@@ -1,12 +1,16 @@
 """FLIQS: finds every layer's number format while the network trains.
 
     python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=DIR [--config.key=value …]
+    fliqs --config=fliqs_digits --workdir=DIR         (the same where this is installed, with a shipped config by name)
 
 The same command goes on with a run that was interrupted.
 """
 
 import pathlib
 import sys
+
+if not __package__:  # run as a file: what lies where launch/ does is imported, and what a user names
+    sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
 
 from absl import app, logging
 from rich.console import Console
@@ -38,5 +42,10 @@ def main(argv: list[str]) -> None:
     console.print(f"report: {fliqs_page.write(directories, workdir / 'report.html')}", soft_wrap=True)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command `fliqs`."""
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -9,9 +9,13 @@ its options are told (`hwcost/format_plan.py`); without formats, the share of co
 
 import argparse
 import ast
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+if not __package__:  # run as a file: what lies where launch/ does is imported, and what a user names
+    sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
 
 from rich.console import Console
 from rich.table import Table

@@ -21,6 +21,9 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
+if not __package__:  # run as a file: what lies where launch/ does is imported, and what a user names
+    sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
+
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table

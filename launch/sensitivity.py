@@ -16,6 +16,9 @@ import pathlib
 import sys
 from typing import Any
 
+if not __package__:  # run as a file: what lies where launch/ does is imported, and what a user names
+    sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -16,6 +16,8 @@ from fliqs_jax.models.recommender import CATEGORIES, NUMBERS, Recommender
 from fliqs_jax.models.resnet import ResNet
 from hwcost import registry
 
+__all__ = ["MODELS", "Network", "create", "find", "mode"]
+
 
 class Network(NamedTuple):
     """A named network.

@@ -1,6 +1,7 @@
 """APQ: one once-for-all network, predictors of what is in it, and the best network for any budget in a second.
 
     python -m launch.apq all --config=configs/apq_digits.py --workdir=DIR [--config.key=value …]
+    apq all --config=apq_digits --workdir=DIR         (the same where this is installed, with a shipped config by name)
 
 `all` is these steps in turn; each goes on where it was interrupted, and is skipped where it is done:
 
@@ -19,6 +20,9 @@
 import pathlib
 import sys
 from functools import partial
+
+if not __package__:  # run as a file: what lies where launch/ does is imported, and what a user names
+    sys.path[:1] = [str(pathlib.Path(__file__).parents[2]), ""]
 
 from absl import app, flags, logging
 from rich.console import Console
@@ -70,5 +74,10 @@ def main(argv: list[str]) -> None:
         raise
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command `apq`."""
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -15,9 +15,9 @@ from launch.training.experiment import ConfigError, prepare_experiment
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def run_command(*options, workdir):
+def run_command(*options, workdir, config="configs/fliqs_digits.py"):
     return subprocess.run(
-        [sys.executable, "-m", "launch.fliqs", "--config=configs/fliqs_digits.py", f"--workdir={workdir}", *options],
+        [sys.executable, "-m", "launch.fliqs", f"--config={config}", f"--workdir={workdir}", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -28,6 +28,7 @@ def run_command(*options, workdir):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
+        ("--config=fliqs_digit", "error: there is no config 'fliqs_digit', neither a file nor shipped; did you mean"),
         ("--config.epohcs=1", "error: the config has no key 'epohcs'; did you mean epochs?"),
         ("--config.data_dir=x", "error: the config has no key 'data_dir'; did you mean data.data_dir?"),
         ("--config.zzz=x", "error: the config has no key 'zzz': it has baseline_momentum, baselines"),
@@ -43,6 +44,19 @@ def test_mistakes_end_the_command_within_seconds(option, message, tmp_path):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_keys_of_a_shipped_config_are_checked_too(tmp_path):
+    done = run_command("--config.epohcs=1", workdir=tmp_path / "run", config="fliqs_cifar10:deit_ti16")
+    assert done.returncode == 1
+    assert done.stderr == "error: the config has no key 'epohcs'; did you mean epochs?\n"
+
+
+def test_the_former_name_of_a_command_says_the_new_one():
+    command = [sys.executable, "-m", "launch.inspect", "--model=recommender", "--input=1,39"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == "launch.inspect is now called launch.layers: python -m launch.layers\n"
+    assert "MACs" in done.stdout
 
 
 @pytest.mark.parametrize(
