@@ -125,7 +125,7 @@ def test_a_config_and_a_model_of_ones_own(programs, elsewhere):
     said = output(programs / "fliqs", *options, "--config.target=0.1", cwd=elsewhere, code=1)
     assert "out of reach" in said
     said = output(
-        programs / "python", "-m", "launch.layers", "--model=my_models:make_model", "--input=1,8", cwd=elsewhere
+        programs / "python", "-m", "launch.layers", "--model=my_models:make_model", "--input=8", cwd=elsewhere
     )
     assert "2 layers, 40 MACs" in said
 
