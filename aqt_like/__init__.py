@@ -3,5 +3,6 @@
 from aqt_like.explain import explain
 from aqt_like.granularity import quantize_blocks
 from aqt_like.numerics import quantize
+from aqt_like.quantized_model import QuantizedModel, quantize_model
 
-__all__ = ["explain", "quantize", "quantize_blocks"]
+__all__ = ["QuantizedModel", "explain", "quantize", "quantize_blocks", "quantize_model"]
