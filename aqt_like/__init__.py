@@ -7,10 +7,12 @@ from aqt_like.explain import explain
 from aqt_like.formats import FORMAT_SPACES, Format, UnknownFormatError, format_space, parse_format, parse_layer_format
 from aqt_like.granularity import quantize_blocks
 from aqt_like.numerics import quantize
+from aqt_like.quantized_model import QuantizedModel, quantize_model
 
 __all__ = [
     "FORMAT_SPACES",
     "Format",
+    "QuantizedModel",
     "UnknownFormatError",
     "explain",
     "format_space",
@@ -18,4 +20,5 @@ __all__ = [
     "parse_layer_format",
     "quantize",
     "quantize_blocks",
+    "quantize_model",
 ]

@@ -1,10 +1,7 @@
 """Clip thresholds from data: how far a format's range should reach.
 
-Three layers of pure functions:
-
-* A *statistic* `(x, axes) → float32` describes values at once, reduced over `axes` (all if None), which are kept.
-* A *calibrator* (`init`, `update`, `clip`) watches tensors one after another; its state is a pytree of fixed shape.
-* `best_multiples` looks for the multiple of the root mean square that fits a tensor, for every format at once.
+A *statistic* `(x, axes) → float32` describes values at once, reduced over `axes` (all if None), which are kept. A
+*criterion* looks for the multiple of the root mean square that fits a tensor best, for every format at once.
 
 FLIQS sets each threshold to a multiple of the profiled standard deviation and switches the multiple with the format
 (§3, "Switchable Clipping"; A.2). The grids are symmetric about zero, so the deviation taken here is that from zero: the
@@ -12,7 +9,7 @@ root mean square, which equals the standard deviation for zero-mean tensors and 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,45 +34,11 @@ def root_mean_square(x: jax.Array, axes: Axes = None) -> jax.Array:
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=axes, keepdims=axes is not None))
 
 
-def percentile(percent: float) -> Statistic:
-    """The magnitude that `percent` of the values do not exceed.
-
-    Raises:
-      ValueError: not between 0 and 100.
-    """
-    if not 0 <= percent <= 100:
-        raise ValueError(f"percentile {percent}: expected 0 to 100")
-
-    def statistic(x: jax.Array, axes: Axes = None) -> jax.Array:
-        return jnp.percentile(jnp.abs(x), percent, axis=axes, keepdims=axes is not None)
-
-    return statistic
-
-
-class Calibrator(NamedTuple):
-    """Functions that find the threshold of a tensor that is seen batch by batch.
-
-    Attributes:
-      init: `() → state`.
-      update: `(state, x) → state`, after another batch.
-      clip: `(state, row) → float32`, the threshold for a format; 0 before the first batch.
-    """
-
-    init: Callable[[], Any]
-    update: Callable[[Any, jax.Array], Any]
-    clip: Callable[[Any, FormatTable], jax.Array]
-
-
 class RunningAverage(NamedTuple):
     """An average over batches: `value` float32, `batches` int32."""
 
     value: jax.Array
     batches: jax.Array
-
-    @classmethod
-    def empty(cls) -> "RunningAverage":
-        """The average of nothing: 0."""
-        return cls(jnp.zeros(()), jnp.zeros((), jnp.int32))
 
     def update(self, value: jax.Array, momentum: float = MOMENTUM) -> "RunningAverage":
         """With another batch's value: an average of all batches at first, later an exponential one."""
@@ -83,32 +46,12 @@ class RunningAverage(NamedTuple):
         return RunningAverage(kept * self.value + (1 - kept) * value, self.batches + 1)
 
 
-def running_average(statistic: Statistic, momentum: float = MOMENTUM) -> Calibrator:
-    """The average over batches of each batch's statistic, times the format's clip multiple."""
-    return Calibrator(
-        init=RunningAverage.empty,
-        update=lambda state, x: state.update(statistic(x, None), momentum),
-        clip=lambda state, row: row.clip_multiple * state.value,
-    )
-
-
-def running_max() -> Calibrator:
-    """The largest magnitude of all batches."""
-    return Calibrator(
-        init=lambda: jnp.zeros(()),
-        update=lambda state, x: jnp.maximum(state, absolute_max(x)),
-        clip=lambda state, row: jnp.broadcast_to(state, jnp.shape(row.largest)),
-    )
-
-
 _BINS = 2048
 _CANDIDATE_BINS = np.unique(np.geomspace(4, _BINS, 240).astype(int))
 
 
 class Histogram(NamedTuple):
-    """Counts of magnitudes in even bins from 0 to 2^exponent, the smallest power of two above all seen.
-
-    Zeros are not counted: every format holds them exactly.
+    """Counts of magnitudes in even bins from 0 to 2^exponent, the smallest power of two above them.
 
     Attributes:
       counts: float32[2048].
@@ -119,36 +62,21 @@ class Histogram(NamedTuple):
     exponent: jax.Array
 
     @classmethod
-    def empty(cls) -> "Histogram":
-        """Of nothing yet."""
-        return cls(jnp.zeros(_BINS), jnp.asarray(-100, jnp.int32))
-
-    def update(self, x: jax.Array) -> "Histogram":
-        """With the values of `x`; infinities and NaN are passed over."""
+    def of(cls, x: jax.Array) -> "Histogram":
+        """That of the values of `x`; zeros, which every format holds exactly, infinities and NaN are passed over."""
         magnitudes = jnp.abs(x).ravel()
         counted = jnp.isfinite(magnitudes) & (magnitudes > 0)
         magnitudes = jnp.where(counted, magnitudes, 0.0)
         _, largest = jnp.frexp(jnp.max(magnitudes))
-        exponent = jnp.maximum(self.exponent, largest)
-        merged = jnp.arange(_BINS) >> jnp.minimum(exponent - self.exponent, 31)
+        exponent = jnp.maximum(largest, -100)
         bins = (magnitudes * jnp.ldexp(jnp.float32(_BINS), -exponent)).astype(jnp.int32)
-        new = jnp.zeros(_BINS, jnp.int32).at[bins].add(counted.astype(jnp.int32))
-        return Histogram(jnp.zeros(_BINS).at[merged].add(self.counts) + new, exponent)
+        counts = jnp.zeros(_BINS, jnp.int32).at[bins].add(counted.astype(jnp.int32))
+        return cls(counts.astype(jnp.float32), exponent)
 
     @property
     def width(self) -> jax.Array:
         """float32, the width of a bin."""
         return jnp.ldexp(jnp.float32(1 / _BINS), self.exponent)
-
-
-HistogramLoss = Callable[[Histogram, FormatTable, jax.Array], jax.Array]
-
-
-def squared_error(seen: Histogram, row: FormatTable, clip_bins: jax.Array) -> jax.Array:
-    """Sum of squared quantisation errors when the threshold is the upper edge of bin `clip_bins` − 1."""
-    centres = (jnp.arange(_BINS) + 0.5) * seen.width
-    quantized = gradients.straight_through(centres, row, clip_bins * seen.width)
-    return jnp.sum(seen.counts * jnp.square((quantized - centres) / seen.width))
 
 
 def divergence(seen: Histogram, row: FormatTable, clip_bins: jax.Array) -> jax.Array:
@@ -175,28 +103,6 @@ def divergence(seen: Histogram, row: FormatTable, clip_bins: jax.Array) -> jax.A
     terms = jnp.where(occupied, p * jnp.log(jnp.where(occupied, p, 1.0) / jnp.where(occupied, q, 1.0)), 0.0)
     code_bits = jnp.minimum(row.bits - (row.lowest < 0), 10)
     return jnp.where(clip_bins >= 1 << code_bits, jnp.sum(terms), jnp.inf)
-
-
-def histogram(loss: HistogramLoss) -> Calibrator:
-    """The threshold of least `loss` over a histogram of all batches, for formats of up to about 8 bits."""
-
-    def clip(state: Histogram, row: FormatTable) -> jax.Array:
-        candidates = jnp.asarray(_CANDIDATE_BINS)
-        losses = jax.vmap(lambda bins: loss(state, row, bins))(candidates)
-        found = candidates[jnp.argmin(losses)] * state.width
-        return jnp.where(jnp.sum(state.counts) > 0, found, 0.0)
-
-    return Calibrator(Histogram.empty, Histogram.update, clip)
-
-
-CALIBRATORS: dict[str, Calibrator] = {
-    "running_max": running_max(),
-    "average_max": running_average(absolute_max),
-    "percentile_99.9": running_average(percentile(99.9)),
-    "deviation": running_average(root_mean_square),
-    "least_squares": histogram(squared_error),
-    "least_divergence": histogram(divergence),
-}
 
 
 _CANDIDATE_MULTIPLES = (32.0 ** (np.arange(-80, 241) / 200)).astype(np.float32)  # ¼ to 64
@@ -227,12 +133,19 @@ def best_multiples(
 def least_divergent_multiples(x: jax.Array, table: FormatTable) -> jax.Array:
     """The clip multiple of least divergence on `x` (see `divergence`) for every format of `table`.
 
+    Meant for formats of up to about 8 bits: the histogram tells no more codes apart.
+
     Returns:
-      float32[K].
+      float32[K]; 0 where `x` holds nothing but zeros.
     """
-    calibrator = histogram(divergence)
-    seen = calibrator.update(calibrator.init(), x)
-    return jax.lax.map(lambda row: calibrator.clip(seen, row), table) / jnp.maximum(root_mean_square(x), 1e-30)
+    seen = Histogram.of(x)
+    candidates = jnp.asarray(_CANDIDATE_BINS)
+
+    def least(row: FormatTable) -> jax.Array:
+        losses = jax.vmap(lambda bins: divergence(seen, row, bins))(candidates)
+        return jnp.where(jnp.sum(seen.counts) > 0, candidates[jnp.argmin(losses)] * seen.width, 0.0)
+
+    return jax.lax.map(least, table) / jnp.maximum(root_mean_square(x), 1e-30)
 
 
 Criterion = Callable[[jax.Array, FormatTable], jax.Array]

@@ -121,7 +121,7 @@ def profiled_clip_multiples(
       paths: path of each layer.
       bank: the formats.
       params: the model's parameters.
-      operands: each layer's input on one batch, by path; of a product, both factors (see `layers.layer_operands`).
+      operands: each layer's input on one batch, by path; both factors of a product (`interception.layer_operands`).
       criterion: what is best: least squared error, or least divergence (APQ, §4).
     """
 

@@ -1,13 +1,13 @@
 """Fake quantisation, with the gradient of one's choice.
 
-All estimators compute the same values, those of `numerics.quantize`, bit for bit; they differ in what flows back. Each
-is a function of
+All estimators compute the same values, those of `numerics.quantize`, bit for bit, and give the threshold no gradient;
+they differ in what flows back to the tensor. Each is a function of
 
     x: float32, any shape.
     row: the format, as scalars.
     clip: float32, the value that the format's largest code stands for; broadcasts against `x`.
 
-and returns float32 of the shape of `x`. They are passed to whatever quantises (`layers.Quantizer`).
+and returns float32 of the shape of `x`. They are passed to whatever quantises (`interception.Quantizer`).
 """
 
 from collections.abc import Callable
@@ -29,33 +29,6 @@ def straight_through(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Arr
     return _with_gradient_of(clipped, _rounded(clipped, row, scale))
 
 
-def pact(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
-    """As `straight_through`, and what is clipped pulls at the threshold: ±1 to `clip` from each value beyond it.
-
-    Source: PACT (Choi et al., 2018), Eq. 3, for signed formats too.
-    """
-    scale = numerics.scale_for(row, clip)
-    clipped = _clipped(x, row, scale)
-    return _with_gradient_of(clipped, _rounded(clipped, row, scale))
-
-
-def lsq(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
-    """As `straight_through`, and the step size learns from the rounding error of each value too.
-
-    The gradient to the step is round(x / step) − x / step inside the range and the format's bounds outside, divided by
-    the root of (values per threshold × largest code). It reaches `clip`, which is the step times the largest code.
-
-    Source: learned step size quantisation (Esser et al., 2020), Eq. 3 and §2.2, for float grids too.
-    """
-    scale = numerics.scale_for(row, clip)
-    damping = lax.rsqrt(x.size / jnp.size(clip) * row.largest)
-    damped = scale * damping + lax.stop_gradient(scale * (1 - damping))
-    clipped = _clipped(x, row, damped)
-    rounded = _rounded(clipped, row, scale)
-    rounding_error = lax.stop_gradient((rounded - clipped) / scale)
-    return _with_gradient_of(clipped + rounding_error * damped, rounded)
-
-
 def ewgs(strength: float) -> Estimator:
     """As `straight_through`, with gradients scaled up where they push a value away from its code, and down otherwise.
 
@@ -72,9 +45,6 @@ def ewgs(strength: float) -> Estimator:
         return _with_gradient_of(_clipped(_scale_gradient(x, strength * distance), row, scale), rounded)
 
     return estimator
-
-
-ESTIMATORS: dict[str, Estimator] = {"straight_through": straight_through, "pact": pact, "lsq": lsq, "ewgs": ewgs(1e-3)}
 
 
 def _clipped(x: jax.Array, row: FormatTable, scale: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from aqt_like import calibration, gradients, granularity
@@ -74,8 +75,14 @@ class LayerCalibration(NamedTuple):
         About `PROFILED_EXAMPLES` of it are looked at, spread evenly, so that profiling costs nearly nothing. The result
         is not sensitive to how much is profiled (FLIQS, Table 10c).
         """
-        x = x[:: max(len(x) // PROFILED_EXAMPLES, 1)]
-        average = calibration.RunningAverage(self.mean_square, self.batches).update(jnp.mean(jnp.square(x)))
+        return self._with(x[:: max(len(x) // PROFILED_EXAMPLES, 1)], calibration.MOMENTUM)
+
+    def update_with_all(self, x: jax.Array) -> "LayerCalibration":
+        """As `update`, looking at all values of `x`, in float32; batches count alike, however many there are."""
+        return self._with(x.astype(jnp.float32), 1.0)
+
+    def _with(self, x: jax.Array, momentum: float) -> "LayerCalibration":
+        average = calibration.RunningAverage(self.mean_square, self.batches).update(jnp.mean(jnp.square(x)), momentum)
         return LayerCalibration(average.value, jnp.minimum(self.smallest, jnp.min(x)), average.batches)
 
     @property
@@ -142,9 +149,12 @@ def apply_quantized(
 
     Returns:
       What `model.apply` returns.
+
+    Raises:
+      ValueError: variables without `"params"`; a layer that gets its input by keyword.
     """
     formats: dict[tuple[str, ...], LayerFormats] = _flat(variables.get("formats", {}))
-    params: dict[tuple[str, ...], jax.Array] = _flat(variables["params"])
+    params: dict[tuple[str, ...], jax.Array] = _flat(_params(variables))
     for path, layer in formats.items():
         if (*path, "kernel") in params:  # Products have none.
             kernel = params[(*path, "kernel")]
@@ -155,8 +165,7 @@ def apply_quantized(
         if not is_layer_call(context):
             return call(*call_args, **call_kwargs)
         layer = context.module
-        first = _first_operand(layer)
-        before, (x, *rest) = call_args[:first], call_args[first:]
+        before, (x, *rest) = _split(layer, call_args)
         if layer.is_mutable_collection("calibration") and layer.has_variable("calibration", "input"):
             seen: LayerCalibration = layer.get_variable("calibration", "input")
             layer.put_variable("calibration", "input", seen.update(x))
@@ -173,9 +182,18 @@ def apply_quantized(
         )
 
 
-def _first_operand(layer: nn.Module) -> int:
-    """Where among a layer's arguments its input stands; a product has its equation before."""
-    return 1 if isinstance(layer, Product) else 0
+def _split(layer: nn.Module, call_args: tuple) -> tuple[tuple, tuple]:
+    """What stands before a layer's input among its arguments (a product's equation), and the input and the rest."""
+    first = 1 if isinstance(layer, Product) else 0
+    if len(call_args) <= first:
+        raise ValueError(f"{'/'.join(layer.path)} gets its input by keyword: expected it by position")
+    return call_args[:first], call_args[first:]
+
+
+def _params(variables: Mapping[str, Any]) -> dict[str, Any]:
+    if "params" not in variables:
+        raise ValueError(f"no 'params' among the variables: expected what model.init returns, got {list(variables)}")
+    return variables["params"]
 
 
 def _flat(collection: dict[str, Any]) -> dict[tuple[str, ...], Any]:
@@ -192,12 +210,72 @@ def layer_operands(
     def keep(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if is_layer_call(context):
             layer = context.module
-            operands["/".join(layer.path)] = call_args[_first_operand(layer) :]
+            operands["/".join(layer.path)] = _split(layer, call_args)[1]
         return call(*call_args, **call_kwargs)
 
     with nn.intercept_methods(keep):
         model.apply(variables, *args, **kwargs)
     return operands
+
+
+def profile_inputs(
+    model: nn.Module, variables: Mapping[str, Any], *args: Any, **kwargs: Any
+) -> dict[str, LayerCalibration]:
+    """The profile of each layer's input, by path in the order of the calls, when `model` is applied in float.
+
+    All values count, in float32. A layer that is called several times has its calls profiled as so many batches, and of
+    a product the first factor is profiled. The whole runs as one compiled program.
+
+    Args:
+      model: any linen module.
+      variables: its variables; their `"formats"` and `"calibration"` are not looked at.
+      *args: passed to the model.
+      **kwargs: passed to `model.apply`, as in `train=False`. What the model changes in its variables is dropped.
+
+    Returns:
+      Scalar profiles. That of a layer in a lifted transform (`nn.scan`, `nn.vmap`) is the mean over its runs if the
+      transform hands out the collection, as in `variable_axes={"params": 0, "calibration": 0}`; else it is empty.
+
+    Raises:
+      ValueError: variables without `"params"`; a layer that gets its input by keyword, or whose weights are elsewhere
+        than at its path.
+    """
+    params = _flat(_params(variables))
+    kept = {name: collection for name, collection in variables.items() if name not in ("formats", "calibration")}
+    mutable = [*(name for name in kept if name != "params"), "calibration"]
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
+    called: dict[tuple[str, ...], None] = {}  # An ordered set.
+
+    def keep(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        if is_layer_call(context):
+            layer = context.module
+            x = _split(layer, call_args)[1][0]
+            if not isinstance(layer, Product) and (*layer.path, "kernel") not in params:
+                name = "/".join(layer.path)
+                raise ValueError(f"{name}: expected its weights in params at {name}/kernel, and there are none")
+            called[layer.path] = None
+            if layer.is_mutable_collection("calibration"):
+                seen: LayerCalibration = layer.get_variable("calibration", "input", LayerCalibration.empty())
+                layer.put_variable("calibration", "input", seen.update_with_all(x))
+        return call(*call_args, **call_kwargs)
+
+    @jax.jit
+    def profile(kept: dict[str, Any], arrays: dict[int, jax.Array]) -> Any:
+        """What is no array, as in `train=False`, stays what it is."""
+        args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+        with nn.intercept_methods(keep):
+            _, updated = model.apply(kept, *args, mutable=mutable, **kwargs)
+        return updated.get("calibration", {})
+
+    found = _flat(profile(kept, arrays))
+    profiles: dict[str, LayerCalibration] = {}
+    for path in called:
+        seen = found.get((*path, "input"), LayerCalibration.empty())
+        profiles["/".join(path)] = LayerCalibration(
+            jnp.mean(seen.mean_square), jnp.min(seen.smallest), jnp.max(seen.batches)
+        )
+    return profiles
 
 
 def by_layer(paths: Sequence[str], stacked: Any, leaf_name: str | None = None) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
             # inputs in int8. Empty with a genome file: the formats that it names.
             "formats": "int_s",
             # Which layers may have which: 'EXPRESSION: WHAT' over layer paths, as in ("stem: bf16", "shortcut: tie").
-            # hwcost/format_plan.py says more; python -m launch.layers lists the paths.
+            # aqt_like/path_rules.py says more; python -m launch.layers lists the paths.
             "rules": (),
             "products": False,  # whether products of activations (attention) are searched too, or stay in float
             # reinforce searches; uniform is random search; fixed trains config.genome, a format name or a genome file.

@@ -1,20 +1,9 @@
 """Which formats each layer may have: the search space of formats, made from a workload and rules over layer paths.
 
-A rule is a text `EXPRESSION: WHAT`. The expression is a regular one, searched in a layer's path; the first rule whose
-expression is found decides about the layer. `WHAT` is
-
-* formats joined by commas: the layer may have only these; a single one pins it (`stem: bf16`);
-* `ignore`: the layer stays in float, and is neither searched nor counted;
-* `per_tensor`, `per_channel` or `per_block_32`: which of the layer's weights share a scale (per output channel, unless
-  said); formats may stand before it;
-* `tie`: layers whose paths differ only in what the expression found share one decision (`(query|key|value)$: tie`);
-  formats and a granularity may stand before it (`(query|key|value)$: int4,int8 per_tensor tie`).
-
-Layers that no rule matches may have every format.
+Rules are those of `aqt_like/path_rules.py`. Layers that no rule matches may have every format.
 """
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Sequence
 
@@ -22,29 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aqt_like import granularity
 from aqt_like.formats import LayerFormat
+from aqt_like.path_rules import Rule, RuleError, decide, parse_rule
 from hwcost.genome_file import Genome, GenomeFileError, LayerChoice, format_decision
 from hwcost.space import Decision, SearchSpace
 from hwcost.workload import Workload
 
 USUAL_GRANULARITY = "per_channel"
-
-
-class RuleError(ValueError):
-    """A rule that cannot be read, or that decides nothing; the message quotes it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """A rule, read: `formats` is empty where all are allowed, `granularity` where it is the usual one."""
-
-    text: str
-    expression: re.Pattern[str]
-    formats: tuple[str, ...] = ()
-    granularity: str = ""
-    ignored: bool = False
-    tied: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,17 +129,7 @@ def format_plan(workload: Workload, formats: Sequence[LayerFormat], rules: Seque
       RuleError: a rule that cannot be read, names a format that is not among `formats`, or decides nothing.
     """
     names = tuple(f.name for f in formats)
-    parsed = [_parse(text, names) for text in rules]
-    decided: dict[str, Rule] = {}
-    for layer in workload:
-        for rule in parsed:
-            if rule.expression.search(layer.path):
-                decided[layer.path] = rule
-                break
-    for rule in parsed:
-        if rule not in decided.values():
-            raise RuleError(_unused(rule, [layer.path for layer in workload]))
-
+    decided = decide([layer.path for layer in workload], [parse_rule(text, names) for text in rules])
     everything = Rule("", re.compile(""))
     options: dict[str, tuple[str, ...]] = {}
     searched, decision_names = [], []
@@ -192,36 +155,3 @@ def format_plan(workload: Workload, formats: Sequence[LayerFormat], rules: Seque
         format_of_option=table,
         granularity_of={path: rule.granularity for path, rule in decided.items() if rule.granularity},
     )
-
-
-def _parse(text: str, names: Sequence[str]) -> Rule:
-    expression, separator, what = text.rpartition(":")
-    if not separator or not expression.strip() or not what.strip():
-        raise RuleError(f"rule {text!r}: expected EXPRESSION: WHAT, as in 'stem: bf16' or 'mlp: tie'")
-    try:
-        compiled = re.compile(expression.strip())
-    except re.error as error:
-        raise RuleError(f"rule {text!r}: no regular expression: {error}") from error
-    words = what.split()
-    tied = words[-1] == "tie"
-    if tied:
-        words.pop()
-    if words == ["ignore"] and not tied:
-        return Rule(text, compiled, ignored=True)
-    name = words.pop() if words and words[-1].startswith("per_") else ""
-    if name:
-        try:
-            granularity.of_kernels(name)
-        except ValueError as error:
-            raise RuleError(f"rule {text!r}: {error}") from error
-    allowed = tuple(name.strip() for name in "".join(words).split(",") if name.strip())
-    if unknown := [name for name in allowed if name not in names]:
-        raise RuleError(f"rule {text!r}: {', '.join(unknown)} not among the formats: {', '.join(names)}")
-    return Rule(text, compiled, allowed, granularity=name, tied=tied)
-
-
-def _unused(rule: Rule, paths: Sequence[str]) -> str:
-    if any(rule.expression.search(path) for path in paths):
-        return f"rule {rule.text!r} decides nothing: earlier rules match all the layers that it does"
-    near = difflib.get_close_matches(rule.expression.pattern, [*paths], n=3, cutoff=0.3) or list(paths[:8])
-    return f"rule {rule.text!r} matches no layer; near it are {', '.join(near)}"

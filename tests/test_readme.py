@@ -4,6 +4,9 @@ import json
 import pathlib
 import re
 
+import numpy as np
+import optax
+
 from benchmarks import (
     apq_cifar10,
     apq_search,
@@ -22,6 +25,7 @@ from launch.reports import apq_page
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 DEVICES = (ROOT / "docs" / "devices.md").read_text()
+USAGE = (ROOT / "docs" / "usage.md").read_text()
 
 
 def test_the_python_example_runs():
@@ -29,6 +33,17 @@ def test_the_python_example_runs():
     names = {}
     exec(code, names)
     assert names["logits"].shape == (8, 10)
+
+
+def test_the_examples_of_the_page_on_usage_run_one_after_the_other():
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", USAGE, re.DOTALL):
+        exec(code, names)
+    assert optax.tree.norm(names["int4"] - names["logits"]) < 0.1 * optax.tree.norm(names["logits"])
+    assert "classifier" in names["mixed"].formats
+    assert np.isfinite(optax.tree.norm(names["slopes"]))
+    for link in re.findall(r"\]\(([^)]+)\)", USAGE):
+        assert (ROOT / "docs" / link).exists(), link
 
 
 def test_its_make_targets_exist():
