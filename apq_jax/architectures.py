@@ -134,7 +134,7 @@ class ArchitectureSpace:
     def smallest(self) -> np.ndarray:
         """The genome of the least network: every option the first one, but where that is excluded."""
         genome = np.zeros(len(self.search_space), np.int32)
-        return np.asarray(self.mended(genome))
+        return np.asarray(self.made_valid(genome))
 
     @functools.cached_property
     def _columns(self) -> dict[str, np.ndarray]:
@@ -170,7 +170,7 @@ class ArchitectureSpace:
         has_kernel = self.options(genome, "kernel") == self.kernels.index(kernel)
         return has_kernel & (self.options(genome, "depthwise_inputs") == self.bits.index(bits))
 
-    def mended(self, genome: Genome) -> jax.Array:
+    def made_valid(self, genome: Genome) -> jax.Array:
         """The genome with depthwise inputs a step wider where the space excludes what they are."""
         columns = self._columns["depthwise_inputs"]
         genome = jnp.asarray(genome)
@@ -194,7 +194,7 @@ class ArchitectureSpace:
         return genome.at[self._columns["depthwise_inputs"]].set(drawn[:, 1])
 
     def with_bits(self, genome: Genome, bits_of: Genome) -> jax.Array:
-        """The genome with all bits as in another one; it may have to be `mended` then."""
+        """The genome with all bits as in another one; it may have to be `made_valid` then."""
         columns = np.concatenate([self._columns[name] for name in BIT_DECISIONS])
         return jnp.asarray(genome).at[..., columns].set(bits_of[..., columns])
 
@@ -261,12 +261,14 @@ class ArchitectureSpace:
         add = max if model.total == "peak" else sum
         pairs = [format_pair(f"int{w}", f"int{a}") for w in self.bits for a in self.bits]
         widest = format_pair(f"int{self.bits[-1]}", f"int{self.bits[-1]}")
-        of_layer = functools.cache(lambda layer: model.of_layer(layer, pairs).reshape(len(self.bits), len(self.bits)))
+        layer_costs = functools.cache(
+            lambda layer: model.layer_costs(layer, pairs).reshape(len(self.bits), len(self.bits))
+        )
 
         def cost(layer: LayerSpec) -> np.ndarray:
-            return of_layer(dataclasses.replace(layer, path=""))  # blocks of one shape cost the same
+            return layer_costs(dataclasses.replace(layer, path=""))  # blocks of one shape cost the same
 
-        fixed = add(float(model.of_layer(layer, [widest])[0]) for layer in self.fixed_layers())
+        fixed = add(float(model.layer_costs(layer, [widest])[0]) for layer in self.fixed_layers())
         terms = [Term((), np.asarray(fixed))]
         combine = np.maximum if model.total == "peak" else np.add
         for block in self.blocks:

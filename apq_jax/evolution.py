@@ -58,7 +58,7 @@ class Space(Protocol):
         """A random valid genome, int32[D]."""
         ...
 
-    def mended(self, genome: Any) -> jax.Array:
+    def made_valid(self, genome: Any) -> jax.Array:
         """A valid genome, int32[..., D], for one whose decisions come from two valid ones."""
         ...
 
@@ -378,7 +378,7 @@ def make(space: Space, tables: Tables, settings: Settings = PAPER, select: Selec
         drawn = fresh(genome_key, mutants)
         in_part = jax.random.bits(part_key, drawn.shape, jnp.uint8) >= 256 // 3
         in_part &= (jnp.arange(mutants) % 2 == 0)[:, None]
-        mutated = space.mended(jnp.where(in_part, genomes[one[:mutants]], drawn))
+        mutated = space.made_valid(jnp.where(in_part, genomes[one[:mutants]], drawn))
         proposal = jnp.concatenate([mutated, genomes[other[mutants:] % settings.parents]])
         chances = uniform[:, :groups]
         change = (chances < rates) | (chances == chances.min(axis=-1, keepdims=True))

@@ -30,7 +30,7 @@ def quantized_genomes(space: ArchitectureSpace, count: int, key: jax.Array, *, p
         both = space.sample(jax.random.fold_in(keys[0], number))
         network = space.sample(jax.random.fold_in(keys[1], number // (2 * policies)))
         bits = space.sample(jax.random.fold_in(keys[2], number))
-        return jnp.where(number % 2 == 0, both, space.mended(space.with_bits(network, bits)))
+        return jnp.where(number % 2 == 0, both, space.made_valid(space.with_bits(network, bits)))
 
     return np.asarray(jax.vmap(one)(jnp.arange(count)))
 

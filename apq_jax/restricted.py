@@ -52,7 +52,7 @@ class RestrictedSpace:
     @functools.cached_property
     def smallest(self) -> np.ndarray:
         """int32[D]: what is searched at its first options, but where that is excluded."""
-        return np.asarray(self.space.mended(np.where(self._free, self.space.smallest, self.held)))
+        return np.asarray(self.space.made_valid(np.where(self._free, self.space.smallest, self.held)))
 
     def is_valid(self, genome: Any) -> Any:
         """bool[...] of int32[..., D]: whether it is valid in the whole space and as held."""
@@ -60,9 +60,9 @@ class RestrictedSpace:
 
     def sample(self, key: jax.Array) -> jax.Array:
         """A random valid genome, int32[D]."""
-        drawn = self.mended(jnp.where(self._free, self.space.sample(key), self.held))
+        drawn = self.made_valid(jnp.where(self._free, self.space.sample(key), self.held))
         return jnp.where(self.is_valid(drawn), drawn, self.smallest)
 
-    def mended(self, genome: Any) -> jax.Array:
+    def made_valid(self, genome: Any) -> jax.Array:
         """A valid genome, int32[..., D], for one whose decisions come from two valid ones."""
-        return self.space.mended(genome)
+        return self.space.made_valid(genome)

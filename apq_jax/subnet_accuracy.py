@@ -95,7 +95,7 @@ def _rms_of_present(x: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Ar
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=axes is not None) / jnp.maximum(present, 1))
 
 
-class FormatsOfGenomes(NamedTuple):
+class GenomeFormats(NamedTuple):
     """What a genome's bits mean for the L layers of the largest network.
 
     Attributes:
@@ -109,7 +109,7 @@ class FormatsOfGenomes(NamedTuple):
     choice: Callable[[jax.Array], jax.Array]
 
 
-def formats_of_genomes(space: ArchitectureSpace) -> FormatsOfGenomes:
+def genome_formats(space: ArchitectureSpace) -> GenomeFormats:
     """All pairs of bits for weights and inputs; expansion and projection share theirs (pointwise)."""
     names = [f"int{bits}" for bits in space.bits]
     members = tuple(format_pair(weights, inputs) for weights in names for inputs in names)
@@ -123,7 +123,7 @@ def formats_of_genomes(space: ArchitectureSpace) -> FormatsOfGenomes:
         fixed = jnp.full((3,), widest)
         return jnp.concatenate([fixed, inside, fixed[:2]])
 
-    return FormatsOfGenomes(tuple(supernet.layer_paths(space)), members, choice)
+    return GenomeFormats(tuple(supernet.layer_paths(space)), members, choice)
 
 
 def make_quantized_accuracy(
@@ -134,8 +134,8 @@ def make_quantized_accuracy(
     loss: Callable[[jax.Array, Any], jax.Array],
 ) -> Accuracy:
     """Of networks under the genome's bits, after a fine-tuning over `data.training`."""
-    of_genomes = formats_of_genomes(space)
-    paths, members = of_genomes.paths, of_genomes.members
+    layer_choices = genome_formats(space)
+    paths, members = layer_choices.paths, layer_choices.members
     bank = format_choice.format_bank(members, use_unsigned=True)
     multiples = format_choice.precomputed_clip_multiples(members, len(paths), "gaussian", use_unsigned=True)
     quantizer = interception.Quantizer(weight_clip=granularity.Clipping(_rms_of_present, granularity.per_channel(-1)))
@@ -154,7 +154,7 @@ def make_quantized_accuracy(
     @jax.jit
     def formats_under(genome: jax.Array, seen: Any) -> Any:
         profiles = interception.stacked_calibration(paths, seen)
-        choice = of_genomes.choice(genome)
+        choice = layer_choices.choice(genome)
         return format_choice.format_state(paths, bank, multiples, choice, profiles, jnp.asarray(True))
 
     @jax.jit

@@ -84,7 +84,7 @@ def per_block(size: int, axis: int) -> Blocks:
     return Blocks(size, axis)
 
 
-def of_kernels(name: str) -> Granularity:
+def kernel_granularity(name: str) -> Granularity:
     """The granularity of a kernel by name: `per_tensor`, `per_channel` (of the output), `per_block_32` (of the input).
 
     Raises:

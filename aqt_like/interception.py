@@ -98,7 +98,7 @@ class LayerCalibration(NamedTuple):
 
 def kernel_clip(granularity_name: str) -> granularity.Clip:
     """The usual threshold of kernels, multiples of the root mean square, at a granularity by name."""
-    return granularity.Clipping(calibration.root_mean_square, granularity.of_kernels(granularity_name))
+    return granularity.Clipping(calibration.root_mean_square, granularity.kernel_granularity(granularity_name))
 
 
 class Quantizer(NamedTuple):

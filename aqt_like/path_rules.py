@@ -113,7 +113,7 @@ def _read(text: str, expression: str, what: str) -> Rule:
     name = words.pop() if words and words[-1].startswith("per_") else ""
     if name:
         try:
-            granularity.of_kernels(name)
+            granularity.kernel_granularity(name)
         except ValueError as error:
             raise RuleError(f"rule {text!r}: {error}") from error
     allowed = tuple(name.strip() for name in "".join(words).split(",") if name.strip())

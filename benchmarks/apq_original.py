@@ -55,7 +55,7 @@ class AsReleased:
         self._starts = [next(i for i, b in enumerate(space.blocks) if b.stage == s) for s in range(len(space.stages))]
         self._table = dict(self._measured(model))
         widest = format_pair(f"int{space.bits[-1]}", f"int{space.bits[-1]}")
-        self._fixed = sum(float(model.of_layer(layer, [widest])[0]) for layer in space.fixed_layers())
+        self._fixed = sum(float(model.layer_costs(layer, [widest])[0]) for layer in space.fixed_layers())
         places = itertools.count()
         self._places: list[dict[str, dict[int, int]]] = [{} for _ in space.blocks]
         for names in (("kernel",), ("channels",), BIT_DECISIONS):  # in our order, so that the predictor is the same
@@ -71,7 +71,7 @@ class AsReleased:
         for block in self._space.blocks:
             for kernel, channels in itertools.product(self._space.kernels, block.channels):
                 for layer in self._space.block_layers(block, kernel, channels):
-                    for (w, a), cost in zip(bits, model.of_layer(layer, pairs), strict=True):
+                    for (w, a), cost in zip(bits, model.layer_costs(layer, pairs), strict=True):
                         yield _text(layer, w, a), float(cost)
 
     def _random(self) -> Spec:

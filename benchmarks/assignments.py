@@ -100,8 +100,8 @@ def main() -> None:
     console = Console()
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(arguments.seeds):
-        of_seed = run_seed(seed, arguments.data_dir, arguments.workdir / f"seed{seed}", console)
-        for method, summaries in of_seed.items():
+        seed_summaries = run_seed(seed, arguments.data_dir, arguments.workdir / f"seed{seed}", console)
+        for method, summaries in seed_summaries.items():
             found.setdefault(method, []).extend(summaries)
     document = {
         "command": f"python -m benchmarks.assignments --data_dir=DIR --seeds={arguments.seeds}",

@@ -90,7 +90,7 @@ def roofline_points(layers: Workload, bits: int) -> tuple[np.ndarray, np.ndarray
 
     def point(layer: LayerSpec) -> tuple[float, float]:
         moved = (layer.weights + layer.input_values + layer.output_values) * bits / 8
-        return layer.macs / moved, layer.macs / (1e-3 * model.of_layer(layer, [fmt])[0])
+        return layer.macs / moved, layer.macs / (1e-3 * model.layer_costs(layer, [fmt])[0])
 
     intensity, speed = np.asarray([point(layer) for layer in layers]).T
     return intensity, speed

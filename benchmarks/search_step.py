@@ -81,7 +81,7 @@ def fp32_step() -> tuple[Any, Any]:
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         params: Any = optax.apply_updates(params, updates)
         logits = apply({"params": params, "batch_stats": new_stats}, valid["input"], train=False)
-        metrics = {"loss": loss, "valid_quality": accuracy.of_batch(logits, valid)}
+        metrics = {"loss": loss, "valid_quality": accuracy.on_batch(logits, valid)}
         return (params, new_stats, opt_state), metrics
 
     state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))

@@ -55,19 +55,19 @@ def rows(names: list[str], multiples: list[float] | None = None) -> FormatTable:
 def switching_errors(x: jax.Array, table: FormatTable) -> jax.Array:
     """Relative difference between neighbouring formats of `table`, mean over tensors: float32[K − 1]."""
 
-    def of_tensor(x: jax.Array) -> jax.Array:
+    def tensor_difference(x: jax.Array) -> jax.Array:
         clip = calibration.absolute_max(x)
         quantized = jax.vmap(lambda row: gradients.straight_through(x, row, clip))(table)
         return jnp.sqrt(jnp.mean(jnp.square(jnp.diff(quantized, axis=0)), axis=1)) / calibration.root_mean_square(x)
 
-    return jnp.mean(jax.lax.map(of_tensor, x), axis=0)
+    return jnp.mean(jax.lax.map(tensor_difference, x), axis=0)
 
 
 @jax.jit
 def clipping_errors(x: jax.Array, table: FormatTable) -> jax.Array:
     """Mean squared error at each percentile from 1 to 100, mean over tensors: float32[K, 100]."""
 
-    def of_tensor(x: jax.Array) -> jax.Array:
+    def tensor_difference(x: jax.Array) -> jax.Array:
         clips = jnp.percentile(jnp.abs(x), jnp.arange(1, 101))
 
         def error(row: FormatTable, clip: jax.Array) -> jax.Array:
@@ -75,18 +75,18 @@ def clipping_errors(x: jax.Array, table: FormatTable) -> jax.Array:
 
         return jax.vmap(jax.vmap(error, (None, 0)), (0, None))(table, clips)
 
-    return jnp.mean(jax.lax.map(of_tensor, x), axis=0)
+    return jnp.mean(jax.lax.map(tensor_difference, x), axis=0)
 
 
 @jax.jit
 def relative_errors(x: jax.Array, table: FormatTable) -> jax.Array:
     """Relative error under each format at its clip multiple, mean over tensors: float32[K]."""
 
-    def of_tensor(x: jax.Array) -> jax.Array:
+    def tensor_difference(x: jax.Array) -> jax.Array:
         error = jax.vmap(lambda row: calibration.clipped_error(x, row, row.clip_multiple))(table)
         return jnp.sqrt(error) / calibration.root_mean_square(x)
 
-    return jnp.mean(jax.lax.map(of_tensor, x), axis=0)
+    return jnp.mean(jax.lax.map(tensor_difference, x), axis=0)
 
 
 def exponential_fit(x: np.ndarray, y: np.ndarray) -> dict[str, float]:

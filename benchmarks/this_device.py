@@ -51,7 +51,7 @@ def measured_with(
     with tempfile.TemporaryDirectory() as directory:
         samples = Samples(pathlib.Path(directory, "samples.jsonl"), device=runtime.device, batch=1)
         layer_timing.take(
-            {**layer_timing.settings_of(network, runtime), **mixed},
+            {**layer_timing.timing_settings(network, runtime), **mixed},
             samples,
             repetitions=REPETITIONS,
             progress=lambda items, label: track(list(items), label, console=console),
@@ -80,7 +80,7 @@ def compare(network: Network, runtime: Runtime, console: Console) -> dict[str, A
         rows.append(
             {
                 "float_layers": int((row == 32).sum()),
-                "predicted": sum(float(model.of_layer(layer, [fmt])[0]) for layer, fmt in chosen),
+                "predicted": sum(float(model.layer_costs(layer, [fmt])[0]) for layer, fmt in chosen),
                 "measured": milliseconds,
                 "gbops": sum(analytic.bit_operations(layer, fmt) for layer, fmt in chosen) / 1e9,
             }

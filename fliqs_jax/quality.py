@@ -27,7 +27,7 @@ class Quality(NamedTuple):
     statistics: Callable[[jax.Array, Batch], Any]
     value: Callable[[Any], jax.Array]
 
-    def of_batch(self, logits: jax.Array, batch: Batch) -> jax.Array:
+    def on_batch(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """The quality on one batch."""
         return self.value(self.statistics(logits, batch))
 

@@ -197,7 +197,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             **training,
             mutable=["batch_stats"],
         )
-        quality = search.quality.of_batch(valid_logits, valid_batch)
+        quality = search.quality.on_batch(valid_logits, valid_batch)
         relative_cost = pricing.price_relative(search.budgets, genome)
         reward = search.reward(quality, relative_cost, search.gamma)
 
@@ -224,7 +224,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
 
         metrics = {
             "loss": loss,
-            "train_quality": search.quality.of_batch(logits, train_batch),
+            "train_quality": search.quality.on_batch(logits, train_batch),
             "valid_quality": quality,
             "cost": pricing.price(search.budgets[0].table, genome),
             "relative_cost": relative_cost,

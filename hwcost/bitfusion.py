@@ -288,7 +288,7 @@ def _walk(
     return traffic, held
 
 
-def geometry_of(layer: LayerSpec, accelerator: Accelerator = APQ_ACCELERATOR) -> Geometry:
+def layer_geometry(layer: LayerSpec, accelerator: Accelerator = APQ_ACCELERATOR) -> Geometry:
     """How the array sees a layer. A convolution over fewer channels than it has rows (images) is unrolled beforehand.
 
     Raises:
@@ -320,12 +320,12 @@ def _bits(layer: LayerSpec, formats: Sequence[Format]) -> list[int]:
 def cost_models(accelerator: Accelerator = APQ_ACCELERATOR, energy: Energy = APQ_ENERGY) -> dict[str, CostModel]:
     """`latency` in milliseconds and `energy` in millijoules on an accelerator."""
 
-    def of_layer(layer: LayerSpec, formats: Sequence[LayerFormat]) -> Cost:
+    def layer_costs(layer: LayerSpec, formats: Sequence[LayerFormat]) -> Cost:
         weight_bits = _bits(layer, [f.weights for f in formats])
         input_bits = _bits(layer, [f.inputs for f in formats])
-        return cost(geometry_of(layer, accelerator), weight_bits, input_bits, accelerator, energy)
+        return cost(layer_geometry(layer, accelerator), weight_bits, input_bits, accelerator, energy)
 
     return {
-        "latency": CostModel(lambda layer, formats: of_layer(layer, formats).milliseconds(accelerator), "ms"),
-        "energy": CostModel(lambda layer, formats: of_layer(layer, formats).millijoules, "mJ"),
+        "latency": CostModel(lambda layer, formats: layer_costs(layer, formats).milliseconds(accelerator), "ms"),
+        "energy": CostModel(lambda layer, formats: layer_costs(layer, formats).millijoules, "mJ"),
     }

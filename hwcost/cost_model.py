@@ -14,21 +14,21 @@ from hwcost import pricing
 from hwcost.format_plan import FormatPlan
 from hwcost.workload import LayerSpec, Workload
 
-OfLayer = Callable[[LayerSpec, Sequence[LayerFormat]], np.ndarray]
+LayerCosts = Callable[[LayerSpec, Sequence[LayerFormat]], np.ndarray]
 
 
 class CostModel(NamedTuple):
     """What a device or a memory charges.
 
     Attributes:
-      of_layer: `(layer, formats) → float64[K]`, the layer's cost with weights and input in each format. Raises
+      layer_costs: `(layer, formats) → float64[K]`, the layer's cost with weights and input in each format. Raises
         ValueError, naming the layer, where it cannot tell.
       unit: of the cost.
       total: of a network over its layers: `"sum"`, `"mean"` or `"peak"`, which is the dearest layer.
       estimates: whether a layer's cost is an estimate from that of other layers; reports say so.
     """
 
-    of_layer: OfLayer
+    layer_costs: LayerCosts
     unit: str
     total: Literal["sum", "mean", "peak"] = "sum"
     estimates: Callable[[LayerSpec], bool] = lambda _: False
@@ -40,22 +40,22 @@ class CostModel(NamedTuple):
         terms = []
         for layer, index in zip(plan.workload, plan.decision_of, strict=True):
             decision = plan.space.decisions[index]
-            costs = self.of_layer(layer, [formats[option] for option in decision.options])
+            costs = self.layer_costs(layer, [formats[option] for option in decision.options])
             terms.append(pricing.Term((decision.name,), np.asarray(costs, np.float64) / share))
         return pricing.build(plan.space, terms, peak=self.total == "peak")
 
     def uniform(self, workload: Workload, fmt: LayerFormat) -> float:
         """The cost of a network with every layer in `fmt`."""
-        return self.over_layers([float(self.of_layer(layer, [fmt])[0]) for layer in workload])
+        return self.over_layers([float(self.layer_costs(layer, [fmt])[0]) for layer in workload])
 
     def over_layers(self, costs: Sequence[float]) -> float:
         """The total of what the layers cost."""
         return {"sum": sum(costs), "mean": sum(costs) / len(costs), "peak": max(costs)}[self.total]
 
 
-def per_format(of_layer: Callable[[LayerSpec, LayerFormat], float]) -> OfLayer:
-    """The `of_layer` of a function that prices one format at a time."""
-    return lambda layer, formats: np.asarray([of_layer(layer, fmt) for fmt in formats], np.float64)
+def per_format(layer_costs: Callable[[LayerSpec, LayerFormat], float]) -> LayerCosts:
+    """The `layer_costs` of a function that prices one format at a time."""
+    return lambda layer, formats: np.asarray([layer_costs(layer, fmt) for fmt in formats], np.float64)
 
 
 def needed_width(fmt: Format) -> int:

@@ -30,7 +30,7 @@ class FormatPlan:
       space: its D decisions; options are names of formats.
       decision_of: the decision of each layer, int32[L].
       format_of_option: int32[D, Kmax], the index into `formats` of each option; 0 where there is none.
-      granularity_of: names (`granularity.of_kernels`), by path, of layers whose weights are not clipped per channel.
+      granularity_of: names (`kernel_granularity`), by path, of layers whose weights are not clipped per channel.
     """
 
     workload: Workload

@@ -88,10 +88,10 @@ class Lut:
         Raises:
           LutError: no layer here is like that one.
         """
-        wanted = _parse_key(key_of(layer))
+        wanted = _parse_key(layer_key(layer))
         alike = [(key, parsed) for key in self._keys() if (parsed := _parse_key(key)).family == wanted.family]
         if not alike:
-            raise LutError(f"{self.device}: nothing to interpolate {key_of(layer)!r} from: no layer of its kind")
+            raise LutError(f"{self.device}: nothing to interpolate {layer_key(layer)!r} from: no layer of its kind")
         key, nearest = min(alike, key=lambda pair: np.abs(np.log(pair[1].sizes) - np.log(wanted.sizes)).sum())
         return key, float(np.prod(wanted.sizes) / np.prod(nearest.sizes))
 
@@ -108,10 +108,10 @@ class Lut:
             known[key].append(bits)
 
         def estimates(layer: LayerSpec) -> bool:
-            return interpolated and key_of(layer) not in known
+            return interpolated and layer_key(layer) not in known
 
-        def of_layer(layer: LayerSpec, formats: Sequence[LayerFormat]) -> np.ndarray:
-            key, factor = self.like(layer) if estimates(layer) else (key_of(layer), 1.0)
+        def layer_costs(layer: LayerSpec, formats: Sequence[LayerFormat]) -> np.ndarray:
+            key, factor = self.like(layer) if estimates(layer) else (layer_key(layer), 1.0)
 
             def value(fmt: LayerFormat) -> float:
                 needed = (needed_width(fmt.weights), needed_width(fmt.inputs))
@@ -125,7 +125,7 @@ class Lut:
 
             return np.asarray([value(fmt) for fmt in formats], np.float64)
 
-        return CostModel(of_layer, self.unit, estimates=estimates)
+        return CostModel(layer_costs, self.unit, estimates=estimates)
 
 
 class _ParsedKey(NamedTuple):
@@ -145,7 +145,7 @@ def _parse_key(key: str) -> _ParsedKey:
     return _ParsedKey(family, (outs, pixels) if groups > 1 else (ins, outs, pixels))
 
 
-def key_of(layer: LayerSpec) -> str:
+def layer_key(layer: LayerSpec) -> str:
     """What a layer computes, as text."""
 
     def sizes(values: Sequence[int]) -> str:
@@ -279,7 +279,7 @@ def read_apq(path: pathlib.Path, metric: str) -> Lut:
         entries = {}
         for key, values in document.items():
             layer, bits = parse_apq_key(key)
-            entries[key_of(layer), bits] = Entry(float(values[metric]))
+            entries[layer_key(layer), bits] = Entry(float(values[metric]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LutError(f"cannot read {path} as a table of APQ's: {error}") from error
     return Lut("BitFusion (APQ)", metric, units[metric], entries)
@@ -300,7 +300,7 @@ def read_haq(path: pathlib.Path, layers: Sequence[LayerSpec], *, unit: str = "cy
     entries: dict[tuple[str, Bits], Entry] = {}
     for layer, costs in zip(layers, values, strict=True):
         for (w, a), value in np.ndenumerate(costs):
-            setting = (key_of(layer), (w + 1, a + 1))
+            setting = (layer_key(layer), (w + 1, a + 1))
             if setting in entries and entries[setting].value != float(value):
                 raise LutError(f"{path}: layers of one shape ({setting[0]}) cost differently: they cannot share a line")
             entries[setting] = Entry(float(value))

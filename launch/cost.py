@@ -74,7 +74,7 @@ def device_costs(layers: Workload, chosen: list[LayerFormat], names: Sequence[st
     found = {}
     for name in names:
         model = find_cost(name)
-        values = [float(model.of_layer(layer, [fmt])[0]) for layer, fmt in zip(layers, chosen, strict=True)]
+        values = [float(model.layer_costs(layer, [fmt])[0]) for layer, fmt in zip(layers, chosen, strict=True)]
         found[name] = {"unit": model.unit, "total": model.over_layers(values), "layers": values}
     return found
 

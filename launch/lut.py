@@ -43,7 +43,7 @@ def build_bitfusion(keys: Sequence[str]) -> dict[str, dict[str, float]]:
     settings: dict[bitfusion.Geometry, list[tuple[str, measured_tables.Bits]]] = defaultdict(list)
     for key in keys:
         layer, bits = measured_tables.parse_apq_key(key)
-        settings[bitfusion.geometry_of(layer)].append((key, bits))
+        settings[bitfusion.layer_geometry(layer)].append((key, bits))
     table = {}
     for geometry, members in settings.items():
         weight_bits, activation_bits = zip(*(bits for _, bits in members), strict=True)
@@ -94,7 +94,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     samples = layer_timing.Samples(arguments.out.with_suffix(".samples.jsonl"), **identity)
     try:
         layer_timing.take(
-            layer_timing.settings_of(network, runtime),
+            layer_timing.timing_settings(network, runtime),
             samples,
             repetitions=arguments.repetitions,
             progress=lambda items, label: track(list(items), label, console=console),

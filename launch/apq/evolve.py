@@ -31,11 +31,11 @@ def run(pipeline: Pipeline) -> None:
         raise ConfigError("no budgets: give --budget=NAME=VALUE or --config.search.budgets")
     config, tables = pipeline.config.search, pipeline.tables
     asked = [dict(each) for each in pipeline.budgets]
-    of_predictor = pipeline.read(f"{PREDICTOR}/{SUMMARY}")
+    predictor_summary = pipeline.read(f"{PREDICTOR}/{SUMMARY}")
     made_from = {
         "budgets": asked,
         "settings": {key: value for key, value in config.to_dict().items() if key != "budgets"},
-        "predictor": {key: of_predictor[key] for key in ("records", "settings")},
+        "predictor": {key: predictor_summary[key] for key in ("records", "settings")},
     }
     if pipeline.done(SEARCH, **made_from):
         return

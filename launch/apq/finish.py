@@ -34,7 +34,7 @@ def run(pipeline: Pipeline) -> None:
     state = None
     rows = []
     for found in searched["found"]:
-        name = name_of(found)
+        name = network_name(found)
         directory = pipeline.workdir / "found" / name
         if not (directory / WEIGHTS).exists():
             state = state or train_supernet.read_supernet(pipeline)
@@ -64,7 +64,7 @@ def run(pipeline: Pipeline) -> None:
     )
 
 
-def name_of(found: dict[str, Any]) -> str:
+def network_name(found: dict[str, Any]) -> str:
     """What a found network is called: by its budgets, and by what it is, since a front holds several."""
     budgets = (f"{cost}-{limit:g}" for cost, limit in found["budget"].items())
     digest = hashlib.sha256(json.dumps(found["choices"]).encode()).hexdigest()
@@ -77,12 +77,12 @@ def _cut_out(pipeline: Pipeline, state: ShrinkingState, found: dict[str, Any], d
     directory.mkdir(parents=True, exist_ok=True)
     genome = space.search_space.encode(found["choices"])
     _, variables = supernet.cut_out(space, state.params, state.batch_stats, genome)
-    of_genomes = subnet_accuracy.formats_of_genomes(space)
-    names = [of_genomes.members[index].name for index in np.asarray(of_genomes.choice(jnp.asarray(genome)))]
+    layer_choices = subnet_accuracy.genome_formats(space)
+    names = [layer_choices.members[index].name for index in np.asarray(layer_choices.choice(jnp.asarray(genome)))]
     kept = variables["params"]
     layers = {
         path: LayerChoice(name, granularity="")  # which the finishing run's rules decide
-        for path, name in zip(of_genomes.paths, names, strict=True)
+        for path, name in zip(layer_choices.paths, names, strict=True)
         if path.split("/")[0] in kept
     }
     architecture = {"space": pipeline.config.space, "image_size": pipeline.config.image_size}

@@ -30,7 +30,7 @@ def _objective(config: ConfigDict) -> Objective:
     return Objective(
         loss=loss,
         taught_loss=lambda logits, batch, teacher: taught(logits, batch | {TEACHER_LOGITS: teacher}),
-        quality=accuracy.of_batch,
+        quality=accuracy.on_batch,
     )
 
 

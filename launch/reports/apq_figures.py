@@ -107,7 +107,7 @@ def networks_by_block(networks: Sequence[Found], names: Sequence[str], most_chan
         used = set()
         for row, network in enumerate(networks):
             for column, block in enumerate(blocks):
-                shape = shape_of(network["choices"], block)
+                shape = block_shape(network["choices"], block)
                 if shape is None:
                     axes.plot([column - 0.3, column + 0.3], [row, row], color="#c9ced6", linewidth=1)
                     continue
@@ -127,7 +127,7 @@ def networks_by_block(networks: Sequence[Found], names: Sequence[str], most_chan
         return as_svg(figure, "Kernel, channels and bits of each block of the found networks")
 
 
-def shape_of(choices: Mapping[str, str], block: str) -> tuple[int, int, int] | None:
+def block_shape(choices: Mapping[str, str], block: str) -> tuple[int, int, int] | None:
     """Kernel, channels inside and bits of pointwise weights of a block; None where it is skipped."""
     stage, _, place = block.partition("_block")
     if int(choices.get(f"{stage}.depth", place)) < int(place):

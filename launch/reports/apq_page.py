@@ -12,7 +12,7 @@ from rich.table import Table
 from apq_jax import architectures
 from launch.apq.pipeline import SUMMARY
 from launch.reports import apq_figures
-from launch.reports.page import card, page, table_of
+from launch.reports.page import card, html_table, page
 
 
 def _columns(summary: dict[str, Any]) -> list[str]:
@@ -134,7 +134,7 @@ def _cards(summary: dict[str, Any]) -> list[str]:
             apq_figures.networks_by_block(networks, names, {b.name: b.channels[-1] for b in space.blocks}),
             wide=True,
         ),
-        card("Results", "", table_of(_columns(summary), rows), wide=True),
+        card("Results", "", html_table(_columns(summary), rows), wide=True),
         card(
             "Evolution",
             "Best predicted accuracy, a line for each budget.",

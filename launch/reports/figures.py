@@ -76,7 +76,7 @@ def readable_cost(unit: str) -> tuple[float, str]:
     return {"bit operations": (1e-6, "Mbit ops"), "bytes": (1e-3, "KB")}.get(unit, (1.0, unit))
 
 
-def quality_of(run: Run) -> float:
+def quality_on_test(run: Run) -> float:
     """The quality on test, of the kind that the run's summary names."""
     return run[run["quality"]]
 
@@ -86,21 +86,23 @@ def pareto(runs: Sequence[Run]) -> str:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.6))
         axes = figure.subplots()
-        uniform = sorted((r for r in runs if is_uniform(r)), key=lambda r: (r["cost"], -quality_of(r)))
-        best = np.maximum.accumulate([quality_of(r) for r in uniform]) if uniform else []
-        front = [r for r, top in zip(uniform, best, strict=True) if quality_of(r) >= top]
+        uniform = sorted((r for r in runs if is_uniform(r)), key=lambda r: (r["cost"], -quality_on_test(r)))
+        best = np.maximum.accumulate([quality_on_test(r) for r in uniform]) if uniform else []
+        front = [r for r, top in zip(uniform, best, strict=True) if quality_on_test(r) >= top]
         factor, unit = readable_cost(runs[0]["cost_unit"])
-        axes.plot([r["cost"] * factor for r in front], [100 * quality_of(r) for r in front], color="#b6bbc3", zorder=1)
+        axes.plot(
+            [r["cost"] * factor for r in front], [100 * quality_on_test(r) for r in front], color="#b6bbc3", zorder=1
+        )
         searched = [r for r in runs if not is_uniform(r)]
-        qualities = [100 * quality_of(r) for r in runs]
+        qualities = [100 * quality_on_test(r) for r in runs]
         gap = 0.055 * max(max(qualities) - min(qualities), 0.5)
         for members, colour, marker, size, side in (
             (uniform, INK, "o", 34, -1),
             (searched, ACCENT, "*", 70, 1),
         ):
-            heights = spread([100 * quality_of(r) for r in members], gap)
+            heights = spread([100 * quality_on_test(r) for r in members], gap)
             for run, height in zip(members, heights, strict=True):
-                x, y = run["cost"] * factor, 100 * quality_of(run)
+                x, y = run["cost"] * factor, 100 * quality_on_test(run)
                 axes.scatter(x, y, s=size, color=colour, marker=marker, zorder=3)
                 axes.annotate(
                     run["name"].removeprefix("uniform "),
@@ -183,7 +185,7 @@ def formats_over_depth(runs: Sequence[Run]) -> str:
             axes.set_yticks([4, 8, 16])
             axes.grid(axis="x", visible=False)
             axes.set_title(
-                f"{run['name']}: {100 * quality_of(run):.2f} % at {run['relative_cost']:.3f} × target", loc="left"
+                f"{run['name']}: {100 * quality_on_test(run):.2f} % at {run['relative_cost']:.3f} × target", loc="left"
             )
             axes.set_ylabel("bits")
         _name_layers(rows[-1], runs[0]["layers"])

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from aqt_like.formats import parse_layer_format
 from launch.reports import figures
-from launch.reports.figures import quality_of
-from launch.reports.page import card, page, table_of
+from launch.reports.figures import quality_on_test
+from launch.reports.page import card, html_table, page
 from launch.reports.recorded_runs import RecordedRun, paying_alike, read_runs, uniform_gap
 from launch.training import progress
 from launch.training.run_directory import METRICS
@@ -33,7 +33,7 @@ def _row(run: RecordedRun, runs: Sequence[RecordedRun]) -> tuple[str, ...]:
     own_unit = "" if run in paying_alike(runs) else f" {unit}"
     return (
         s["name"],
-        f"{100 * quality_of(s):.2f} %",
+        f"{100 * quality_on_test(s):.2f} %",
         f"{paid:,.{1 if paid >= 0.5 else 4}f}{own_unit}",
         f"{s['relative_cost']:.3f}",
         f"{run.mean_bits:.2f}",
@@ -67,22 +67,22 @@ def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Pa
     factor, unit = figures.readable_cost(summary["cost_unit"])
     name, data_name = summary["quality"], summary["config"]["data"]["name"]
     lead = (
-        f"Test {name} {100 * quality_of(summary):.2f} % at {summary['relative_cost']:.3f} × the cost target of "
+        f"Test {name} {100 * quality_on_test(summary):.2f} % at {summary['relative_cost']:.3f} × the cost target of "
         f"{summary['target'] * factor:,.4g} {unit}."
     ) + "".join(
         f" Of {budget['name']}, {budget['cost']:,.4g} {budget['unit']} where {budget['target']:,.4g} were allowed."
         for budget in summary["budgets"][1:]
     )
     tiles = [
-        (f"{100 * quality_of(summary):.2f} %", f"test {name}", "main"),
+        (f"{100 * quality_on_test(summary):.2f} %", f"test {name}", "main"),
         (f"{summary['relative_cost']:.3f}", "cost / target", ""),
         (f"{main.mean_bits:.2f}", "bits per MAC", ""),
         (f"{summary['seconds']:,.0f} s", f"training, {summary['steps_per_second']:.1f} steps/s", ""),
     ]
     if main.searched and (gap := uniform_gap(runs)):
         lead += (
-            f" From {gap.cheapest['name']} ({100 * quality_of(gap.cheapest):.2f} %) to {gap.dearest['name']} "
-            f"({100 * quality_of(gap.dearest):.2f} %) is a gap of {gap.points:.2f} points"
+            f" From {gap.cheapest['name']} ({100 * quality_on_test(gap.cheapest):.2f} %) to {gap.dearest['name']} "
+            f"({100 * quality_on_test(gap.dearest):.2f} %) is a gap of {gap.points:.2f} points"
         )
         if (share := gap.recovered(summary)) is None:
             lead += ", which is within the noise of a single run."
@@ -190,4 +190,4 @@ def _paths(summary: dict[str, Any]) -> list[str]:
 
 
 def _table(runs: Sequence[RecordedRun]) -> str:
-    return table_of(_columns(runs), [(_row(run, runs), run.searched) for run in runs])
+    return html_table(_columns(runs), [(_row(run, runs), run.searched) for run in runs])

@@ -26,7 +26,7 @@ def card(heading: str, text: str, body: str, *, wide: bool = False) -> str:
     return f'<section class="card{" wide" if wide else ""}"><h2>{html.escape(heading)}</h2>{paragraph}{body}</section>'
 
 
-def table_of(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]]) -> str:
+def html_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]]) -> str:
     """A table; rows are told with whether they stand out."""
 
     def cells(tag: str, texts: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hwcost.genome_file import names_genome_file
-from launch.reports.figures import quality_of
+from launch.reports.figures import quality_on_test
 from launch.training.experiment import FIXED, RANDOM_SEARCH, SEARCHED, UNIFORM
 from launch.training.run_directory import SUMMARY
 
@@ -89,13 +89,13 @@ class Gap:
     @property
     def points(self) -> float:
         """Its size in percentage points."""
-        return 100 * (quality_of(self.dearest) - quality_of(self.cheapest))
+        return 100 * (quality_on_test(self.dearest) - quality_on_test(self.cheapest))
 
     def recovered(self, summary: dict[str, Any]) -> float | None:
         """The share of it that a network wins back; None where the gap is within the noise of a run."""
         if self.points < SMALLEST_GAP_POINTS:
             return None
-        return 100 * (quality_of(summary) - quality_of(self.cheapest)) / self.points
+        return 100 * (quality_on_test(summary) - quality_on_test(self.cheapest)) / self.points
 
 
 def paying_alike(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
@@ -106,6 +106,6 @@ def paying_alike(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
 def uniform_gap(runs: Sequence[RecordedRun]) -> Gap | None:
     """The gap between the uniform networks of the same kind of cost as the first run; None where there are no two."""
     uniform = sorted(
-        (run.summary for run in paying_alike(runs) if not run.searched), key=lambda s: (s["cost"], -quality_of(s))
+        (run.summary for run in paying_alike(runs) if not run.searched), key=lambda s: (s["cost"], -quality_on_test(s))
     )
     return Gap(uniform[0], uniform[-1]) if len(uniform) > 1 else None

@@ -40,7 +40,7 @@ class Network(NamedTuple):
       key: what samples of the whole are called.
       layers: its workload.
       whole: all of it as one program.
-      parts: its distinct layers alone, by key (`lut.key_of`).
+      parts: its distinct layers alone, by key (`lut.layer_key`).
     """
 
     key: str
@@ -74,7 +74,7 @@ def network(
     parts = {}
     for layer in layers:
         program = _alone(equations[layer.path], keys[2], positive=layer.path in positive)
-        parts.setdefault(measured_tables.key_of(layer), program)
+        parts.setdefault(measured_tables.layer_key(layer), program)
     shape = "x".join(map(str, input_shape))
     return Network(f"{NETWORK}{name} {shape}", layers, Program(apply, variables, x), parts)
 
@@ -149,7 +149,7 @@ class Samples:
         return Entry(float(median), len(self.seconds[setting]), float(high - low))
 
 
-def settings_of(net: Network, runtime: Runtime) -> dict[Setting, Callable[[], Run]]:
+def timing_settings(net: Network, runtime: Runtime) -> dict[Setting, Callable[[], Run]]:
     """What there is to measure: each layer and the whole, at each width, with the function that makes it ready."""
     found: dict[Setting, Callable[[], Run]] = {}
     for width in runtime.widths:
@@ -216,6 +216,6 @@ def check(net: Network, samples: Samples, widths: Iterable[int]) -> list[Check]:
     found = []
     for width in widths:
         bits = (width, width)
-        predicted = sum(samples.entry(Setting(measured_tables.key_of(layer), bits)).value for layer in net.layers)
+        predicted = sum(samples.entry(Setting(measured_tables.layer_key(layer), bits)).value for layer in net.layers)
         found.append(Check(width, predicted, samples.entry(Setting(net.key, bits)).value))
     return found

@@ -45,9 +45,9 @@ def test_what_is_excluded_is_mended():
     genome = np.array(PAPER.largest)
     genome[PAPER.search_space.index("stage2_block3.depthwise_inputs")] = 0  # 4 bits under a kernel of 7
     assert not bool(PAPER.is_valid(genome))
-    mended = np.asarray(PAPER.mended(genome))
-    assert bool(PAPER.is_valid(mended))
-    assert np.flatnonzero(mended != genome).tolist() == [PAPER.search_space.index("stage2_block3.depthwise_inputs")]
+    made_valid = np.asarray(PAPER.made_valid(genome))
+    assert bool(PAPER.is_valid(made_valid))
+    assert np.flatnonzero(made_valid != genome).tolist() == [PAPER.search_space.index("stage2_block3.depthwise_inputs")]
 
 
 def slow_features(space, genome):
@@ -98,7 +98,7 @@ def test_the_table_prices_what_the_network_s_own_layers_cost(cost):
             kind = "depthwise" if part.startswith("depthwise") else "pointwise"
             return format_pair(choices[f"{block}.{kind}_weights"], choices[f"{block}.{kind}_inputs"])
 
-        slow = model.over_layers([float(model.of_layer(layer, [fmt(layer.path)])[0]) for layer in layers])
+        slow = model.over_layers([float(model.layer_costs(layer, [fmt(layer.path)])[0]) for layer in layers])
         assert pricing.price_exactly(table, genome) == pytest.approx(slow, rel=1e-12)
 
 
@@ -108,7 +108,7 @@ def test_costs_reach_from_where_to_where_the_original_s_do():
         model = COSTS[cost]
         table = PAPER.cost_table(model)
         left_out = sum(
-            float(model.of_layer(layer, [parse_format("int8")])[0])
+            float(model.layer_costs(layer, [parse_format("int8")])[0])
             for layer in PAPER.fixed_layers()
             if layer.path.startswith(("first", "classifier"))
         )

@@ -39,13 +39,13 @@ def test_fitting_learns_and_compiles_once():
 
 def test_transfer_helps_where_records_are_few():
     x, y = task(400)
-    of_float = predictor.fit(
+    float_predictor = predictor.fit(
         predictor.init(10, y, jax.random.key(0), hidden=32), x[:, :10], y, jax.random.key(1), steps=400
     )
     few_x, few_y = task(10, seed=2)
     held_x, held_y = task(100, seed=1)
     scores = []
-    for start in (predictor.transferred(of_float, 12), predictor.init(12, few_y, jax.random.key(3), hidden=32)):
+    for start in (predictor.transferred(float_predictor, 12), predictor.init(12, few_y, jax.random.key(3), hidden=32)):
         found = predictor.fit(start, few_x, few_y, jax.random.key(4), steps=200)
         scores.append(predictor.agreement(predictor.predict(found, held_x), held_y).pairwise)
     assert scores[0] > scores[1] + 0.05
@@ -58,10 +58,10 @@ def test_weights_decay_towards_the_anchor():
         anchor is None: predictor.fit(start, x, y, jax.random.key(1), anchor=anchor, steps=200, weight_decay=100.0)
         for anchor in (None, start)
     }
-    for of_start, to_zero, to_start in zip(start.layers, pulled[True].layers, pulled[False].layers, strict=True):
-        size = jnp.abs(of_start.kernel).mean()
+    for start_layer, to_zero, to_start in zip(start.layers, pulled[True].layers, pulled[False].layers, strict=True):
+        size = jnp.abs(start_layer.kernel).mean()
         assert jnp.abs(to_zero.kernel).mean() < 0.1 * size
-        assert jnp.abs(to_start.kernel - of_start.kernel).mean() < 0.1 * size
+        assert jnp.abs(to_start.kernel - start_layer.kernel).mean() < 0.1 * size
 
 
 def test_agreement_is_what_counting_pairs_gives():

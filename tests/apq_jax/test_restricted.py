@@ -30,8 +30,8 @@ def test_what_is_held_stays_and_the_rest_is_drawn(kinds):
     assert np.asarray(SPACE.is_valid(drawn)).all()
     assert (drawn.max(axis=0)[free] > drawn.min(axis=0)[free]).all()
     assert space.is_valid(space.smallest)
-    mended = SPACE.mended(np.where(free, 0, space.held))
-    np.testing.assert_array_equal(space.smallest, mended)
+    made_valid = SPACE.made_valid(np.where(free, 0, space.held))
+    np.testing.assert_array_equal(space.smallest, made_valid)
     other = np.where(free, space.held, SPACE.smallest)
     assert bool(space.is_valid(other)) == (other == space.held)[~free].all()
 

@@ -16,7 +16,7 @@ def row_of(name):
     return format_table([parse_format(name)], [1.0]).row(0)
 
 
-def table_of(names):
+def html_table(names):
     return format_table([parse_format(name) for name in names], [1.0] * len(names))
 
 
@@ -58,9 +58,9 @@ def test_criteria_give_a_multiple_for_every_format_in_one_program(name):
     criterion, x = calibration.CRITERIA[name], normal()
     chex.clear_trace_counter()
     compiled = jax.jit(chex.assert_max_traces(criterion, n=1))
-    found = compiled(x, table_of(NAMES))
+    found = compiled(x, html_table(NAMES))
     np.testing.assert_allclose(
-        compiled(3 + x, table_of(NAMES[::-1]))[::-1], criterion(3 + x, table_of(NAMES)), rtol=1e-6
+        compiled(3 + x, html_table(NAMES[::-1]))[::-1], criterion(3 + x, html_table(NAMES)), rtol=1e-6
     )
     assert found.shape == (len(NAMES),)
     assert (found > 0).all()
@@ -71,12 +71,12 @@ def test_criteria_give_a_multiple_for_every_format_in_one_program(name):
 def test_multiples_do_not_change_with_the_scale_of_the_data(name):
     criterion = jax.jit(calibration.CRITERIA[name])
     np.testing.assert_allclose(
-        criterion(normal() * 16, table_of(NAMES)), criterion(normal(), table_of(NAMES)), rtol=1e-6
+        criterion(normal() * 16, html_table(NAMES)), criterion(normal(), html_table(NAMES)), rtol=1e-6
     )
 
 
 def test_zeros_have_a_threshold_of_zero():
-    np.testing.assert_array_equal(calibration.least_divergent_multiples(jnp.zeros(5), table_of(NAMES)), 0)
+    np.testing.assert_array_equal(calibration.least_divergent_multiples(jnp.zeros(5), html_table(NAMES)), 0)
 
 
 def test_running_average_is_the_mean_at_first_and_exponential_later():
@@ -133,8 +133,8 @@ def test_too_few_bins_tell_nothing():
 def test_least_divergence_cuts_the_tail_that_least_squares_keeps():
     """What KL calibration is known for: outliers pull it less."""
     x = jnp.concatenate([normal(20000), jnp.full(20, 30.0)])
-    divergent = calibration.least_divergent_multiples(x, table_of(["int8"]))[0]
-    squares = calibration.best_multiples(x, table_of(["int8"]))[0]
+    divergent = calibration.least_divergent_multiples(x, html_table(["int8"]))[0]
+    squares = calibration.best_multiples(x, html_table(["int8"]))[0]
     assert divergent < squares < 1.05 * calibration.absolute_max(x) / calibration.root_mean_square(x)
 
 
@@ -142,7 +142,7 @@ def test_least_divergence_cuts_the_tail_that_least_squares_keeps():
 def test_least_divergence_is_the_least_of_the_candidates(name):
     x, row = normal(50000), row_of(name)
     seen = calibration.Histogram.of(x)
-    clip = calibration.least_divergent_multiples(x, table_of([name]))[0] * calibration.root_mean_square(x)
+    clip = calibration.least_divergent_multiples(x, html_table([name]))[0] * calibration.root_mean_square(x)
     bins = round(float(clip / seen.width))
     found, *others = (calibration.divergence(seen, row, jnp.asarray(b)) for b in (bins, bins // 2, min(2 * bins, 2048)))
     assert all(found <= other for other in others)

@@ -232,7 +232,7 @@ def test_single_layers_may_have_a_granularity_of_their_own(model_and_variables):
     rows = formats_for(profiled(model, variables, x), [0, 0])
     scaled = jax.tree.map(lambda p: p, variables)
     scaled["params"]["head"]["kernel"] = variables["params"]["head"]["kernel"] * jnp.asarray([1.0, 100.0, 1.0])
-    per_tensor = granularity.Clipping(calibration.root_mean_square, granularity.of_kernels("per_tensor"))
+    per_tensor = granularity.Clipping(calibration.root_mean_square, granularity.kernel_granularity("per_tensor"))
     plain = interception.apply_quantized(model, scaled | {"formats": rows}, x)
     coarse = interception.apply_quantized(
         model, scaled | {"formats": rows}, x, quantizer=interception.Quantizer(weight_clip_of={"head": per_tensor})
@@ -249,10 +249,10 @@ def test_single_layers_may_have_a_granularity_of_their_own(model_and_variables):
 @pytest.mark.parametrize(("name", "thresholds"), [("per_tensor", 1), ("per_channel", 6), ("per_block_4", 2 * 6 * 9)])
 def test_granularities_of_kernels_by_name(name, thresholds):
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 8, 6))
-    found = granularity.of_kernels(name)(kernel, calibration.absolute_max)
+    found = granularity.kernel_granularity(name)(kernel, calibration.absolute_max)
     assert len(np.unique(found)) == thresholds
     with pytest.raises(ValueError, match="unknown granularity 'per_row': expected per_tensor, per_channel"):
-        granularity.of_kernels("per_row")
+        granularity.kernel_granularity("per_row")
 
 
 def test_weights_and_inputs_may_differ_in_format():

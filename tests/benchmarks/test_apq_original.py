@@ -10,7 +10,7 @@ from apq_jax.evolution import Settings
 from benchmarks import apq_original
 from hwcost import pricing
 from hwcost.costs import COSTS
-from launch.apq.fit_predictor import of_genomes
+from launch.apq.fit_predictor import predict_accuracies
 
 SPACE = dataclasses.replace(architectures.find("digits"), excluded=(5, 2))
 COST = COSTS["bit_operations"]
@@ -19,7 +19,7 @@ PREDICTOR = predictor.init(SPACE.features(SPACE.smallest).shape[0], np.asarray([
 SETTINGS = Settings(population=20, parents=5, generations=40)
 
 
-def spec_of(genome):
+def spec_for(genome):
     choices = SPACE.search_space.decode(genome)
     return {
         "depth": [int(choices[f"stage{number + 1}.depth"]) for number in range(len(SPACE.stages))],
@@ -33,11 +33,11 @@ def spec_of(genome):
 def test_prices_and_fitness_are_ours():
     released = apq_original.AsReleased(SPACE, COST, PREDICTOR, SETTINGS)
     genomes = np.asarray(jax.vmap(SPACE.sample)(jax.random.split(jax.random.key(1), 20)))
-    specs = [spec_of(genome) for genome in genomes]
+    specs = [spec_for(genome) for genome in genomes]
     exact = [pricing.price_exactly(TABLE, genome) for genome in genomes]
     np.testing.assert_allclose([released._cost(spec) for spec in specs], exact, rtol=1e-12)
     np.testing.assert_allclose(apq_original.prices(TABLE)(genomes), exact, rtol=1e-12)
-    expected = of_genomes(SPACE, PREDICTOR, genomes)
+    expected = predict_accuracies(SPACE, PREDICTOR, genomes)
     np.testing.assert_allclose(released._evaluate(specs), expected, atol=1e-5)
     np.testing.assert_allclose(apq_original.fitness_of_genomes(SPACE, PREDICTOR)(genomes), expected, atol=1e-5)
 
@@ -45,7 +45,7 @@ def test_prices_and_fitness_are_ours():
 def test_children_come_from_their_parents_and_searching_finds_more_than_drawing():
     released = apq_original.AsReleased(SPACE, COST, PREDICTOR, SETTINGS)
     genomes = np.asarray(jax.vmap(SPACE.sample)(jax.random.split(jax.random.key(2), 400)))
-    one, other = spec_of(genomes[0]), spec_of(genomes[1])
+    one, other = spec_for(genomes[0]), spec_for(genomes[1])
     child = None
     while child is None:
         child = released._child(one, other)

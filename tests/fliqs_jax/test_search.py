@@ -232,13 +232,13 @@ def test_the_tightest_of_several_budgets_is_what_the_reward_sees():
 def test_cost_samples_leave_the_expected_gradient_and_shrink_its_noise(name):
     """Over all genomes of the space, in closed form and by sampling."""
     logits = jnp.asarray([[0.3, -0.2, 0.1], [-0.5, 0.4, 0.0]])
-    quality_of = jnp.asarray([[0.50, 0.55, 0.60], [0.0, 0.1, 0.12]])
+    test_quality = jnp.asarray([[0.50, 0.55, 0.60], [0.0, 0.1, 0.12]])
     policy = init_policy(SPACE, "reinforce")._replace(logits=logits)
     genomes = jnp.asarray(list(np.ndindex(3, 3)), jnp.int32)
     state = start()._replace(policy=policy, reward_mean=jnp.asarray(0.2), quality_mean=jnp.asarray(0.6))
 
     def reward_of(genome):
-        quality = quality_of[0, genome[0]] + quality_of[1, genome[1]]
+        quality = test_quality[0, genome[0]] + test_quality[1, genome[1]]
         return REWARDS[name](quality, pricing.price(TABLE, genome) / TARGET, 0.3)
 
     def expected_reward(logits):

@@ -178,10 +178,10 @@ def spec(**changes):
 
 
 def test_layers_become_what_the_array_computes():
-    assert bitfusion.geometry_of(spec()) == Geometry(27, 16, (16, 16), (1, 1), 1, 1)  # images are unrolled
-    assert bitfusion.geometry_of(spec(in_channels=16)) == Geometry(16, 16, (16, 16), (3, 3), 2, 1)
+    assert bitfusion.layer_geometry(spec()) == Geometry(27, 16, (16, 16), (1, 1), 1, 1)  # images are unrolled
+    assert bitfusion.layer_geometry(spec(in_channels=16)) == Geometry(16, 16, (16, 16), (3, 3), 2, 1)
     dense = spec(kind="dense", kernel=(), stride=(), input_size=(197,), output_size=(197,))
-    assert bitfusion.geometry_of(dense) == Geometry(3, 16, (197, 1), (1, 1), 1, 1)
+    assert bitfusion.layer_geometry(dense) == Geometry(3, 16, (197, 1), (1, 1), 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -194,13 +194,13 @@ def test_layers_become_what_the_array_computes():
 )
 def test_layers_that_it_cannot_compute_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        bitfusion.geometry_of(spec(**changes))
+        bitfusion.layer_geometry(spec(**changes))
 
 
 def test_formats_that_it_cannot_compute_are_named():
     latency = bitfusion.cost_models()["latency"]
     with pytest.raises(ValueError, match=r"conv: BitFusion computes integers of 2 to 16 bits, e4m3 is none"):
-        latency.of_layer(spec(), [INT8, parse_format("e4m3")])
+        latency.layer_costs(spec(), [INT8, parse_format("e4m3")])
     with pytest.raises(ValueError, match="1 bits: BitFusion computes integers of 2 to 16 bits"):
         bitfusion.storage_bits(1)
     with pytest.raises(ValueError, match="not even the smallest tile fits"):

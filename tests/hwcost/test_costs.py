@@ -40,7 +40,7 @@ def test_weights_and_inputs_are_priced_by_their_own_bits():
     int4, int8, mixed = (parse_layer_format(name) for name in ("int4", "int8", "int4/int8"))
 
     def cost(name, fmt):
-        return float(COSTS[name].of_layer(layer, [fmt])[0])
+        return float(COSTS[name].layer_costs(layer, [fmt])[0])
 
     assert cost("bit_operations", mixed) == 4 * 8 * layer.macs
     assert cost("weight_bytes", mixed) == cost("weight_bytes", int4)
@@ -52,10 +52,10 @@ def test_weights_and_inputs_are_priced_by_their_own_bits():
         "mine",
         "latency",
         "ms",
-        {(measured_tables.key_of(layer), bits): measured_tables.Entry(sum(bits)) for bits in ((4, 8), (8, 8))},
+        {(measured_tables.layer_key(layer), bits): measured_tables.Entry(sum(bits)) for bits in ((4, 8), (8, 8))},
     )
     for fmt, expected in ((mixed, 12), (int4, 12), (int8, 16)):
-        assert table.cost_model().of_layer(layer, [fmt]) == expected
+        assert table.cost_model().layer_costs(layer, [fmt]) == expected
 
 
 def test_the_worst_of_several_budgets_counts():

@@ -17,10 +17,10 @@ def example():
     entries = {}
     for layer in LAYERS:
         for bits in (4, 8, 16):
-            entries[measured_tables.key_of(layer), (bits, bits)] = measured_tables.Entry(
+            entries[measured_tables.layer_key(layer), (bits, bits)] = measured_tables.Entry(
                 bits * layer.macs / 1e6, 15, 0.25
             )
-    entries[measured_tables.key_of(LAYERS[0]), (8, 4)] = measured_tables.Entry(1.0)
+    entries[measured_tables.layer_key(LAYERS[0]), (8, 4)] = measured_tables.Entry(1.0)
     return measured_tables.Lut("a board", "latency", "ms", entries, batch=1, date="2026-11-22")
 
 
@@ -39,7 +39,7 @@ def test_what_is_written_is_read(tmp_path, suffix):
 
 
 def test_layers_of_one_shape_share_a_line():
-    keys = [measured_tables.key_of(layer) for layer in LAYERS]
+    keys = [measured_tables.layer_key(layer) for layer in LAYERS]
     assert keys[0] == "conv in=3 out=16 size=32x32->32x32 kernel=3x3 stride=1x1 groups=1"
     assert keys[-1] == "dense in=64 out=10 size=1->1"
     assert 3 < len(set(keys)) < len(keys)
@@ -57,12 +57,12 @@ def test_a_table_is_a_cost():
     narrow = dataclasses.replace(example(), entries={k: e for k, e in example().entries.items() if k[1][0] < 16})
     for name in ("e4m3", "bf16"):  # never at the price of an integer
         with pytest.raises(measured_tables.LutError, match="has no W16A16"):
-            narrow.cost_model().of_layer(LAYERS[1], [parse_format(name)])
+            narrow.cost_model().layer_costs(LAYERS[1], [parse_format(name)])
 
 
 def test_what_is_missing_is_named_with_what_is_near():
     table = example()
-    key = measured_tables.key_of(LAYERS[0])
+    key = measured_tables.layer_key(LAYERS[0])
     with pytest.raises(
         measured_tables.LutError, match=r"a board: 'conv in=3 .*' has no W6A6, but W16A16, W4A4, W8A4, W8A8"
     ):
@@ -71,7 +71,7 @@ def test_what_is_missing_is_named_with_what_is_near():
         table.value(key.replace("in=3", "in=5"), (8, 8))
     other = dataclasses.replace(LAYERS[1], path="block/new", out_channels=17)
     with pytest.raises(measured_tables.LutError, match=r"block/new: a board: no setting 'conv in=16 out=17"):
-        table.cost_model().of_layer(other, [parse_format("int8")])
+        table.cost_model().layer_costs(other, [parse_format("int8")])
 
 
 def entry(**changes):
@@ -128,13 +128,13 @@ def test_apqs_form(tmp_path):
 
 def test_haqs_form(tmp_path):
     path = tmp_path / "haq.npy"
-    rows = {measured_tables.key_of(layer): i + 1 for i, layer in enumerate(LAYERS)}
-    values = np.asarray([rows[measured_tables.key_of(layer)] for layer in LAYERS])[:, None, None] * np.outer(
+    rows = {measured_tables.layer_key(layer): i + 1 for i, layer in enumerate(LAYERS)}
+    values = np.asarray([rows[measured_tables.layer_key(layer)] for layer in LAYERS])[:, None, None] * np.outer(
         range(1, 9), range(1, 9)
     )
     np.save(path, values)
     found = measured_tables.read_haq(path, LAYERS)
-    assert found.value(measured_tables.key_of(LAYERS[3]), (2, 5)) == rows[measured_tables.key_of(LAYERS[3])] * 10
+    assert found.value(measured_tables.layer_key(LAYERS[3]), (2, 5)) == rows[measured_tables.layer_key(LAYERS[3])] * 10
     with pytest.raises(measured_tables.LutError, match=r"has shape \(22, 8, 8\): expected \[21, bits, bits\]"):
         measured_tables.read_haq(path, LAYERS[:-1])
     np.save(path, values + np.arange(len(LAYERS))[:, None, None])
@@ -150,15 +150,15 @@ def test_missing_layers_are_estimated_only_where_asked():
     known = LAYERS[1]  # 3×3, 16 to 16 channels, 32×32
     wider = dataclasses.replace(known, path="wider", out_channels=20)
     with pytest.raises(measured_tables.LutError, match="wider: a board: no setting"):
-        table.cost_model().of_layer(wider, [parse_format("int8")])
+        table.cost_model().layer_costs(wider, [parse_format("int8")])
     model = table.cost_model(interpolated=True)
-    assert table.like(wider) == (measured_tables.key_of(known), 20 / 16)
-    (found,) = model.of_layer(wider, [parse_format("int8")])
-    assert found == pytest.approx(table.value(measured_tables.key_of(known), (8, 8)) * 20 / 16)
+    assert table.like(wider) == (measured_tables.layer_key(known), 20 / 16)
+    (found,) = model.layer_costs(wider, [parse_format("int8")])
+    assert found == pytest.approx(table.value(measured_tables.layer_key(known), (8, 8)) * 20 / 16)
     assert model.estimates(wider) and not model.estimates(known)
-    assert model.of_layer(known, [parse_format("int8")])[0] == table.value(measured_tables.key_of(known), (8, 8))
+    assert model.layer_costs(known, [parse_format("int8")])[0] == table.value(measured_tables.layer_key(known), (8, 8))
     depthwise = dataclasses.replace(known, path="depthwise", groups=16)
     with pytest.raises(
         measured_tables.LutError, match=r"nothing to interpolate 'conv .* groups=16' from: no layer of its kind"
     ):
-        model.of_layer(depthwise, [parse_format("int8")])
+        model.layer_costs(depthwise, [parse_format("int8")])

@@ -94,18 +94,18 @@ def test_all_steps_and_their_report(finished):
     assert len(summary["networks"]) == 1
     for network in summary["networks"]:
         directory = finished / "found" / network["name"]
-        of_run = json.loads((directory / "run" / "summary.json").read_text())
+        run_summary = json.loads((directory / "run" / "summary.json").read_text())
         # The price that was searched by is that of the network cut out.
-        assert of_run["cost"] == pytest.approx(network["costs"]["bitfusion_latency"], rel=1e-9)
-        assert of_run["cost"] <= network["budget"]["bitfusion_latency"]
+        assert run_summary["cost"] == pytest.approx(network["costs"]["bitfusion_latency"], rel=1e-9)
+        assert run_summary["cost"] <= network["budget"]["bitfusion_latency"]
         assert set(network["costs"]) == {"bitfusion_latency", "bitfusion_energy", "bit_operations"}
-        formats = {layer["path"]: layer["format"] for layer in of_run["layers"]}
+        formats = {layer["path"]: layer["format"] for layer in run_summary["layers"]}
         choices = network["choices"]
         bits = {choices[f"stage1_block1.pointwise_{kind}"] for kind in ("weights", "inputs")}
         assert set(formats["stage1_block1/expand/conv"].split("/")) == bits
         assert formats["stem/conv"] == formats["classifier"] == "int8"
-        assert network["accuracy"] == of_run["accuracy"]
-        assert (of_run["kind"], of_run["name"]) == ("fixed", f"{network['name']}/genome.json")
+        assert network["accuracy"] == run_summary["accuracy"]
+        assert (run_summary["kind"], run_summary["name"]) == ("fixed", f"{network['name']}/genome.json")
         # One file says what was searched, what it means for each layer, and what builds the network.
         named = read_genome(directory / "genome.json")
         assert named.choices == choices
@@ -141,7 +141,7 @@ def test_what_is_done_is_not_done_again_and_another_search_needs_nothing_else(co
     assert len(front) > 1
     for one, next_one in itertools.pairwise(front):
         assert one["costs"]["bitfusion_latency"] <= next_one["costs"]["bitfusion_latency"] <= 0.014
-    names = {finish.name_of(network) for network in front}
+    names = {finish.network_name(network) for network in front}
     assert len(names) == len(front)
     assert all(name.startswith("bitfusion_latency-0.014-weight_bytes-9000-") for name in names)
 

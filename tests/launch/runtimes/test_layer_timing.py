@@ -31,11 +31,11 @@ def test_layers_run_alone_as_they_stand_in_the_network(small):
     assert [layer.path for layer in small.layers] == ["first", "second", "third", "head"]
     assert len(small.parts) == 3  # second and third are alike
     for layer in small.layers:
-        part = small.parts[measured_tables.key_of(layer)]
+        part = small.parts[measured_tables.layer_key(layer)]
         y = part.function(part.weights, part.x)
         assert y.shape == (2, *layer.output_size, layer.out_channels)
         assert float(y.min()) >= 0
-    first, second, _, head = (small.parts[measured_tables.key_of(layer)] for layer in small.layers)
+    first, second, _, head = (small.parts[measured_tables.layer_key(layer)] for layer in small.layers)
     assert float(first.x.min()) < 0  # the image
     assert float(second.x.min()) >= 0  # behind a rectifier
     assert float(head.x.min()) < 0
@@ -60,7 +60,7 @@ def fake_runtime(log):
 def test_all_settings_are_sampled_in_turn_and_a_second_call_measures_only_what_is_missing(small, tmp_path):
     log = []
     runtime, path = fake_runtime(log), tmp_path / "samples.jsonl"
-    wanted = layer_timing.settings_of(small, runtime)
+    wanted = layer_timing.timing_settings(small, runtime)
     assert len(wanted) == 2 * (3 + 1)
     samples = Samples(path, device=runtime.device, batch=2)
     layer_timing.take(wanted, samples, repetitions=3)
@@ -93,7 +93,7 @@ def test_devices_and_batch_sizes_do_not_mix(tmp_path):
 
 def test_table_and_check_are_medians_of_the_samples(small, tmp_path):
     samples = Samples(tmp_path / "samples.jsonl", device="mine", batch=2)
-    keys = [measured_tables.key_of(layer) for layer in small.layers]
+    keys = [measured_tables.layer_key(layer) for layer in small.layers]
     for key, milliseconds in zip(dict.fromkeys(keys), ([1, 2, 9], [3, 4, 5], [6, 7, 8]), strict=True):
         for value in milliseconds:
             samples.add(Setting(key, (8, 8)), value / 1e3)

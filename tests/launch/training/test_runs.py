@@ -405,12 +405,12 @@ def test_post_training_quantisation_trains_nothing(tiny_config, run_experiment, 
 def test_a_search_may_be_given_any_costs(tiny_config, run_experiment, tmp_path):
     layers = prepare_experiment(tiny_config).plan.workload
     entries = {
-        (measured_tables.key_of(layer), (bits, bits)): measured_tables.Entry(bits * layer.macs)
+        (measured_tables.layer_key(layer), (bits, bits)): measured_tables.Entry(bits * layer.macs)
         for layer in layers
         for bits in (4, 8, 16)
     }
     for bits in (4, 8, 16):
-        del entries[measured_tables.key_of(layers[1]), (bits, bits)]
+        del entries[measured_tables.layer_key(layers[1]), (bits, bits)]
     measured_tables.write(tmp_path / "board.csv", measured_tables.Lut("board", "latency", "us", entries))
     tiny_config.cost, tiny_config.target = f"interpolated:{tmp_path}/board.csv", 1.3
     tiny_config.budgets = (
