@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from fliqs_jax import models
 from fliqs_jax.models import pretrained
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "torch_outputs.npz"
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "torch_outputs.npz"
 RUN = ("resnet18", "resnet50", "mobilenetv2", "efficientnet_b0", "inception_v3", "deit_ti16")
 
 
