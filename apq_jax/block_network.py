@@ -1,6 +1,7 @@
 """Networks of inverted residual blocks as plain Flax: the largest one, which holds all others, and smaller ones."""
 
 import pathlib
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from apq_jax.architectures import ArchitectureSpace, find
-from fliqs_jax.models import fast_convolution
+from fliqs_jax.models.blocks import ConvNorm, InvertedResidual
 from hwcost.genome_file import GenomeFileError, read_genome
 
 
@@ -21,48 +22,6 @@ class BlockShape(NamedTuple):
     channels: int
     kernel: int
     stride: int
-
-
-class ConvNorm(nn.Module):
-    """A convolution without bias, batch normalisation, and ReLU6 unless it is `linear`."""
-
-    channels: int
-    kernel: int = 1
-    stride: int = 1
-    depthwise: bool = False
-    linear: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """float32[B, H, W, C] → float32[B, ⌈H / stride⌉, ⌈W / stride⌉, channels]."""
-        x = nn.Conv(
-            self.channels,
-            (self.kernel, self.kernel),
-            (self.stride, self.stride),
-            padding=[(self.kernel // 2, self.kernel // 2)] * 2,
-            feature_group_count=x.shape[-1] if self.depthwise else 1,
-            use_bias=False,
-            conv_general_dilated=fast_convolution.conv_general_dilated,
-            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-            name="conv",
-        )(x)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x)
-        return x if self.linear else nn.relu6(x)
-
-
-class InvertedResidual(nn.Module):
-    """Expansion, depthwise convolution, projection; a shortcut where shapes agree (Sandler et al., 2018)."""
-
-    shape: BlockShape
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """float32[B, H, W, C] → float32[B, ⌈H / stride⌉, ⌈W / stride⌉, channels]."""
-        shape = self.shape
-        y = ConvNorm(shape.inside, name="expand")(x, train=train)
-        y = ConvNorm(shape.inside, shape.kernel, shape.stride, depthwise=True, name="depthwise")(y, train=train)
-        y = ConvNorm(shape.channels, linear=True, name="project")(y, train=train)
-        return x + y if x.shape == y.shape else y
 
 
 class BlockNetwork(nn.Module):
@@ -78,12 +37,14 @@ class BlockNetwork(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits, float32[B, classes], of images, float32[B, H, W, C]."""
-        x = ConvNorm(self.stem, 3, self.stem_stride, name="stem")(x, train=train)
-        x = ConvNorm(self.stem, 3, depthwise=True, name="first_depthwise")(x, train=train)
-        x = ConvNorm(self.first, linear=True, name="first_project")(x, train=train)
+        conv = partial(ConvNorm, activation=nn.relu6)
+        x = conv(self.stem, stride=self.stem_stride, name="stem")(x, train=train)
+        x = conv(self.stem, groups=self.stem, name="first_depthwise")(x, train=train)
+        x = conv(self.first, (1, 1), activation=None, name="first_project")(x, train=train)
         for shape in self.blocks:
-            x = InvertedResidual(shape, name=shape.name)(x, train=train)
-        x = ConvNorm(self.head, name="head")(x, train=train)
+            block = InvertedResidual(shape.channels, shape.inside, shape.kernel, shape.stride, name=shape.name)
+            x = block(x, train=train)
+        x = conv(self.head, (1, 1), name="head")(x, train=train)
         return nn.Dense(self.classes, name="classifier")(jnp.mean(x, axis=(1, 2)))
 
 

@@ -3,7 +3,7 @@
     python -m launch.fliqs --config=configs/fliqs_cifar10_mobilenetv2.py --workdir=runs/mobilenetv2 \\
         --config.data.data_dir=TFDS_DIR
 
-Three epochs, to see it run: about thirteen minutes a network on two cores. One seed gave 45.4 % at 1.05 × the cost of
+Three epochs, to see it run: about six minutes a network on two cores. One seed gave 45.4 % at 1.05 × the cost of
 int4, which alone gave 46.3 %, where bf16 gave 49.7 %: too short for a search over 53 layers (stored by
 `python -m launch.report runs/mobilenetv2 --json=benchmarks/results/cifar10_mobilenetv2.json`).
 """

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fliqs_jax.models import fast_convolution
+
 Activation = Callable[[jax.Array], jax.Array]
 
 
@@ -40,6 +42,7 @@ class ConvNorm(nn.Module):
             padding=self.padding or [(size // 2, size // 2) for size in self.kernel],
             feature_group_count=self.groups,
             use_bias=False,
+            conv_general_dilated=fast_convolution.conv_general_dilated,
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             name="conv",
         )(x)
@@ -62,10 +65,14 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expansion, depthwise convolution, squeeze-and-excitation if any, projection; a shortcut where shapes agree."""
+    """Expansion, depthwise convolution, squeeze-and-excitation if any, projection; a shortcut where shapes agree.
+
+    Sandler et al., 2018. `inside` is the number of channels between expansion and projection; None leaves the expansion
+    out.
+    """
 
     channels: int
-    expansion: int
+    inside: int | None
     kernel: int = 3
     stride: int = 1
     squeeze: bool = False
@@ -76,10 +83,10 @@ class InvertedResidual(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """→ float32[B, ⌈H / stride⌉, ⌈W / stride⌉, channels]."""
         conv = partial(ConvNorm, activation=self.activation, epsilon=self.epsilon)
-        inside, size = x.shape[-1] * self.expansion, (self.kernel, self.kernel)
         y = x
-        if self.expansion != 1:
-            y = conv(inside, (1, 1), name="expand")(y, train=train)
+        if self.inside is not None:
+            y = conv(self.inside, (1, 1), name="expand")(y, train=train)
+        inside, size = y.shape[-1], (self.kernel, self.kernel)
         y = conv(inside, size, stride=self.stride, groups=inside, name="depthwise")(y, train=train)
         if self.squeeze:
             y = SqueezeExcite(max(1, x.shape[-1] // 4), self.activation, name="squeeze_excite")(y)

@@ -49,7 +49,7 @@ class EfficientNet(nn.Module):
             for block in range(math.ceil(blocks * depth)):
                 x = InvertedResidual(
                     scaled_channels(channels * width),
-                    expansion,
+                    None if expansion == 1 else x.shape[-1] * expansion,
                     kernel,
                     stride=strided if block == 0 else 1,
                     squeeze=True,

@@ -5,7 +5,7 @@ fast forward and back. A pointwise one is a matrix product: three times as fast.
 is used, and it is what tracing finds either way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,10 @@ import jax
 import jax.numpy as jnp
 
 Padding = tuple[tuple[int, int], ...]
+Convolution = Callable[[jax.Array, jax.Array], jax.Array]
+
+TYPES = {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)}
+LAYOUT = jax.lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 
 
 def conv_general_dilated(
@@ -24,15 +28,22 @@ def conv_general_dilated(
     dimension_numbers: Any = None,
     **settings: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=…)`.
+    """`jax.lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=…)`, at the types that it is called with.
+
+    On CPUs sums are float32's, whatever the types, and so whatever the `precision`; the gradient's too. XLA's own
+    convolution computes what is neither depthwise nor pointwise, or of other types than `TYPES`.
 
     Args:
-      x: float[B, H, W, C].
-      kernel: float[KH, KW, C / groups, C'].
+      x: [B, H, W, C].
+      kernel: [KH, KW, C / groups, C'].
       window_strides: along H and W.
       padding: explicit, or as `jax.lax.conv_general_dilated` takes it.
-      dimension_numbers: as it takes them.
+      dimension_numbers: as it takes them; other layouts than the above are left to it.
       **settings: as it takes them.
+
+    Raises:
+      TypeError: as it does, for operands of two types among others.
+      ValueError: as it does.
     """
     native = partial(
         jax.lax.conv_general_dilated,
@@ -41,18 +52,42 @@ def conv_general_dilated(
         dimension_numbers=dimension_numbers,
         **settings,
     )
+    result = jax.eval_shape(native, x, kernel)
+    fast = None
+    if result.size and {x.dtype, kernel.dtype, result.dtype} <= TYPES:
+        fast = _fast(x, kernel, tuple(window_strides), padding, dimension_numbers, settings)
+    if fast is None:
+        return native(x, kernel)
+
+    def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return fast(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(result.dtype)
+
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=native)
+
+
+def _fast(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, ...],
+    padding: Any,
+    dimension_numbers: Any,
+    settings: Mapping[str, Any],
+) -> Convolution | None:
+    """What computes a convolution in float32, or None if there is nothing faster than XLA's."""
     groups = settings.get("feature_group_count", 1)
     dilations = {*(settings.get("lhs_dilation") or (1,)), *(settings.get("rhs_dilation") or (1,))}
-    if x.ndim != 4 or dilations != {1} or isinstance(padding, str):
-        return native(x, kernel)
+    if x.ndim != 4 or jax.lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers) != LAYOUT:
+        return None
+    if dilations != {1} or settings.get("batch_group_count", 1) != 1 or settings.get("out_sharding") is not None:
+        return None
+    if isinstance(padding, str):
+        return None
     pads = tuple(tuple(p) for p in padding)
     if kernel.shape[2:] == (1, groups) == (1, x.shape[-1]):
-        on_cpu = partial(_shifted, strides=tuple(window_strides), padding=pads)
-    elif kernel.shape[:2] == tuple(window_strides) == (1, 1) and groups == 1 and pads == ((0, 0), (0, 0)):
-        on_cpu = _product
-    else:
-        return native(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=native)
+        return partial(_shifted, strides=strides, padding=pads)
+    if kernel.shape[:2] == strides == (1, 1) and groups == 1 and pads == ((0, 0), (0, 0)):
+        return _product
+    return None
 
 
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -35,7 +35,7 @@ class MobileNetV2(nn.Module):
             for block in range(blocks):
                 x = InvertedResidual(
                     scaled_channels(channels * self.width),
-                    expansion,
+                    None if expansion == 1 else x.shape[-1] * expansion,
                     stride=strided if block == 0 else 1,
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x, train=train)

@@ -148,3 +148,15 @@ def test_wrong_settings_are_told():
 @pytest.mark.parametrize(("channels", "rounded"), [(3, 8), (12, 16), (18, 24), (44.8, 48), (33.6, 32), (19.2, 24)])
 def test_channels_are_rounded_as_mobilenets_do(channels, rounded):
     assert blocks.scaled_channels(channels) == rounded
+
+
+@pytest.mark.parametrize(("inside", "layers"), [(None, 2), (8, 3), (20, 3)])
+def test_blocks_without_channels_inside_have_no_expansion(inside, layers):
+    block = blocks.InvertedResidual(8, inside)
+    found = workload.trace(block, (6, 6, 8), train=False)
+    names = [layer.path.split("/")[-2] for layer in found]
+    assert names == ["expand", "depthwise", "project"][-layers:]
+    assert [layer.out_channels for layer in found] == ([inside or 8] * 2 + [8])[-layers:]
+    # All of them are fast on CPU.
+    run = jax.make_jaxpr(lambda x: block.init_with_output(jax.random.key(0), x, train=False)[0])
+    assert str(run(jnp.ones((1, 6, 6, 8)))).count("platform_index") == layers
