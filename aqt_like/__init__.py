@@ -1,6 +1,6 @@
-"""Number formats and fake quantisation for JAX and Flax. At a prompt: `quantize(x, "e4m3", clip=480.0)`, `explain`.
+"""Number formats and fake quantisation for JAX and Flax.
 
-Public is what `__all__` names.
+`__all__` lists the public names, as in `quantize(x, "e4m3", clip=480.0)`, `quantize_model` and `explain("e4m3")`.
 """
 
 from aqt_like.explain import explain

@@ -1,4 +1,4 @@
-"""Explains number formats: `python -m aqt_like e3m2 int4`."""
+"""This command describes number formats: `python -m aqt_like e3m2 int4`."""
 
 import sys
 

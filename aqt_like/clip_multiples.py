@@ -1,7 +1,8 @@
-"""The best clip multiple of each format on synthetic data, in units of the tensor's root mean square (FLIQS, A.8).
+"""Precomputed clip multiples: the best one of each format on synthetic data (FLIQS, §3 "Switchable Clipping" and A.8).
 
-The data are Gaussian or Laplacian, as they are or with outliers: one value in 10, 100, 1,000 or 10,000 is ±3 × the
-largest of the others. The table lies beside this file and is made by
+The data are Gaussian or Laplacian, without or with outliers: one value in 10, 100, 1,000 or 10,000 is ±3 × the largest
+of the others. Multiples are in units of the tensor's root mean square. The table is stored beside this file and
+computed by
 
     python -m aqt_like.clip_multiples
 """
@@ -32,9 +33,9 @@ _TABULATED = (
 
 
 def precomputed_multiples(formats: Sequence[Format], distribution: str = "gaussian") -> tuple[float, ...]:
-    """Clip multiples from the stored table; 1 for unscaled formats, which do not clip.
+    """Clip multiples from the stored table, one per format; 1 for unscaled formats, which do not clip.
 
-    Unsigned formats are calibrated on the rectified distribution (what a ReLU leaves of it, zeros included).
+    Multiples of unsigned formats are those of the rectified distribution: the output of a ReLU, zeros included.
 
     Args:
       formats: the formats.
@@ -61,7 +62,7 @@ def _stored_table() -> dict[str, dict[str, float]]:
 
 
 def quantiles(distribution: str, count: int = 2**16) -> np.ndarray:
-    """`count` evenly spaced quantiles, then outliers: a sample without the noise of sampling, float32[count]."""
+    """Evenly spaced quantiles of a distribution, with its outliers: a noise-free sample, float32[count]."""
     shape, _, rate = distribution.partition("-1:")
     probabilities = (np.arange(count) + 0.5) / count
     if shape == "gaussian":
@@ -71,9 +72,9 @@ def quantiles(distribution: str, count: int = 2**16) -> np.ndarray:
     else:
         sample = (np.sign(probabilities - 0.5) * -np.log1p(-np.abs(2 * probabilities - 1))).astype(np.float32)
     if rate:
-        # In places that are spread evenly over the quantiles, and of either sign.
-        places = np.linspace(0, count - 1, count // int(rate)).astype(int)
-        sample[places] = 3 * sample.max() * np.where(np.arange(len(places)) % 2, 1, -1)
+        # Outliers replace evenly spaced quantiles; their signs alternate.
+        positions = np.linspace(0, count - 1, count // int(rate)).astype(int)
+        sample[positions] = 3 * sample.max() * np.where(np.arange(len(positions)) % 2, 1, -1)
     return sample
 
 

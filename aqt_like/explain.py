@@ -1,4 +1,4 @@
-"""What a number format can represent, told to a person."""
+"""Descriptions of number formats for people."""
 
 import numpy as np
 
@@ -9,10 +9,10 @@ _LINE_WIDTH = 96
 
 
 def describe(name: str) -> str:
-    """The format `name` in words and numbers: codes, range, bias, values where they are few, and the grid as a line.
+    """A description of the format `name`: codes, range, exponent bias, its values if they are few, and a number line.
 
     Raises:
-      UnknownFormatError: no such format.
+      UnknownFormatError: `name` is no number format.
     """
     fmt = parse_format(name)
     magnitudes = fmt.magnitudes()
@@ -48,7 +48,7 @@ def _count(fmt: Format, magnitudes: np.ndarray) -> str:
 
 
 def _number_line(magnitudes: np.ndarray) -> str:
-    """A line from 0 to the largest magnitude with a mark where the grid has values."""
+    """A line of text from 0 to the largest magnitude, with a mark at each value of the format."""
     line = ["·"] * _LINE_WIDTH
     for position in np.unique(np.round(magnitudes / magnitudes[-1] * (_LINE_WIDTH - 1)).astype(int)):
         line[position] = "|"

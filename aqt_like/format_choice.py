@@ -1,4 +1,4 @@
-"""From one format index per layer to the `"formats"` collection that a quantised model reads."""
+"""Format choice: turns one format index per layer into the `"formats"` collection that a quantised model reads."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from aqt_like.formats import Format, FormatTable, LayerFormat, format_table, par
 
 
 class ClipMultiples(NamedTuple):
-    """Clip thresholds in root mean squares, float32[L, K] each: one per layer and format."""
+    """Clip multiples per layer and format, float32[L, K] each, in units of the tensor's root mean square."""
 
     weights: jax.Array
     inputs: jax.Array
@@ -23,11 +23,11 @@ class FormatBank(NamedTuple):
     """The K formats that layers choose from.
 
     Attributes:
-      weights: leaves `[K]`.
-      signed: leaves `[K]`, for inputs that may be negative.
-      unsigned: leaves `[K]`, for inputs that were never seen negative: each integer's unsigned twin, with twice the
-        levels where they are needed. Equal to `signed` where twins are not wanted.
-      unquantized: fp32, as scalars.
+      weights: formats of weights, leaves `[K]`.
+      signed: formats of inputs that may be negative, leaves `[K]`.
+      unsigned: formats of inputs that were never negative in the profile, leaves `[K]`: the unsigned twin of each
+        integer, with about twice the positive levels. Equal to `signed` if unsigned formats are not used.
+      unquantized: fp32, leaves scalars.
     """
 
     weights: FormatTable
@@ -37,23 +37,23 @@ class FormatBank(NamedTuple):
 
 
 def format_bank(formats: Sequence[LayerFormat], *, use_unsigned: bool) -> FormatBank:
-    """A bank of `formats`. Its clip multiples are place-holders: `ClipMultiples` holds the ones in use.
+    """The bank of `formats`. Its clip multiples are placeholders; those in use are in `ClipMultiples`.
 
     Raises:
-      ValueError: an unsigned format, in which weights cannot be.
+      ValueError: a format is unsigned, so that it cannot hold weights.
     """
     if unsigned := [f.name for f in formats if f.weights.lowest == 0 or f.inputs.lowest == 0]:
         raise ValueError(
             f"{', '.join(unsigned)} cannot hold what is negative: name the signed format, whose unsigned twin is used "
             "for inputs that never are"
         )
-    no_multiples = [1.0] * len(formats)
+    placeholders = [1.0] * len(formats)
     inputs = [f.inputs for f in formats]
     twins = [f.unsigned_twin for f in inputs] if use_unsigned else inputs
     return FormatBank(
-        weights=format_table([f.weights for f in formats], no_multiples),
-        signed=format_table(inputs, no_multiples),
-        unsigned=format_table(twins, no_multiples),
+        weights=format_table([f.weights for f in formats], placeholders),
+        signed=format_table(inputs, placeholders),
+        unsigned=format_table(twins, placeholders),
         unquantized=format_table([parse_format("fp32")], [1.0]).row(0),
     )
 
@@ -61,7 +61,7 @@ def format_bank(formats: Sequence[LayerFormat], *, use_unsigned: bool) -> Format
 def precomputed_clip_multiples(
     formats: Sequence[LayerFormat], layer_count: int, distribution: str, *, use_unsigned: bool
 ) -> ClipMultiples:
-    """The same stored multiples for every layer (see `clip_multiples.precomputed_multiples`)."""
+    """The stored multiples of the formats (`clip_multiples.precomputed_multiples`), the same for each layer."""
     inputs = [f.inputs for f in formats]
     twins = [f.unsigned_twin for f in inputs] if use_unsigned else inputs
 
@@ -82,16 +82,16 @@ def format_state(
     *,
     quantize_weights: jax.Array | None = None,
 ) -> dict[str, Any]:
-    """The `"formats"` collection in which layer `l` uses format `choice[l]`.
+    """The `"formats"` collection in which layer `l` uses format `choice[l]`, with its clip multiple (FLIQS, §3).
 
     Args:
       paths: path of each layer, L in all.
       bank: the formats.
-      multiples: their clip thresholds.
-      choice: int32[L], may be traced.
+      multiples: their clip multiples.
+      choice: int32[L], format index of each layer; may be traced.
       profile: stacked profiles of the layers' inputs, leaves `[L]`.
-      quantize_inputs: bool scalar or bool[L]; False leaves inputs in fp32 (two-phase quantisation, FLIQS A.2).
-      quantize_weights: bool[L]; False leaves a layer's weights in fp32. All are quantised if None.
+      quantize_inputs: bool scalar or bool[L]; False leaves inputs in fp32 (two-phase quantisation; FLIQS, A.2).
+      quantize_weights: bool[L]; False leaves weights in fp32. All weights are quantised if None.
     """
 
     def chosen(per_layer: jax.Array) -> jax.Array:
@@ -115,14 +115,14 @@ def profiled_clip_multiples(
     operands: dict[str, tuple[jax.Array, ...]],
     criterion: calibration.Criterion = calibration.best_multiples,
 ) -> ClipMultiples:
-    """The best multiples on real weights and inputs, the alternative to the precomputed ones.
+    """The best clip multiples on real weights and inputs, instead of precomputed ones (FLIQS, §3).
 
     Args:
       paths: path of each layer.
       bank: the formats.
       params: the model's parameters.
-      operands: each layer's input on one batch, by path; both factors of a product (`interception.layer_operands`).
-      criterion: what is best: least squared error, or least divergence (APQ, §4).
+      operands: input of each layer on one batch, by path; both factors of a product (`interception.layer_operands`).
+      criterion: least squared error, or least divergence (APQ, §4).
     """
 
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
@@ -131,7 +131,7 @@ def profiled_clip_multiples(
         key = (*path.split("/"), "kernel")
         if key not in flat:
             return operands[path][1]
-        # Channels are clipped each by their own deviation, so that they are alike once divided by it.
+        # Each channel is clipped at a multiple of its own root mean square: divided by it, channels can be pooled.
         values = flat[key]
         rms = calibration.root_mean_square(values, tuple(range(values.ndim - 1)))
         return values / jnp.where(rms > 0, rms, 1.0)

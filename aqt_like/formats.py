@@ -1,7 +1,7 @@
-"""Number formats: what each can represent, and the arrays that hand one to a jitted step.
+"""Number formats: the values that each can represent, and tables of formats for jitted code.
 
-A `Format` is a name and five numbers. A `FormatTable` stacks formats into arrays, so that a format is chosen by an
-index which may be traced: one compiled step serves every format.
+A `Format` describes one format by a few numbers. A `FormatTable` stacks formats into arrays, so that a traced index can
+select one: a single compiled step serves all formats.
 
 An integer grid is a float grid on which every number is subnormal, so integers and floats need no separate treatment
 (`numerics.round_to_grid`).
@@ -35,12 +35,12 @@ class Format:
 
     Attributes:
       name: lower-case name, as parsed by `parse_format`.
-      bits: total storage bits; what bit operations count.
-      smallest_exponent: exponent of the smallest normal number; below it the step no longer shrinks.
+      bits: total storage bits, the b of bit operations (FLIQS, Eq. 1).
+      smallest_exponent: exponent of the smallest normal number; below it values are evenly spaced (subnormals).
       mantissa_bits: stored fraction bits.
       largest: largest representable value; larger inputs saturate.
       lowest: smallest representable value: −largest, or 0 for unsigned formats.
-      scaled: whether a tensor is scaled so that its clip threshold meets `largest`. bf16 and fp32 are used as they are.
+      scaled: whether tensors are scaled so that the clip threshold maps to `largest`; False for bf16 and fp32.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Format:
     scaled: bool
 
     def magnitudes(self) -> np.ndarray:
-        """All values from 0 up, ascending, float64; the codes of a signed format stand for these and their negatives.
+        """All values from 0 up, ascending, float64[N]; a signed format also has their negatives.
 
         Raises:
-          ValueError: fp32, which has too many.
+          ValueError: the format has more than 16 bits, and too many values to list.
         """
         if self.bits > 16:
             raise ValueError(f"{self.name} has too many values to list")
@@ -67,45 +67,45 @@ class Format:
 
     @property
     def is_integer(self) -> bool:
-        """Whether all steps between its values are alike."""
+        """Whether the format is an integer: its values are evenly spaced."""
         return self.name.removeprefix("u").startswith("int")
 
     @property
     def unsigned_twin(self) -> "Format":
-        """The unsigned integer of the same number of bits; a float format, having no such twin, is its own."""
+        """The unsigned integer of the same number of bits; other formats return themselves."""
         return parse_format("u" + self.name) if self.name.startswith("int") else self
 
     @property
     def weights(self) -> "Format":
-        """Itself: as a layer's format it holds for weights and input alike."""
+        """This format: as the format of a layer it applies to weights and input alike."""
         return self
 
     @property
     def inputs(self) -> "Format":
-        """Itself, as `weights`."""
+        """This format, as in `weights`."""
         return self
 
 
 @dataclasses.dataclass(frozen=True)
 class FormatPair:
-    """A layer's format where weights and input differ, named `int4/int8`."""
+    """A layer's format whose weights and input differ, named as in `int4/int8`."""
 
     weights: Format
     inputs: Format
 
     @property
     def name(self) -> str:
-        """Both names, that of the weights first."""
+        """Both names, the weights' first, as in `int4/int8`."""
         return f"{self.weights.name}/{self.inputs.name}"
 
     @property
     def bits(self) -> int:
-        """Of the wider one."""
+        """The number of bits of the wider format."""
         return max(self.weights.bits, self.inputs.bits)
 
     @property
     def is_integer(self) -> bool:
-        """Whether both are integers."""
+        """Whether both formats are integers."""
         return self.weights.is_integer and self.inputs.is_integer
 
 
@@ -113,17 +113,16 @@ LayerFormat = Format | FormatPair
 
 
 class UnknownFormatError(ValueError):
-    """A name that is no number format."""
+    """Raised for a name that is no number format."""
 
 
 @functools.cache
 def parse_format(name: str) -> Format:
     """Parses `int2`…`int16`, `uint2`…`uint16`, `eXmY` (sign, X exponent bits, Y mantissa bits), `bf16` or `fp32`.
 
-    `eXmY` has subnormals, no infinities and no NaN codes, and an exponent bias of 2^(X−1) − 1 (FLIQS, A.5). Hardware
-    reserves codes: `eXmYfn` lacks the largest magnitude (NaN's code; e4m3fn reaches 448 where e4m3 reaches 480), and
-    `eXmYieee` all magnitudes of the largest exponent (infinity and NaNs; e5m2ieee reaches 57,344). `intN` is symmetric:
-    int4 means −7…7.
+    `eXmY` has subnormals, no infinities or NaN, and an exponent bias of 2^(X−1) − 1 (FLIQS, A.5). Two variants reserve
+    codes, as hardware does: `eXmYfn` reserves the largest magnitude for NaN (e4m3fn ends at 448, e4m3 at 480), and
+    `eXmYieee` the largest exponent for infinity and NaN (e5m2ieee ends at 57,344). `intN` is symmetric: int4 is −7…7.
 
     Raises:
       UnknownFormatError: the name is none of these.
@@ -141,7 +140,7 @@ def parse_format(name: str) -> Format:
     if match := re.fullmatch(r"e([1-7])m(\d)(fn|ieee)?", name):
         exponent_bits, mantissa_bits, reserved = int(match[1]), int(match[2]), match[3]
         bias = 2 ** (exponent_bits - 1) - 1
-        # Codes of magnitudes in ascending order: all of them, all but the last one, or all but the last exponent's.
+        # The last code in use, in ascending order of magnitudes: all codes, all but one, or all but the last exponent.
         last = 2 ** (exponent_bits + mantissa_bits) - 1 - {None: 0, "fn": 1, "ieee": 2**mantissa_bits}[reserved]
         exponent, fraction = divmod(last, 2**mantissa_bits)
         if exponent > 0:
@@ -159,12 +158,12 @@ def parse_format(name: str) -> Format:
 
 
 def format_pair(weights: str, inputs: str) -> LayerFormat:
-    """A layer's format from those of its weights and of its input; where they are the same, that format."""
+    """The layer format of a weight format and an input format, by name; a plain `Format` if they are the same."""
     return parse_format(weights) if weights == inputs else FormatPair(parse_format(weights), parse_format(inputs))
 
 
 def parse_layer_format(name: str) -> LayerFormat:
-    """A layer's format: one that `parse_format` knows, or `WEIGHTS/INPUTS`, as in `int4/int8`.
+    """Parses the format of a layer: a name that `parse_format` knows, or `WEIGHTS/INPUTS` as in `int4/int8`.
 
     Raises:
       UnknownFormatError: the name is none of these.
@@ -174,10 +173,13 @@ def parse_layer_format(name: str) -> LayerFormat:
 
 
 def format_space(space: str | Sequence[str]) -> tuple[LayerFormat, ...]:
-    """The formats of a search space, given by its name (FLIQS, Table 5) or as format names, joined by commas or not.
+    """The formats of a search space.
+
+    Args:
+      space: a name in `FORMAT_SPACES` (FLIQS, Table 5), or format names: a sequence, or one text joined by commas.
 
     Raises:
-      UnknownFormatError: a name that is neither a space nor a format, or a format named twice.
+      UnknownFormatError: a name is neither a space nor a format, or a format is named twice.
     """
     if isinstance(space, str):
         if space not in FORMAT_SPACES and "," not in space:
@@ -191,7 +193,7 @@ def format_space(space: str | Sequence[str]) -> tuple[LayerFormat, ...]:
 
 
 class FormatTable(NamedTuple):
-    """Formats as arrays of shape `[K]`, or one format's row as scalars. All leaves may be traced.
+    """K formats as arrays of shape `[K]`, or one of them (a row) as scalars. All leaves may be traced.
 
     Attributes:
       bits: int32, total bits.
@@ -200,7 +202,7 @@ class FormatTable(NamedTuple):
       largest: float32.
       lowest: float32.
       scaled: bool.
-      clip_multiple: float32, clip threshold in units of the tensor's root mean square (switchable clipping, FLIQS §3).
+      clip_multiple: float32, clip threshold in units of the tensor's root mean square (switchable clipping; FLIQS, §3).
     """
 
     bits: jax.Array
@@ -212,12 +214,16 @@ class FormatTable(NamedTuple):
     clip_multiple: jax.Array
 
     def row(self, index: jax.Array | int) -> "FormatTable":
-        """The row (or, for an index array, the rows) at `index`, which may be traced."""
+        """The row at `index`, or the rows at an array of indices, int32; it may be traced."""
         return jax.tree.map(lambda column: column[index], self)
 
 
 def format_table(formats: Sequence[Format], clip_multiples: Sequence[float]) -> FormatTable:
-    """Stacks `formats` into a table of shape `[K]`; `clip_multiples` has one entry per format."""
+    """The table of K formats and their clip multiples.
+
+    Raises:
+      ValueError: `formats` and `clip_multiples` differ in length.
+    """
     if len(formats) != len(clip_multiples):
         raise ValueError(f"{len(formats)} formats but {len(clip_multiples)} clip multiples")
 

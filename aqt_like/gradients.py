@@ -1,13 +1,13 @@
-"""Fake quantisation, with the gradient of one's choice.
+"""Gradient estimators: fake quantisation with a gradient for training.
 
-All estimators compute the same values, those of `numerics.quantize`, bit for bit, and give the threshold no gradient;
-they differ in what flows back to the tensor. Each is a function of
+All estimators return the same values, those of `numerics.quantize`, bit for bit; they differ in the gradient of `x`.
+None passes a gradient to `clip`. Each is a function of
 
     x: float32, any shape.
     row: the format, as scalars.
-    clip: float32, the value that the format's largest code stands for; broadcasts against `x`.
+    clip: float32 clip threshold, the value of the format's largest code; broadcasts against `x`.
 
-and returns float32 of the shape of `x`. They are passed to whatever quantises (`interception.Quantizer`).
+and returns float32 of the shape of `x`. `interception.Quantizer.estimator` takes one.
 """
 
 from collections.abc import Callable
@@ -23,18 +23,18 @@ Estimator = Callable[[jax.Array, FormatTable, jax.Array], jax.Array]
 
 
 def straight_through(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
-    """The straight-through estimator (FLIQS, Eq. 10 and 11): 1 inside the clip range, 0 outside, none to `clip`."""
+    """The straight-through estimator: fake quantisation (FLIQS, Eq. 10, 11) with gradient 1 in range, else 0."""
     scale = lax.stop_gradient(numerics.scale_for(row, clip))
     clipped = _clipped(x, row, scale)
     return _with_gradient_of(clipped, _rounded(clipped, row, scale))
 
 
 def ewgs(strength: float) -> Estimator:
-    """As `straight_through`, with gradients scaled up where they push a value away from its code, and down otherwise.
+    """Element-wise gradient scaling: `straight_through` with each gradient g multiplied by a factor.
 
-    The factor is 1 + strength · sign(g) · (x − q), with x and q in units of the clip range.
+    The factor is 1 + strength · sign(g) · (x − q), with x and its quantised value q in units of the clip range.
 
-    Source: element-wise gradient scaling (Lee et al., 2021), Eq. 6.
+    Source: Network Quantization with Element-wise Gradient Scaling (Lee et al., 2021), Eq. 6.
     """
 
     def estimator(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
@@ -57,17 +57,18 @@ def _rounded(clipped: jax.Array, row: FormatTable, scale: jax.Array) -> jax.Arra
 
 
 def _with_gradient_of(surrogate: jax.Array, value: jax.Array) -> jax.Array:
-    """`value`, bit for bit, with the gradient of `surrogate`, which has to be finite.
+    """`value`, bit for bit, with the gradient of `surrogate`, which must be finite.
 
-    An added zero, instead of a `custom_vjp`: XLA's CPU backend then keeps the quantised input for the weight gradient
-    and computes nothing again. Subtracted, so that −0 stays −0. (`benchmarks/quantizers.py` compares the two.)
+    A zero with a gradient is used instead of a `custom_vjp`: XLA's CPU backend then keeps the quantised input for the
+    weight gradient instead of recomputing it (`benchmarks/quantizers.py` compares both). The zero is subtracted, so
+    that −0 stays −0.
     """
     return value - (lax.stop_gradient(surrogate) - surrogate)
 
 
 @jax.custom_vjp
 def _scale_gradient(x: jax.Array, signed_factor: jax.Array) -> jax.Array:
-    """`x`, whose gradient g is multiplied by 1 + sign(g) · signed_factor."""
+    """Returns `x`; its gradient g is multiplied by 1 + sign(g) · signed_factor."""
     del signed_factor
     return x
 

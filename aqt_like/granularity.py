@@ -1,8 +1,8 @@
-"""Which values share a clip threshold, and which scales a device can store for them.
+"""Granularity: which values share a clip threshold, and how their scales are stored.
 
-A threshold is computed from a tensor in three steps, each a function that is passed in: a *statistic* of values, the
-*granularity* at which it is taken, and the *scale rule* that makes the scale storable. `Clipping` puts them together;
-the microscaling formats (MXFP4, MXFP6, MXFP8, MXINT8) and NVFP4 are `BLOCK_FORMATS` made of the same parts.
+`Clipping` computes the thresholds of a tensor from three functions: a *statistic* of values, the *granularity* (per
+tensor, per channel or per block) at which it is taken, and the *scale rule* that rounds scales to what a device stores.
+The microscaling formats (MXFP4, MXFP6, MXFP8, MXINT8) and NVFP4, `BLOCK_FORMATS`, are made of the same parts.
 """
 
 import dataclasses
@@ -23,39 +23,39 @@ Clip = Callable[[jax.Array, FormatTable], jax.Array]
 
 
 def per_tensor(x: jax.Array, statistic: Statistic) -> jax.Array:
-    """One threshold for all of `x`: a scalar."""
+    """One threshold for the whole tensor: float32 scalar."""
     return statistic(x, None)
 
 
 def per_channel(*axes: int) -> Granularity:
-    """One threshold for each index of `axes`; −1 gives the output channels of a kernel, −2 and −1 all its columns.
+    """A granularity with one threshold per index of `axes`: −1 for each output channel of a kernel.
 
     Raises:
-      ValueError: when applied to a tensor that lacks such an axis.
+      ValueError: on a tensor without one of the axes, when applied.
     """
 
     def granularity(x: jax.Array, statistic: Statistic) -> jax.Array:
-        kept = {_axis_of(x.shape, axis) for axis in axes}
-        return statistic(x, tuple(axis for axis in range(x.ndim) if axis not in kept))
+        kept_axes = {_axis_of(x.shape, axis) for axis in axes}
+        return statistic(x, tuple(axis for axis in range(x.ndim) if axis not in kept_axes))
 
     return granularity
 
 
 class Blocks(NamedTuple):
-    """Blocks of `size` successive values along `axis`, the last of which may be shorter; one threshold each.
+    """A granularity with one threshold per block of `size` successive values along `axis`; the last may be shorter.
 
-    An instance is a granularity, whose thresholds have the shape of the tensor; `thresholds` gives them one per block.
+    Called, it returns thresholds of the shape of the tensor; `thresholds` returns one per block.
     """
 
     size: int
     axis: int
 
     def __call__(self, x: jax.Array, statistic: Statistic) -> jax.Array:
-        """As `thresholds`, repeated for each value."""
+        """The threshold of each value's block, float32 of the shape of `x`."""
         return self.spread(self.thresholds(x, statistic), x.shape)
 
     def thresholds(self, x: jax.Array, statistic: Statistic) -> jax.Array:
-        """The shape of `x` with ⌈n / size⌉ instead of n along `axis`."""
+        """The threshold of each block, float32 of the shape of `x` but for ⌈n / size⌉ values along `axis`."""
         axis = _axis_of(x.shape, self.axis)
         whole = x.shape[axis] // self.size
         blocks, rest = jnp.split(x, [whole * self.size], axis)
@@ -68,16 +68,16 @@ class Blocks(NamedTuple):
         return jnp.concatenate(parts, axis)
 
     def spread(self, thresholds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """From one per block to one per value of a tensor of this shape."""
+        """Repeats one threshold per block to one per value of a tensor of shape `shape`."""
         axis = _axis_of(shape, self.axis)
         return jax.lax.slice_in_dim(jnp.repeat(thresholds, self.size, axis), 0, shape[axis], axis=axis)
 
 
 def per_block(size: int, axis: int) -> Blocks:
-    """One threshold for each `size` successive values along `axis`.
+    """A granularity with one threshold per block of `size` successive values along `axis`.
 
     Raises:
-      ValueError: a size below 1; a tensor that lacks the axis, when applied.
+      ValueError: `size` is below 1; on a tensor without the axis, when applied.
     """
     if size < 1:
         raise ValueError(f"blocks of {size} values: expected at least 1")
@@ -85,17 +85,17 @@ def per_block(size: int, axis: int) -> Blocks:
 
 
 def kernel_granularity(name: str) -> Granularity:
-    """The granularity of a kernel by name: `per_tensor`, `per_channel` (of the output), `per_block_32` (of the input).
+    """The granularity of a kernel by name: `per_tensor`, `per_channel` (output) or `per_block_N` (input channels).
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: the name is none of these.
     """
     if name == "per_tensor":
         return per_tensor
     if name == "per_channel":
         return per_channel(-1)
-    if found := re.fullmatch(r"per_block_([1-9]\d*)", name):
-        return per_block(int(found[1]), axis=-2)
+    if match := re.fullmatch(r"per_block_([1-9]\d*)", name):
+        return per_block(int(match[1]), axis=-2)
     raise ValueError(
         f"unknown granularity {name!r}: expected per_tensor, per_channel, or per_block_N as in per_block_32"
     )
@@ -107,16 +107,17 @@ def _axis_of(shape: tuple[int, ...], axis: int) -> int:
     return axis % len(shape)
 
 
-def any_scale(clip: jax.Array, row: FormatTable) -> jax.Array:
-    """Scales are float32."""
+def float32_scale(clip: jax.Array, row: FormatTable) -> jax.Array:
+    """The scale rule of float32 scales: `clip` is unchanged."""
     del row
     return clip
 
 
 def power_of_two(clip: jax.Array, row: FormatTable) -> jax.Array:
-    """Scales are 8-bit exponents (E8M0) such that `clip` and the largest code have the same exponent.
+    """The scale rule of MX formats: scales are powers of two (E8M0).
 
-    A value within a factor of two below the next power of two saturates.
+    The exponent of a scale is that of `clip` less that of the format's largest value. Values between that largest value
+    and the next power of two saturate.
 
     Source: OCP Microscaling Formats (MX) v1.0, §6.3.
     """
@@ -127,13 +128,13 @@ def power_of_two(clip: jax.Array, row: FormatTable) -> jax.Array:
 
 
 def saturation_free_power_of_two(clip: jax.Array, row: FormatTable) -> jax.Array:
-    """As `power_of_two`, but the smallest scale at which `clip` itself does not saturate."""
+    """The scale rule of the smallest power of two at which `clip` does not saturate."""
     floor = power_of_two(clip, row)
     return jnp.where(floor < clip, 2 * floor, floor)
 
 
 def scale_in_format(name: str) -> ScaleRule:
-    """Scales are codes of the format `name` times one float32 for the whole tensor, as in NVFP4."""
+    """A scale rule as in NVFP4: scales are values of the format `name` times one float32 for the whole tensor."""
     scale_format = parse_format(name)
     smallest = float(scale_format.magnitudes()[1])
 
@@ -152,22 +153,29 @@ _SMALLEST_SCALE = 2.0**-126
 
 @dataclasses.dataclass(frozen=True)
 class Clipping:
-    """The clip threshold of a tensor: the format's clip multiple × a statistic, at some granularity, made storable.
+    """The clip thresholds of a tensor: clip multiple × statistic at a granularity, adapted by the scale rule.
 
-    With statistics other than the root mean square, for which multiples are tabulated, take 1 for the multiples.
+    Tabulated clip multiples are for the root mean square; with another statistic, format rows need multiples of 1.
     """
 
     statistic: Statistic
     granularity: Granularity = per_tensor
-    scale_rule: ScaleRule = any_scale
+    scale_rule: ScaleRule = float32_scale
 
     def __call__(self, x: jax.Array, row: FormatTable) -> jax.Array:
-        """The threshold, float32 that broadcasts against `x`."""
+        """The thresholds of `x` under the format `row`: float32 that broadcasts against `x`."""
         return self.scale_rule(row.clip_multiple * self.granularity(x, self.statistic), row)
 
 
 class BlockFormat(NamedTuple):
-    """A number format for the values, and blocks of so many that share a scale of some kind."""
+    """A format of blocks that share a scale.
+
+    Attributes:
+      element: name of the format of the values.
+      size: values per block.
+      scale_rule: how scales are rounded.
+      scale_bits: storage bits of a scale.
+    """
 
     element: str
     size: int
@@ -176,12 +184,12 @@ class BlockFormat(NamedTuple):
 
     @property
     def bits(self) -> float:
-        """Storage bits per value, the block's scale included."""
+        """Storage bits per value, including its share of the scale."""
         return parse_format(self.element).bits + self.scale_bits / self.size
 
 
 BLOCK_FORMATS: dict[str, BlockFormat] = {
-    # OCP Microscaling Formats (MX) v1.0, Table 1. MXINT8's −2 has no counterpart here: integers are symmetric.
+    # OCP Microscaling Formats (MX) v1.0, Table 1. MXINT8 lacks its −2 here, since integers are symmetric.
     "mxfp8_e4m3": BlockFormat("e4m3fn", 32, power_of_two, 8),
     "mxfp8_e5m2": BlockFormat("e5m2ieee", 32, power_of_two, 8),
     "mxfp6_e2m3": BlockFormat("e2m3", 32, power_of_two, 8),
@@ -193,18 +201,18 @@ BLOCK_FORMATS: dict[str, BlockFormat] = {
 
 
 def block_clip(x: jax.Array, name: str, *, axis: int = -1) -> tuple[Blocks, jax.Array]:
-    """The blocks of `x` in a block format, and the threshold of each.
+    """The blocks of `x` in a block format, and their clip thresholds.
 
     Args:
-      x: float32, of any shape but a scalar.
+      x: float32, any shape but a scalar.
       name: one of `BLOCK_FORMATS`.
-      axis: along which values form blocks; that of the contraction, as a rule.
+      axis: the axis of the blocks, usually the contracted one.
 
     Returns:
-      The blocks, and float32 of the shape of `x` but for one value per block along `axis`.
+      The blocks, and their thresholds: float32 of the shape of `x` but for one value per block along `axis`.
 
     Raises:
-      ValueError: no such block format, or no such axis.
+      ValueError: `name` is no block format, or `x` has no such axis.
     """
     if name not in BLOCK_FORMATS:
         raise ValueError(f"unknown block format {name!r}: expected one of {', '.join(BLOCK_FORMATS)}")
@@ -215,7 +223,7 @@ def block_clip(x: jax.Array, name: str, *, axis: int = -1) -> tuple[Blocks, jax.
 
 
 def quantize_blocks(x: jax.typing.ArrayLike, name: str, *, axis: int = -1) -> jax.Array:
-    """The values of `x` in a block format, dequantised: `quantize_blocks(x, "mxfp4")`; arguments as in `block_clip`."""
+    """Quantises `x` to a block format and dequantises it, float32; see `block_clip` for arguments and errors."""
     values = jnp.asarray(x, jnp.float32)
     blocks, clip = block_clip(values, name, axis=axis)
     return numerics.quantize(values, BLOCK_FORMATS[name].element, clip=blocks.spread(clip, values.shape))

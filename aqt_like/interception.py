@@ -1,10 +1,10 @@
-"""Quantisation of any linen model, from outside: the model is plain Flax and never edited.
+"""Interception: fake quantisation of the layers of any linen model, which stays plain Flax and is never edited.
 
-Three variable collections say how each layer computes. All are plain data, keyed like the parameters by layer path:
+Three variable collections determine how layers compute. All are plain data, keyed by layer path like the parameters:
 
-* `"formats"`: `LayerFormats`, the format rows of a layer's weights and of its input; injected at each step.
-* `"calibration"`: `LayerCalibration`, the profile of a layer's input; updated where the caller makes it mutable.
-* `"params"`: the float weights, which keep being trained.
+* `"formats"`: `LayerFormats`, the formats of a layer's weights and input; injected at each step.
+* `"calibration"`: `LayerCalibration`, the profile of a layer's input; updated if the caller makes it mutable.
+* `"params"`: the float weights, which training updates.
 
 Layers without a `"formats"` entry compute in float.
 """
@@ -24,14 +24,15 @@ from aqt_like.formats import FormatTable
 
 
 class Product(nn.Module):
-    """An einsum of two activations as a module, by which it can be found: `Product()("bqc,bkc->bqk", query, key)`.
+    """An einsum of two activations as a module with a path: `Product()("bqc,bkc->bqk", query, key)`.
 
-    Flax's attention takes it: `qk_attn_weights_einsum_cls=lambda: Product(name="scores")`, and the other one alike.
+    Flax's attention accepts it: `qk_attn_weights_einsum_cls=lambda: Product(name="scores")`, and likewise
+    `attn_weights_value_einsum_cls`.
     """
 
     @nn.compact
     def __call__(self, equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-        """`jnp.einsum(equation, left, right)`."""
+        """Returns `jnp.einsum(equation, left, right)`."""
         return jnp.einsum(equation, left, right)
 
 
@@ -41,9 +42,12 @@ PROFILED_EXAMPLES = 16
 
 
 class LayerFormats(NamedTuple):
-    """How one layer computes: `weights` is a format row; `inputs` too, with `input_clip` its clip threshold.
+    """Formats of one layer.
 
-    The second factor of a `Product` takes the place of the weights.
+    Attributes:
+      weights: format row of the weights; of a `Product`, that of the second factor.
+      inputs: format row of the input.
+      input_clip: float32 scalar, clip threshold of the input.
     """
 
     weights: FormatTable
@@ -52,11 +56,11 @@ class LayerFormats(NamedTuple):
 
 
 class LayerCalibration(NamedTuple):
-    """Profile of one layer's input. Scalars, or `[L]` when stacked over layers.
+    """Profile of a layer's input: scalars, or `[L]` when stacked over layers.
 
     Attributes:
       mean_square: float32, running average of the batch mean of x².
-      smallest: float32, smallest input seen; an input that is never negative may use an unsigned format.
+      smallest: float32, smallest value in all batches; if not negative, the input can use an unsigned format.
       batches: int32, number of batches profiled.
     """
 
@@ -70,46 +74,50 @@ class LayerCalibration(NamedTuple):
         return cls(jnp.zeros(()), jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
 
     def update(self, x: jax.Array) -> "LayerCalibration":
-        """The profile after another batch `x`: an average of all batches at first, later an exponential one.
+        """The profile after another batch `x`: a plain mean over batches at first, later an exponential moving average.
 
-        About `PROFILED_EXAMPLES` of it are looked at, spread evenly, so that profiling costs nearly nothing. The result
-        is not sensitive to how much is profiled (FLIQS, Table 10c).
+        Only about `PROFILED_EXAMPLES` examples, evenly spaced in the batch, are profiled, at almost no cost. Accuracy
+        is not sensitive to the number of profiled batches (FLIQS, Figure 10c).
         """
-        return self._with(x[:: max(len(x) // PROFILED_EXAMPLES, 1)], calibration.MOMENTUM)
+        return self._updated(x[:: max(len(x) // PROFILED_EXAMPLES, 1)], calibration.MOMENTUM)
 
     def update_with_all(self, x: jax.Array) -> "LayerCalibration":
-        """As `update`, looking at all values of `x`, in float32; batches count alike, however many there are."""
-        return self._with(x.astype(jnp.float32), 1.0)
+        """The profile after another batch `x`, from all its values, in float32; all batches have the same weight."""
+        return self._updated(x.astype(jnp.float32), 1.0)
 
-    def _with(self, x: jax.Array, momentum: float) -> "LayerCalibration":
+    def _updated(self, x: jax.Array, momentum: float) -> "LayerCalibration":
         average = calibration.RunningAverage(self.mean_square, self.batches).update(jnp.mean(jnp.square(x)), momentum)
         return LayerCalibration(average.value, jnp.minimum(self.smallest, jnp.min(x)), average.batches)
 
     @property
     def root_mean_square(self) -> jax.Array:
-        """What clip multiples are multiples of."""
+        """The root mean square of the input, the unit of clip multiples."""
         return jnp.sqrt(self.mean_square)
 
     @property
     def never_negative(self) -> jax.Array:
-        """bool: whether an unsigned format loses nothing."""
+        """Whether the input was never negative, so that an unsigned format can hold it: bool."""
         return (self.batches > 0) & (self.smallest >= 0)
 
 
 def kernel_clip(granularity_name: str) -> granularity.Clip:
-    """The usual threshold of kernels, multiples of the root mean square, at a granularity by name."""
+    """The clip threshold of kernels, a multiple of their root mean square, at a granularity by name.
+
+    Raises:
+      ValueError: an unknown granularity.
+    """
     return granularity.Clipping(calibration.root_mean_square, granularity.kernel_granularity(granularity_name))
 
 
 class Quantizer(NamedTuple):
-    """How tensors are quantised, in functions.
+    """The functions that quantise tensors.
 
     Attributes:
-      estimator: the gradient.
-      weight_clip: threshold of a kernel, from the kernel itself.
-      input_clip: threshold of an input, from the input itself; where None, the one that was profiled.
-      factor_clip: threshold of the second factor of a product, from itself.
-      weight_clip_of: instead of `weight_clip`, for single layers, by path.
+      estimator: fake quantisation and its gradient.
+      weight_clip: clip threshold of a kernel, from the kernel.
+      input_clip: clip threshold of an input, from the input; if None, `LayerFormats.input_clip` is used.
+      factor_clip: clip threshold of the second factor of a product, from that factor.
+      weight_clip_of: replaces `weight_clip` for single layers, by path.
     """
 
     estimator: gradients.Estimator = gradients.straight_through
@@ -123,7 +131,7 @@ DEFAULT_QUANTIZER = Quantizer()
 
 
 def is_layer_call(context: nn.module.InterceptorContext) -> bool:
-    """Whether an intercepted call is that of a layer that can be quantised."""
+    """Whether an intercepted call runs a layer that can be quantised."""
     return isinstance(context.module, QUANTIZABLE) and context.method_name == "__call__"
 
 
@@ -135,15 +143,16 @@ def apply_quantized(
     quantizer: Quantizer = DEFAULT_QUANTIZER,
     **kwargs: Any,
 ) -> Any:
-    """`model.apply` with each layer's weights and input fake-quantised as `variables["formats"]` says.
+    """`model.apply` with the weights and input of each layer fake-quantised to `variables["formats"]`.
 
-    By default weights are clipped per output channel, inputs per tensor, with a straight-through gradient.
+    By default weights are clipped per output channel and inputs per tensor, and gradients are straight-through.
 
     Args:
       model: any linen module.
-      variables: its variables, with `"formats"` and `"calibration"` collections that may lack layers or be absent.
+      variables: its variables; `"formats"` and `"calibration"` may be absent, or lack layers.
       *args: passed to the model.
-      mutable: as in `model.apply`; with `"calibration"` among them, the inputs of the layers in it are profiled.
+      mutable: as in `model.apply`; if it includes `"calibration"`, inputs of the layers in that collection are
+        profiled.
       quantizer: gradient, granularity and scales.
       **kwargs: passed to the model.
 
@@ -151,7 +160,7 @@ def apply_quantized(
       What `model.apply` returns.
 
     Raises:
-      ValueError: variables without `"params"`; a layer that gets its input by keyword.
+      ValueError: `variables` lacks `"params"`, or a layer gets its input by keyword.
     """
     formats: dict[tuple[str, ...], LayerFormats] = _flat(variables.get("formats", {}))
     params: dict[tuple[str, ...], jax.Array] = _flat(_params(variables))
@@ -167,8 +176,8 @@ def apply_quantized(
         layer = context.module
         before, (x, *rest) = _split(layer, call_args)
         if layer.is_mutable_collection("calibration") and layer.has_variable("calibration", "input"):
-            seen: LayerCalibration = layer.get_variable("calibration", "input")
-            layer.put_variable("calibration", "input", seen.update(x))
+            profile: LayerCalibration = layer.get_variable("calibration", "input")
+            layer.put_variable("calibration", "input", profile.update(x))
         if layer.path in formats:
             weights, row, clip = formats[layer.path]
             x = quantizer.estimator(x, row, clip if quantizer.input_clip is None else quantizer.input_clip(x, row))
@@ -183,7 +192,7 @@ def apply_quantized(
 
 
 def _split(layer: nn.Module, call_args: tuple) -> tuple[tuple, tuple]:
-    """What stands before a layer's input among its arguments (a product's equation), and the input and the rest."""
+    """Splits a layer's arguments before its input: a product's equation or nothing, and the input and the rest."""
     first = 1 if isinstance(layer, Product) else 0
     if len(call_args) <= first:
         raise ValueError(f"{'/'.join(layer.path)} gets its input by keyword: expected it by position")
@@ -197,23 +206,23 @@ def _params(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(collection: dict[str, Any]) -> dict[tuple[str, ...], Any]:
-    """A collection by paths; the NamedTuples of this module are leaves."""
+    """A collection as a flat dictionary by path; the NamedTuples of this module are leaves."""
     return traverse_util.flatten_dict(collection)
 
 
 def layer_operands(
     model: nn.Module, variables: dict[str, Any], *args: Any, **kwargs: Any
 ) -> dict[str, tuple[jax.Array, ...]]:
-    """The input of each layer, or both factors of a product, by path, when `model` is applied in float."""
+    """The input of each layer, or both factors of a product, by path, from one float forward pass."""
     operands: dict[str, tuple[jax.Array, ...]] = {}
 
-    def keep(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def record(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if is_layer_call(context):
             layer = context.module
             operands["/".join(layer.path)] = _split(layer, call_args)[1]
         return call(*call_args, **call_kwargs)
 
-    with nn.intercept_methods(keep):
+    with nn.intercept_methods(record):
         model.apply(variables, *args, **kwargs)
     return operands
 
@@ -221,65 +230,66 @@ def layer_operands(
 def profile_inputs(
     model: nn.Module, variables: Mapping[str, Any], *args: Any, **kwargs: Any
 ) -> dict[str, LayerCalibration]:
-    """The profile of each layer's input, by path in the order of the calls, when `model` is applied in float.
+    """The profile of each layer's input, by path in the order of calls, from one float forward pass.
 
-    All values count, in float32. A layer that is called several times has its calls profiled as so many batches, and of
-    a product the first factor is profiled. The whole runs as one compiled program.
+    All values are profiled, in float32. Each call of a layer counts as a batch. Of a product, the first factor is
+    profiled. The forward pass is jitted.
 
     Args:
       model: any linen module.
-      variables: its variables; their `"formats"` and `"calibration"` are not looked at.
+      variables: its variables; `"formats"` and `"calibration"` are ignored.
       *args: passed to the model.
-      **kwargs: passed to `model.apply`, as in `train=False`. What the model changes in its variables is dropped.
+      **kwargs: passed to `model.apply`, as in `train=False`. Updates of variables are discarded.
 
     Returns:
-      Scalar profiles. That of a layer in a lifted transform (`nn.scan`, `nn.vmap`) is the mean over its runs if the
-      transform hands out the collection, as in `variable_axes={"params": 0, "calibration": 0}`; else it is empty.
+      Profiles with scalar leaves. The profile of a layer in a lifted transform (`nn.scan`, `nn.vmap`) averages its runs
+      if the transform maps the collection, as in `variable_axes={"params": 0, "calibration": 0}`; else it is empty.
 
     Raises:
-      ValueError: variables without `"params"`; a layer that gets its input by keyword, or whose weights are elsewhere
-        than at its path.
+      ValueError: `variables` lacks `"params"`, a layer gets its input by keyword, or its weights are not at its path.
     """
     params = _flat(_params(variables))
-    kept = {name: collection for name, collection in variables.items() if name not in ("formats", "calibration")}
-    mutable = [*(name for name in kept if name != "params"), "calibration"]
+    float_variables = {
+        name: collection for name, collection in variables.items() if name not in ("formats", "calibration")
+    }
+    mutable = [*(name for name in float_variables if name != "params"), "calibration"]
     leaves, structure = jax.tree.flatten((args, kwargs))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
-    called: dict[tuple[str, ...], None] = {}  # An ordered set.
+    layer_paths: dict[tuple[str, ...], None] = {}  # An ordered set.
 
-    def keep(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def record(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if is_layer_call(context):
             layer = context.module
             x = _split(layer, call_args)[1][0]
             if not isinstance(layer, Product) and (*layer.path, "kernel") not in params:
                 name = "/".join(layer.path)
                 raise ValueError(f"{name}: expected its weights in params at {name}/kernel, and there are none")
-            called[layer.path] = None
+            layer_paths[layer.path] = None
             if layer.is_mutable_collection("calibration"):
-                seen: LayerCalibration = layer.get_variable("calibration", "input", LayerCalibration.empty())
-                layer.put_variable("calibration", "input", seen.update_with_all(x))
+                layer_profile: LayerCalibration = layer.get_variable("calibration", "input", LayerCalibration.empty())
+                layer.put_variable("calibration", "input", layer_profile.update_with_all(x))
         return call(*call_args, **call_kwargs)
 
     @jax.jit
-    def profile(kept: dict[str, Any], arrays: dict[int, jax.Array]) -> Any:
-        """What is no array, as in `train=False`, stays what it is."""
+    def profile(float_variables: dict[str, Any], arrays: dict[int, jax.Array]) -> Any:
+        """The updated `"calibration"` collection; arguments that are no arrays, as in `train=False`, stay static."""
         args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
-        with nn.intercept_methods(keep):
-            _, updated = model.apply(kept, *args, mutable=mutable, **kwargs)
+        with nn.intercept_methods(record):
+            _, updated = model.apply(float_variables, *args, mutable=mutable, **kwargs)
         return updated.get("calibration", {})
 
-    found = _flat(profile(kept, arrays))
+    collection = _flat(profile(float_variables, arrays))
     profiles: dict[str, LayerCalibration] = {}
-    for path in called:
-        seen = found.get((*path, "input"), LayerCalibration.empty())
+    for path in layer_paths:
+        layer_profile = collection.get((*path, "input"), LayerCalibration.empty())
         profiles["/".join(path)] = LayerCalibration(
-            jnp.mean(seen.mean_square), jnp.min(seen.smallest), jnp.max(seen.batches)
+            jnp.mean(layer_profile.mean_square), jnp.min(layer_profile.smallest), jnp.max(layer_profile.batches)
         )
     return profiles
 
 
 def by_layer(paths: Sequence[str], stacked: Any, leaf_name: str | None = None) -> dict[str, Any]:
-    """A variable collection from a pytree of leaves `[L, …]`: one entry per path, nested at the slashes."""
+    """A variable collection with one entry per path, nested at slashes, from a pytree of leaves `[L, …]`."""
     suffix = () if leaf_name is None else (leaf_name,)
     leaves, structure = jax.tree.flatten(stacked)
     return traverse_util.unflatten_dict(
@@ -291,7 +301,7 @@ def by_layer(paths: Sequence[str], stacked: Any, leaf_name: str | None = None) -
 
 
 def stacked_calibration(paths: Sequence[str], collection: dict[str, Any]) -> LayerCalibration:
-    """The profiles of the layers at `paths`, stacked to leaves `[L]`."""
+    """The profiles of the layers at `paths` in a `"calibration"` collection, stacked to leaves `[L]`."""
     flat = _flat(collection)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(flat[(*path.split("/"), "input")] for path in paths))
 

@@ -1,6 +1,6 @@
-"""Rounding to any number format with traced parameters. Nothing here branches, nothing here has a gradient of its own.
+"""Rounding to any number format, whose parameters may be traced; the code is branch-free.
 
-What a training step uses is in `gradients`.
+Functions here define no gradients: training uses the estimators in `gradients`.
 """
 
 import jax
@@ -26,12 +26,12 @@ def _float_of(bits: jax.Array) -> jax.Array:
 
 
 def floor_to_power_of_two(x: jax.Array) -> jax.Array:
-    """The largest power of two that does not exceed `x`, which is not negative; 0 for float32's subnormals."""
+    """The largest power of two up to `x` ≥ 0, float32 of the shape of `x`; 0 for subnormal float32 values."""
     return _float_of(_bits_of(jnp.asarray(x, jnp.float32)) & _EXPONENT_FIELD)
 
 
 def saturate(x: jax.Array, lowest: jax.Array, largest: jax.Array) -> jax.Array:
-    """`x` between `lowest` and `largest`; NaN stays NaN. Its gradient is that of the branch taken."""
+    """Clips `x` to `lowest` … `largest` (FLIQS, Eq. 11); NaN stays NaN. The gradient is that of the branch taken."""
     x = jnp.where(x > largest, largest, x)
     return jnp.where(x < lowest, lowest, x)
 
@@ -39,10 +39,11 @@ def saturate(x: jax.Array, lowest: jax.Array, largest: jax.Array) -> jax.Array:
 def round_to_grid(x: jax.Array, row: FormatTable) -> jax.Array:
     """Rounds to the nearest value of a format, ties to even, saturating at its lowest and largest value.
 
-    Exact for every float32, subnormals included, whatever fast-math the compiler applies; NaN stays NaN, −0 stays −0.
+    This is the rounding ⌊·⌉ of FLIQS, Eq. 10, for integers and floats alike. It is exact for every float32, including
+    subnormals, under any fast-math of the compiler; NaN stays NaN, −0 stays −0.
 
     Args:
-      x: float32, any shape, already in the format's units.
+      x: float32, any shape, in units of the format.
       row: the format, scalars or arrays that broadcast against `x`.
 
     Returns:
@@ -52,17 +53,17 @@ def round_to_grid(x: jax.Array, row: FormatTable) -> jax.Array:
 
 
 def round_within_range(x: jax.Array, row: FormatTable) -> jax.Array:
-    """As `round_to_grid`, for `x` that lies between the format's lowest and largest value but for a rounding error."""
+    """Rounds as `round_to_grid`, but without saturation: `x` must be within the range, up to a rounding error."""
     return _rounded(x, _bits_of(x), row)
 
 
 def _rounded(x: jax.Array, bits: jax.Array, row: FormatTable) -> jax.Array:
-    """Rounds `x`, which is within range; `bits` are those from before it was saturated, which may flush subnormals.
+    """Rounds `x`, which is within range; `bits` are its bits before saturation, which may flush subnormals to zero.
 
-    Below the format's smallest normal number the grid is evenly spaced: adding 1.5 · 2^23 steps leaves nothing below
-    one step. What was added is read back from the sum's exponent, so that no compiler can cancel it. From there on the
-    grid is that of float32 with fewer fraction bits: the dropped bits are rounded in the integer representation, where
-    a carry raises the exponent. Integers use only the former, bf16 and fp32 only the latter.
+    Below the smallest normal number of the format, values are evenly spaced: adding 1.5 · 2^23 steps rounds to a whole
+    step. The added number is read from the exponent of the sum, so that no compiler can cancel it. Above it, values are
+    float32 with fewer fraction bits: the dropped bits are rounded in the integer representation, where a carry
+    increments the exponent. Integers use only the first case, bf16 and fp32 only the second.
     """
     dropped = _FRACTION_BITS - row.mantissa_bits
     smallest_normal = row.smallest_exponent + _EXPONENT_BIAS << _FRACTION_BITS
@@ -75,35 +76,35 @@ def _rounded(x: jax.Array, bits: jax.Array, row: FormatTable) -> jax.Array:
     shortened = (magnitude + jnp.where(magnitude & last_kept != 0, half, jnp.maximum(half - 1, 0))) & -last_kept
     shortened = jnp.minimum(shortened, _bits_of(row.largest))
 
-    # A NaN compares as not normal, and stays one in the sum.
+    # NaN compares as not normal, and remains NaN in the sum.
     normal = jnp.abs(x) >= jnp.where(row.scaled, _float_of(smallest_normal), 0.0)
     rounded = jnp.where(normal, shortened, evenly_spaced)
     return _float_of((_bits_of(x) & _SIGN_BIT) | (rounded & ~_SIGN_BIT))
 
 
 def scale_for(row: FormatTable, clip: jax.Array) -> jax.Array:
-    """What one unit of the format stands for, so that its largest value stands for `clip` (1 for unscaled formats).
+    """The scale of a format: `clip` / its largest value, the 1/s of FLIQS, Eq. 4 and 10. float32, shape of `clip`.
 
-    A clip threshold of zero (a tensor of zeros) gives the scale 1.
+    It is 1 for unscaled formats, and where `clip` is 0 (a tensor of zeros).
     """
     return jnp.where(row.scaled & (clip > 0), clip / row.largest, 1.0)
 
 
 def quantize(x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | None = None) -> jax.Array:
-    """The values of `x` in a number format, dequantised: the plain entry, without gradient tricks or tables.
+    """Quantises `x` to a number format and dequantises it (FLIQS, Q of Eq. 4).
 
     Args:
-      x: float32, or bfloat16 or float16, which are exact in float32, of any shape.
+      x: float32, or bfloat16 or float16, any shape.
       fmt: name of the format, as in `formats.parse_format`.
-      clip: the value that the format's largest code stands for, broadcasts against `x`; unscaled formats (bf16, fp32)
-        ignore it. The largest finite magnitude of `x` if None.
+      clip: clip threshold, the value of the format's largest code; broadcasts against `x`. Unscaled formats (bf16,
+        fp32) ignore it. The largest finite magnitude of `x` if None.
 
     Returns:
       float32 of the shape of `x`: the nearest values, ties to even, saturating; NaN stays NaN.
 
     Raises:
-      UnknownFormatError: no such format.
-      ValueError: a clip that is negative, infinite or NaN.
+      UnknownFormatError: `fmt` is no number format.
+      ValueError: `clip` is negative, infinite or NaN.
     """
     values, scale = quantize_to_grid(x, fmt, clip=clip)
     return values * scale if parse_format(fmt).scaled else values
@@ -112,11 +113,11 @@ def quantize(x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | 
 def quantize_to_grid(
     x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """As `quantize`, but before the values are scaled back: values of the format, and what its unit stands for."""
+    """The values x_q of the format (FLIQS, Eq. 10) and their scale, both float32; `quantize` returns the product."""
     parsed = parse_format(fmt)
     row = format_table([parsed], [1.0]).row(0)
     values = jnp.asarray(x, jnp.float32)
-    if not parsed.scaled:  # Not even divided by 1, which flushes subnormals on some hardware.
+    if not parsed.scaled:  # Dividing by 1 would flush subnormals on some hardware.
         return round_to_grid(values, row), jnp.ones(())
     if clip is None:
         clip = jnp.max(jnp.abs(values), initial=0.0, where=jnp.isfinite(values))

@@ -1,9 +1,9 @@
-"""Quantised tensors as they are stored: a dense stream of codes, a scale, and a file that is refused where damaged.
+"""Storage of quantised tensors: a dense bit stream of codes, scales, and a file whose damage is detected.
 
-A code is sign and magnitude: the position of the magnitude among the format's (`Format.magnitudes`), which for floats
-are the exponent and fraction bits themselves, with the sign above it; unsigned formats have no sign bit. Integers are
-stored the same way, so that −0 survives. Codes follow one another without gaps, least significant bit first: two of
-int4 in a byte, eight of int5 in five bytes. Scales that are powers of two, as in the MX formats, take a byte each.
+A code is a sign bit above a magnitude code, the index of the magnitude in `Format.magnitudes` (for floats, the exponent
+and fraction bits); unsigned formats have no sign bit. Integers are stored in the same way, which preserves −0. Codes
+are packed without gaps, least significant bit first: two int4 codes in a byte, eight int5 codes in five bytes. Scales
+that are powers of two, as in the MX formats, take one byte each.
 """
 
 import hashlib
@@ -28,17 +28,17 @@ _MANIFEST = "aqt_like"
 
 
 class DamagedFileError(ValueError):
-    """A file that is not what `save` wrote; the message says why."""
+    """Raised for a file that is not as `save` wrote it; the message gives the reason."""
 
 
 class Packed(NamedTuple):
-    """A tensor under a format of at most 8 bits.
+    """A tensor quantised to a format of at most 8 bits.
 
     Attributes:
-      codes: uint8[⌈size · bits / 8⌉], the bit stream; the last byte is filled up with zeros.
-      scale: float32, what one unit of the format stands for; broadcasts against `shape`, or is one per block.
+      codes: uint8[⌈size · bits / 8⌉], the bit stream; the last byte is padded with zeros.
+      scale: float32, value of one unit of the format; broadcasts against `shape`, or has one value per block.
       format: name of the format.
-      shape: of the tensor.
+      shape: shape of the tensor.
       blocks: the blocks that share a scale, if any.
     """
 
@@ -52,14 +52,17 @@ class Packed(NamedTuple):
 def pack(
     x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | None = None, blocks: Blocks | None = None
 ) -> Packed:
-    """Quantises and packs; arguments as in `numerics.quantize`, whose result `unpack` gives back bit for bit.
+    """Quantises and packs a tensor; `unpack` returns the result of `numerics.quantize`, bit for bit.
 
-    With `blocks`, `clip` has one value per block. `fmt` may also be one of `granularity.BLOCK_FORMATS`, which says
-    both; its blocks lie along the last axis.
+    Args:
+      x: float32, any shape.
+      fmt: name of a format of at most 8 bits, or one of `granularity.BLOCK_FORMATS`: blocks along the last axis.
+      clip: clip threshold, as in `numerics.quantize`; with `blocks`, one value per block.
+      blocks: the blocks that share a scale, if any.
 
     Raises:
-      UnknownFormatError: no such format.
-      ValueError: a format of more than 8 bits, or a NaN in `x`.
+      UnknownFormatError: `fmt` is no number format.
+      ValueError: the format has more than 8 bits, `x` contains NaN, or `blocks` are without `clip`.
     """
     x = jnp.asarray(x, jnp.float32)
     if fmt in BLOCK_FORMATS:
@@ -86,7 +89,7 @@ def pack(
 
 
 def unpack(packed: Packed) -> np.ndarray:
-    """The float32 values of a packed tensor."""
+    """The values of a packed tensor, dequantised: float32 of its shape."""
     fmt = parse_format(packed.format)
     size = int(np.prod(packed.shape))
     bits = np.unpackbits(packed.codes, count=size * fmt.bits, bitorder="little").reshape(size, fmt.bits)
@@ -103,16 +106,19 @@ def unpack(packed: Packed) -> np.ndarray:
 
 
 def save(path: pathlib.Path, tensors: Mapping[str, Packed]) -> None:
-    """Writes tensors by name as a safetensors file, atomically: `NAME` and `NAME.scale` each, with a JSON manifest.
+    """Writes tensors by name to a safetensors file, atomically: `NAME` and `NAME.scale` each, and a JSON manifest.
 
-    The manifest, under "aqt_like" in the file's metadata, gives the version, and each tensor's format, shape, blocks
-    (size and axis) and SHA-256 over codes and scale. A scale is float32, or uint8 where all are powers of two: their
-    exponents plus 127 (E8M0).
+    The manifest, "aqt_like" in the metadata of the file, holds the version, and of each tensor its format, shape,
+    blocks (size and axis) and a SHA-256 of codes and scale. Scales are float32; or uint8, exponent plus 127 (E8M0), if
+    all scales of the tensor are powers of two.
+
+    Raises:
+      ValueError: the name of a tensor equals `NAME.scale` of another.
     """
     arrays: dict[str, np.ndarray] = {}
     entries = {}
     for name, packed in tensors.items():
-        arrays |= {name: packed.codes, _scale_of(name): _shortest(packed.scale)}
+        arrays |= {name: packed.codes, _scale_name(name): _compact_scale(packed.scale)}
         entries[name] = {
             "format": packed.format,
             "shape": list(packed.shape),
@@ -127,25 +133,25 @@ def save(path: pathlib.Path, tensors: Mapping[str, Packed]) -> None:
 
 
 def load(path: pathlib.Path) -> dict[str, Packed]:
-    """Reads what `save` wrote.
+    """Reads the tensors of a file that `save` wrote, by name.
 
     Raises:
-      DamagedFileError: truncated, tampered with, of another version, or never written by `save`.
+      DamagedFileError: the file is truncated, altered, of another version, or not written by `save`.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             manifest = json.loads((file.metadata() or {})[_MANIFEST])
             if manifest["version"] != VERSION:
                 raise DamagedFileError(f"{path}: version {manifest['version']}, expected {VERSION}")
-            return {name: _checked(file, name, entry) for name, entry in manifest["tensors"].items()}
+            return {name: _read_tensor(file, name, entry) for name, entry in manifest["tensors"].items()}
     except DamagedFileError:
         raise
     except (safetensors.SafetensorError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise DamagedFileError(f"{path} is truncated, or no file of packed tensors: {error!r}") from error
 
 
-def _checked(file: Any, name: str, entry: Mapping[str, Any]) -> Packed:
-    scale = file.get_tensor(_scale_of(name))
+def _read_tensor(file: Any, name: str, entry: Mapping[str, Any]) -> Packed:
+    scale = file.get_tensor(_scale_name(name))
     if scale.dtype == np.uint8:
         scale = scale.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
     blocks = entry["blocks"] and Blocks(*entry["blocks"])
@@ -155,12 +161,12 @@ def _checked(file: Any, name: str, entry: Mapping[str, Any]) -> Packed:
     return packed
 
 
-def _scale_of(name: str) -> str:
+def _scale_name(name: str) -> str:
     return f"{name}.scale"
 
 
-def _shortest(scale: np.ndarray) -> np.ndarray:
-    """The scale as bytes of E8M0 where that loses nothing."""
+def _compact_scale(scale: np.ndarray) -> np.ndarray:
+    """The scales as E8M0 in uint8 if this is exact, else unchanged."""
     exponents = scale.astype(ml_dtypes.float8_e8m0fnu)
     return exponents.view(np.uint8) if np.array_equal(exponents.astype(np.float32), scale) else scale
 

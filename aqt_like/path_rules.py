@@ -1,16 +1,17 @@
-"""Rules over layer paths: one grammar for `quantize_model` and for the search spaces of configs.
+"""Rules over layer paths: the grammar that `quantize_model` and the search spaces of configs share.
 
-A rule is a text `EXPRESSION: WHAT`. The expression is a regular one, searched in a layer's path; the first rule whose
-expression is found decides about the layer. `WHAT` is
+A rule is a text `EXPRESSION: WHAT`. `EXPRESSION` is a regular expression, searched in the path of a layer; the first
+rule that matches applies to the layer. `WHAT` is
 
-* formats joined by commas: the layer may have only these; a single one pins it (`stem: bf16`);
+* formats joined by commas: the layer may use only these; a single one pins it (`stem: bf16`);
 * `ignore`: the layer stays in float, and is neither searched nor counted;
-* `per_tensor`, `per_channel` or `per_block_32`: which of the layer's weights share a scale (per output channel, unless
-  said); formats may stand before it;
-* `tie`: layers whose paths differ only in what the expression found share one decision (`(query|key|value)$: tie`);
-  formats and a granularity may stand before it (`(query|key|value)$: int4,int8 per_tensor tie`).
+* `per_tensor`, `per_channel` or `per_block_32`: the weights that share a scale (`per_channel` by default: output
+  channels); formats may precede it;
+* `tie`: layers whose paths differ only in the part that the expression matches share one decision
+  (`(query|key|value)$: tie`); formats and a granularity may precede it
+  (`(query|key|value)$: int4,int8 per_tensor tie`).
 
-What becomes of layers that no rule matches is up to those who ask: a search lets them have every format.
+Layers that no rule matches are left to the caller: a search allows them all formats.
 """
 
 import dataclasses
@@ -23,12 +24,21 @@ from aqt_like.formats import UnknownFormatError, parse_layer_format
 
 
 class RuleError(ValueError):
-    """A rule that cannot be read, or that decides nothing; the message quotes it."""
+    """Raised for a rule that cannot be parsed or applies to no layer; the message quotes it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A rule, read: `formats` is empty where all are allowed, `granularity` where it is the usual one."""
+    """A parsed rule.
+
+    Attributes:
+      text: the rule as written.
+      expression: the regular expression over paths.
+      formats: names of the allowed formats; empty if all are allowed.
+      granularity: name of the granularity of weights (`granularity.kernel_granularity`); empty for the default.
+      ignored: whether layers stay in float.
+      tied: whether layers share one decision.
+    """
 
     text: str
     expression: re.Pattern[str]
@@ -39,34 +49,34 @@ class Rule:
 
 
 def parse_rule(text: str, formats: Sequence[str]) -> Rule:
-    """Reads `EXPRESSION: WHAT`.
+    """Parses a rule `EXPRESSION: WHAT`.
 
     Args:
       text: the rule.
-      formats: names of the formats that it may give.
+      formats: names of the formats that the rule may use.
 
     Raises:
-      RuleError: it cannot be read, or names a format that is not among `formats`.
+      RuleError: the rule cannot be parsed, or uses a format that is not in `formats`.
     """
     expression, separator, what = text.rpartition(":")
     if not separator:
         raise RuleError(f"rule {text!r}: {_EXPECTED}")
-    rule = _read(text, expression, what)
+    rule = _parse(text, expression, what)
     if unknown := [name for name in rule.formats if name not in formats]:
         raise RuleError(f"rule {text!r}: {', '.join(unknown)} not among the formats: {', '.join(formats)}")
     return rule
 
 
 def make_rule(expression: str, what: str) -> Rule:
-    """The rule of an expression and what it gives, in two texts; all number formats are allowed.
+    """Parses a rule given as two texts, `EXPRESSION` and `WHAT`, which may use all number formats.
 
     Raises:
-      RuleError: it cannot be read, or names no number format.
+      RuleError: the rule cannot be parsed, or uses a name that is no number format.
     """
     text = f"{expression}: {what}"
     if not isinstance(expression, str) or not isinstance(what, str):
         raise RuleError(f"rule {text!r}: expected two texts, as in 'stem' and 'bf16'")
-    rule = _read(text, expression, what)
+    rule = _parse(text, expression, what)
     for name in rule.formats:
         try:
             parse_layer_format(name)
@@ -76,28 +86,28 @@ def make_rule(expression: str, what: str) -> Rule:
 
 
 def decide(paths: Sequence[str], rules: Sequence[Rule]) -> dict[str, Rule]:
-    """The first rule that matches, by path; paths that none matches are left out.
+    """The first matching rule of each path; paths without a matching rule are left out.
 
     Raises:
-      RuleError: a rule that decides nothing.
+      RuleError: a rule applies to no path.
     """
-    decided: dict[str, Rule] = {}
+    rule_of: dict[str, Rule] = {}
     for path in paths:
         for rule in rules:
             if rule.expression.search(path):
-                decided[path] = rule
+                rule_of[path] = rule
                 break
     for rule in rules:
-        if rule not in decided.values():
+        if rule not in rule_of.values():
             raise RuleError(_unused(rule, paths))
-    return decided
+    return rule_of
 
 
 _EXPECTED = "expected EXPRESSION: WHAT, as in 'stem: bf16' or 'mlp: tie'"
 
 
-def _read(text: str, expression: str, what: str) -> Rule:
-    """The rule, whose formats are still to be looked up."""
+def _parse(text: str, expression: str, what: str) -> Rule:
+    """Parses a rule; its formats are not yet checked."""
     if not expression.strip() or not what.strip():
         raise RuleError(f"rule {text!r}: {_EXPECTED}")
     try:
@@ -123,5 +133,5 @@ def _read(text: str, expression: str, what: str) -> Rule:
 def _unused(rule: Rule, paths: Sequence[str]) -> str:
     if any(rule.expression.search(path) for path in paths):
         return f"rule {rule.text!r} decides nothing: earlier rules match all the layers that it does"
-    near = difflib.get_close_matches(rule.expression.pattern, [*paths], n=3, cutoff=0.3) or list(paths[:8])
-    return f"rule {rule.text!r} matches no layer; near it are {', '.join(near)}"
+    near_matches = difflib.get_close_matches(rule.expression.pattern, [*paths], n=3, cutoff=0.3) or list(paths[:8])
+    return f"rule {rule.text!r} matches no layer; near it are {', '.join(near_matches)}"

@@ -1,7 +1,7 @@
-"""A Flax model quantised in one call: `quantize_model(model, variables, batch, formats="int4")`.
+"""Quantisation of a Flax model in one call: `quantize_model(model, variables, batch, formats="int4")`.
 
-What it is made of (`path_rules`, `interception`, `format_choice`) is there for those who build on it: a search injects
-another `"formats"` collection at each step.
+Its parts (`path_rules`, `interception`, `format_choice`) can be used separately: a search injects another `"formats"`
+collection at each step.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from aqt_like.path_rules import Rule, RuleError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QuantizedModel:
-    """A model, and how each of its layers is quantised. It holds no weights: `apply` takes those of the moment.
+    """A model with the formats of its layers. It holds no weights: they are arguments of `apply`.
 
     Attributes:
       model: the linen module, unchanged.
-      formats: name of each layer's format, by path; what computes in float is not in it.
-      collection: the `"formats"` collection (`interception.LayerFormats` by path), with clip thresholds of inputs.
-      quantizer: gradient and granularity; `dataclasses.replace` exchanges it.
+      formats: format name of each quantised layer, by path.
+      collection: the `"formats"` collection: `interception.LayerFormats` by path, including clip thresholds of inputs.
+      quantizer: gradient and granularity; change it with `dataclasses.replace`.
     """
 
     model: nn.Module
@@ -37,16 +37,17 @@ class QuantizedModel:
     quantizer: interception.Quantizer = dataclasses.field(repr=False)
 
     def apply(self, variables: Mapping[str, Any], *args: Any, mutable: Any = False, **kwargs: Any) -> Any:
-        """`model.apply` with weights and inputs quantised, for `jit`, `vmap` and `grad` (straight-through).
+        """`model.apply` with weights and inputs fake-quantised; `jit`, `vmap` and `grad` (straight-through) apply.
 
         Args:
-          variables: the model's variables, weights in float; each call quantises them anew.
+          variables: the model's variables, with float weights; each call quantises them again.
           *args: passed to the model.
-          mutable: as in `model.apply`, as in `["batch_stats"]`.
+          mutable: as in `model.apply`: names of collections, as in `["batch_stats"]`.
           **kwargs: passed to `model.apply`.
 
         Raises:
-          ValueError: variables without `"params"`; `mutable` takes in `"params"`, which would come back rounded.
+          ValueError: `variables` lacks `"params"`, or `mutable` includes `"params"` (they would be returned rounded) or
+            `"formats"`.
         """
         for name in ("params", "formats"):
             if in_filter(mutable, name):
@@ -68,27 +69,29 @@ def quantize_model(
     formats: str | Mapping[str, str] = "int4",
     **call_kwargs: Any,
 ) -> QuantizedModel:
-    """Quantises weights and inputs of a model's layers: convolutions, dense layers, einsums and `Product`s.
+    """Quantises the weights and inputs of a model's layers: convolutions, dense layers, einsums and `Product`s.
 
-    Inputs are clipped at a multiple of their root mean square over all of `batch`, weights at a multiple of their own,
-    per output channel; multiples are those of least error on Gaussian data (FLIQS, A.8). Inputs that are never negative
-    use the unsigned integer. What a model multiplies outside of such layers stays in float.
+    Inputs are clipped at a multiple of their root mean square over `batch`, weights at a multiple of the root mean
+    square of each output channel. The multiples are those of least squared error on Gaussian data (FLIQS, §3
+    "Switchable Clipping" and A.8). Inputs that are never negative use unsigned integers. Other products of the model
+    stay in float.
 
     Args:
       model: any linen module.
-      variables: what `model.init` returns, trained or not.
-      batch: the model's input, or a tuple of its positional arguments. Some dozens of typical examples will do.
-      formats: one format for all layers, as in `"int4"`, or `"int4/int8"` for weights and inputs; or several by path,
+      variables: the model's variables as `model.init` returns them, trained or not.
+      batch: calibration data: the model's input, or a tuple of its positional arguments. A few dozen typical examples
+        suffice.
+      formats: one format for all layers, as in `"int4"`, or `"int4/int8"` for weights and inputs; or rules over paths,
         as in `{"stem": "bf16", "head": "int8 per_tensor", "gate": "ignore", ".*": "int4"}`: the first expression that
-        is found in a layer's path decides (see `path_rules`), and `ignore` leaves the layer in float.
-      **call_kwargs: passed to `model.apply` when inputs are profiled, as in `train=False`.
+        matches a layer's path applies (see `path_rules`), and `ignore` leaves the layer in float.
+      **call_kwargs: passed to `model.apply` during calibration, as in `train=False`.
 
     Raises:
-      RuleError: a rule that cannot be read, gives several formats, or decides nothing; a layer that no rule decides
-        about, or whose rule cannot be followed.
-      UnknownFormatError, ValueError: a format without clip multiple, or an unsigned one; a batch that is empty or not
-        finite; variables without `"params"`; a model without layers to quantise; a layer whose input has no finite mean
-        square, or is nothing but zeros; a call under `jit`, where values cannot be looked at.
+      RuleError: a rule cannot be parsed, has several formats, or applies to no layer; or a layer has no rule, or one
+        that cannot be applied to it.
+      UnknownFormatError, ValueError: a format is unsigned or has no clip multiple; `batch` is empty or not finite;
+        `variables` lacks `"params"`; the model has no layer to quantise; the input of a layer has no finite mean square
+        or is all zeros; or the call is under `jit`, where values are unknown.
     """
     rules = _rules(formats)
     args = batch if type(batch) is tuple else (batch,)
@@ -99,32 +102,36 @@ def quantize_model(
         raise ValueError(f"{type(model).__name__} has no layer that can be quantised: expected one of {kinds}")
     if "" in profiles:
         raise ValueError(f"{type(model).__name__} is itself a layer, without a path: expected a module that holds it")
-    kernels = _kernels(variables["params"])
-    decided = _decide(profiles, kernels, rules)
-    paths = [path for path in profiles if not decided[path].ignored]
+    kernels = _kernel_paths(variables["params"])
+    rule_of = _decide(profiles, kernels, rules)
+    paths = [path for path in profiles if not rule_of[path].ignored]
     if not paths:
         raise RuleError("the rules ignore every layer: none is left to quantise")
 
-    names = [decided[path].formats[0] for path in paths]
+    names = [rule_of[path].formats[0] for path in paths]
     bank_names = list(dict.fromkeys(names))
-    members = [parse_layer_format(name) for name in bank_names]
+    bank_formats = [parse_layer_format(name) for name in bank_names]
     profile = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(profiles[path] for path in paths))
     collection = format_choice.format_state(
         paths,
-        format_choice.format_bank(members, use_unsigned=True),
-        format_choice.precomputed_clip_multiples(members, len(paths), "gaussian", use_unsigned=True),
+        format_choice.format_bank(bank_formats, use_unsigned=True),
+        format_choice.precomputed_clip_multiples(bank_formats, len(paths), "gaussian", use_unsigned=True),
         jnp.asarray([bank_names.index(name) for name in names], jnp.int32),
         profile,
         jnp.asarray(True),
     )
-    clips = {path: interception.kernel_clip(decided[path].granularity) for path in paths if decided[path].granularity}
+    clips = {path: interception.kernel_clip(rule_of[path].granularity) for path in paths if rule_of[path].granularity}
     return QuantizedModel(
         model, dict(zip(paths, names, strict=True)), collection, interception.Quantizer(weight_clip_of=clips)
     )
 
 
 def _rules(formats: str | Mapping[str, str]) -> list[Rule]:
-    """The rules, each of which comes to one format or to `ignore`."""
+    """The rules, each with one format or `ignore`.
+
+    Raises:
+      RuleError: a rule is none of these.
+    """
     if not isinstance(formats, str | Mapping):
         raise RuleError(f"formats={formats!r}: expected a format, or a mapping from expressions over paths to formats")
     by_expression = {".*": formats} if isinstance(formats, str) else formats
@@ -156,8 +163,8 @@ def _check_batch(args: tuple, variables: Mapping[str, Any]) -> None:
             )
 
 
-def _kernels(params: Mapping[str, Any]) -> set[str]:
-    """Paths of modules that hold a matrix by the name that linen's layers give to theirs."""
+def _kernel_paths(params: Mapping[str, Any]) -> set[str]:
+    """Paths of modules with a parameter `kernel` of at least two axes, as linen's layers have."""
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
     return {"/".join(path[:-1]) for path, leaf in flat.items() if path[-1] == "kernel" and np.ndim(leaf) >= 2}
 
@@ -165,35 +172,39 @@ def _kernels(params: Mapping[str, Any]) -> set[str]:
 def _decide(
     profiles: Mapping[str, interception.LayerCalibration], kernels: set[str], rules: Sequence[Rule]
 ) -> dict[str, Rule]:
-    """The rule of each layer, by path, once all have one that can be followed."""
+    """The rule of each layer, by path.
+
+    Raises:
+      RuleError: a layer has no rule, or one that cannot be applied to it.
+    """
     paths = [*profiles, *sorted(kernels - profiles.keys())]
-    decided = path_rules.decide(paths, rules)
-    if undecided := [path for path in paths if path not in decided]:
+    rule_of = path_rules.decide(paths, rules)
+    if unmatched := [path for path in paths if path not in rule_of]:
         raise RuleError(
-            f"no rule decides about {', '.join(undecided)}: add '.*': 'FORMAT' or '.*': 'ignore' as the last one"
+            f"no rule decides about {', '.join(unmatched)}: add '.*': 'FORMAT' or '.*': 'ignore' as the last one"
         )
-    for path, rule in decided.items():
+    for path, rule in rule_of.items():
         if not rule.ignored and (problem := _problem(path, rule, profiles, kernels)):
             raise RuleError(f"rule {rule.text!r}: {path} {problem}; to leave it in float, put {path!r}: 'ignore' first")
-    return decided
+    return rule_of
 
 
 def _problem(
     path: str, rule: Rule, profiles: Mapping[str, interception.LayerCalibration], kernels: set[str]
 ) -> str | None:
-    """Why a layer cannot be quantised as its rule says, if so."""
+    """The reason why a layer cannot be quantised by its rule; None if it can."""
     if path not in profiles:
         return "holds a kernel, but no layer that can be quantised ran there on this batch"
-    seen = profiles[path]
+    profile = profiles[path]
     if path not in kernels and rule.granularity not in ("", "per_tensor"):
         return f"is a product, both of whose factors are clipped per tensor, not {rule.granularity}"
-    if seen.batches == 0:
+    if profile.batches == 0:
         return (
             "runs in a lifted transform (nn.scan, nn.vmap) through which its input is not seen: give that the "
             "variable_axes={'calibration': 0}"
         )
-    if not (np.isfinite(seen.mean_square) and np.isfinite(seen.smallest)):
-        return f"has an input of mean square {float(seen.mean_square)} on this batch: expected a finite one"
-    if seen.mean_square == 0 and parse_layer_format(rule.formats[0]).inputs.scaled:
+    if not (np.isfinite(profile.mean_square) and np.isfinite(profile.smallest)):
+        return f"has an input of mean square {float(profile.mean_square)} on this batch: expected a finite one"
+    if profile.mean_square == 0 and parse_layer_format(rule.formats[0]).inputs.scaled:
         return "has an input of nothing but zeros on this batch, which tells no clip threshold"
     return None

@@ -1,4 +1,4 @@
-"""What a choice costs: search spaces and genomes, a model's layers, and cost models by name. Public: `__all__`."""
+"""Hardware costs: search spaces and genomes, the layers of a model, and cost models. Public names: `__all__`."""
 
 from hwcost.cost_model import CostModel, per_format
 from hwcost.costs import COSTS, find_cost

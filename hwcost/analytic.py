@@ -1,4 +1,4 @@
-"""Costs that follow from arithmetic alone."""
+"""Analytic costs, computed from layer sizes and bits: bit operations, weight bytes and activation bytes."""
 
 from aqt_like.formats import LayerFormat
 from hwcost.cost_model import CostModel, per_format
@@ -6,7 +6,7 @@ from hwcost.workload import LayerSpec
 
 
 def bit_operations(layer: LayerSpec, fmt: LayerFormat) -> float:
-    """Bits of the weights · bits of the input · MACs: bits² · MACs where they are alike (FLIQS, Eq. 1)."""
+    """Bit operations of a layer: weight bits · input bits · MACs; b² · MAC if both have b bits (FLIQS, Eq. 1)."""
     return fmt.weights.bits * fmt.inputs.bits * layer.macs
 
 
@@ -16,7 +16,7 @@ def weight_bytes(layer: LayerSpec, fmt: LayerFormat) -> float:
 
 
 def activation_bytes(layer: LayerSpec, fmt: LayerFormat) -> float:
-    """Bytes of a layer's input and output for one example, both in `fmt`: what has to be held while it runs."""
+    """Bytes of a layer's input and output, both in `fmt`, for one example: its activation memory."""
     return (layer.input_values + layer.output_values) * fmt.inputs.bits / 8
 
 

@@ -1,9 +1,9 @@
-"""BitFusion (Sharma et al., 2018), the accelerator of APQ's tables: latency to the cycle, energy to a few per mille.
+"""BitFusion (Sharma et al., 2018), the accelerator of APQ (§5): latency to the cycle, energy within a few per mille.
 
-A layer is cut into tiles that fit the on-chip buffers, and its loops over tiles are ordered so that little crosses the
-off-chip bus; the best tiling and order are found by trying all. The rules and the energy's coefficients were recovered
-from the lookup table that APQ published, which the tests compare with: weights and activations of 4, 6 and 8 bits. Two
-bits follow the same rules, sixteen are computed in passes of eight, as the fusion units would; neither is validated.
+A layer is split into tiles that fit the on-chip buffers; the tile sizes and the order of the loops over tiles are found
+by exhaustive search for the lowest latency. The rules and energy coefficients were recovered from the published lookup
+table of APQ (§3.3), with which the tests compare: weights and activations of 4, 6 and 8 bits. Two bits follow the same
+rules, and sixteen bits take several passes of eight, as in the fusion units; neither is validated.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ _ACCUMULATOR_BITS = 32
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """A BitFusion array; change it to co-design. Energy's coefficients belong to the one that APQ used.
+    """Parameters of a BitFusion array. The defaults are APQ's; `Energy` is fitted to those.
 
     Attributes:
-      rows, columns: of the array of fusion units; inputs go along rows, outputs along columns.
-      bus_bits: crossing to and from off-chip memory per cycle.
+      rows, columns: size of the array of fusion units; input channels map to rows, output channels to columns.
+      bus_bits: width of the off-chip bus, bits per cycle.
       weight_buffer, activation_buffer, output_buffer: bits, half of each double buffer.
-      clock: Hz.
+      clock: clock frequency, Hz.
     """
 
     rows: int = 16
@@ -44,7 +44,7 @@ class Accelerator:
 
 
 class Energy(NamedTuple):
-    """Nanojoules, fitted to APQ's table: per cycle, busy cycle, bit off chip, and bit through each buffer."""
+    """Energy coefficients in nanojoules, fitted to APQ's table: per cycle, busy cycle, off-chip or buffered bit."""
 
     cycle: float = 0.4245
     busy_cycle: float = 0.4855
@@ -61,14 +61,14 @@ APQ_ACCELERATOR, APQ_ENERGY = Accelerator(), Energy()
 
 
 class Geometry(NamedTuple):
-    """A layer at batch size 1: a convolution, or a dense layer as one of 1×1.
+    """A convolution at batch size 1; a dense layer is a 1×1 convolution.
 
     Attributes:
-      in_channels, out_channels: of all groups together.
-      output: rows and columns of the result.
-      kernel: rows and columns.
-      stride: the same along both.
-      groups: of the convolution; as many as input channels make it depthwise.
+      in_channels, out_channels: channels of all groups together.
+      output: rows and columns of the output.
+      kernel: rows and columns of the kernel.
+      stride: stride along both axes.
+      groups: number of groups; equal to `in_channels` if depthwise.
     """
 
     in_channels: int
@@ -80,32 +80,32 @@ class Geometry(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Cycles, int64[N], and energy in nanojoules, float64[N], of N settings."""
+    """Latency in cycles, int64[N], and energy in nanojoules, float64[N], of N settings."""
 
     cycles: np.ndarray
     energy: np.ndarray
 
     def milliseconds(self, accelerator: Accelerator) -> np.ndarray:
-        """float64[N]."""
+        """Latency in milliseconds, float64[N]."""
         return self.cycles / accelerator.clock * 1e3
 
     @property
     def millijoules(self) -> np.ndarray:
-        """float64[N]."""
+        """Energy in millijoules, float64[N]."""
         return self.energy * 1e-6
 
 
-# The four loops over tiles, and which of them the three kinds of data depend on.
+# The four loops over tiles, and the loops that index each of the three kinds of data.
 _ROW, _COLUMN, _INPUT, _OUTPUT = range(4)
 _ORDERS = np.asarray(list(itertools.permutations(range(4))))  # [24, 4], innermost first
 _ACTIVATIONS, _WEIGHTS, _RESULTS = ({_ROW, _COLUMN, _INPUT}, {_INPUT, _OUTPUT}, {_ROW, _COLUMN, _OUTPUT})
 
 
 def storage_bits(bits: int) -> int:
-    """What a value of so many bits takes in a buffer, and computes as: 2, 4, 8 or 16.
+    """The bits in which a `bits`-wide value is stored in buffers and computed: 2, 4, 8 or 16.
 
     Raises:
-      ValueError: bits that the array cannot compute with.
+      ValueError: the array cannot compute with `bits` bits.
     """
     if not 1 < bits <= BITS[-1]:
         raise ValueError(f"{bits} bits: BitFusion computes integers of 2 to {BITS[-1]} bits")
@@ -119,32 +119,32 @@ def cost(
     accelerator: Accelerator = APQ_ACCELERATOR,
     energy: Energy = APQ_ENERGY,
 ) -> Cost:
-    """Latency and energy of one layer under N pairs of bits.
+    """Latency and energy of one layer for N settings of weight and activation bits.
 
     Args:
       geometry: the layer.
-      weight_bits, activation_bits: N each.
+      weight_bits, activation_bits: bits of each setting, N each.
       accelerator: the array.
-      energy: its coefficients.
+      energy: its energy coefficients.
 
     Raises:
-      ValueError: bits that the array cannot compute with, or a layer of which not even the smallest tile fits.
+      ValueError: the array cannot compute with some bits, or even the smallest tile does not fit the buffers.
     """
-    # Settings that compute alike share their tiles; they differ in the bits that they move.
+    # Settings with the same storage bits share tiles; they differ only in the bits that they move.
     cycles = np.empty(len(weight_bits), np.int64)
-    joules = np.empty(len(weight_bits), np.float64)
+    nanojoules = np.empty(len(weight_bits), np.float64)
     stored = [(storage_bits(w), storage_bits(a)) for w, a in zip(weight_bits, activation_bits, strict=True)]
     for widths in set(stored):
-        members = [i for i, pair in enumerate(stored) if pair == widths]
-        cycles[members], joules[members] = _cost_of_widths(
+        indices = [i for i, pair in enumerate(stored) if pair == widths]
+        cycles[indices], nanojoules[indices] = _cost_of_widths(
             geometry,
             *widths,
-            np.asarray([weight_bits[i] for i in members], np.float64)[:, None, None],
-            np.asarray([activation_bits[i] for i in members], np.float64)[:, None, None],
+            np.asarray([weight_bits[i] for i in indices], np.float64)[:, None, None],
+            np.asarray([activation_bits[i] for i in indices], np.float64)[:, None, None],
             accelerator,
             energy,
         )
-    return Cost(cycles, joules)
+    return Cost(cycles, nanojoules)
 
 
 def _cost_of_widths(
@@ -156,11 +156,12 @@ def _cost_of_widths(
     accelerator: Accelerator,
     energy: Energy,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cycles and energy, [N], for bits, float64[N, 1, 1], that are stored at the same widths.
+    """Cycles, int64[N], and energy, float64[N], of settings that are stored at the same widths.
 
-    Arrays have axes for settings, tiles and loop orders. Values are whole numbers below 2^53, exact in float64.
+    `weight_bits` and `activation_bits` are float64[N, 1, 1]: the axes of arrays are settings, tiles and loop orders.
+    Values are whole numbers below 2^53, exact in float64.
     """
-    # Inputs that one column takes in at a time: narrower values let a fusion unit multiply more of them.
+    # Inputs that one column multiplies per cycle: a fusion unit multiplies more values if they are narrower.
     lanes = accelerator.rows * 8 * 8 / (weight_width * activation_width)
     repeats, ins, outs = _products(geometry, lanes / 2)
     (kernel_rows, kernel_columns), stride = geometry.kernel, geometry.stride
@@ -175,7 +176,7 @@ def _cost_of_widths(
     rows, columns = np.minimum(side, geometry.output[0]), np.minimum(side, geometry.output[1])
     inner, outer = np.minimum(inner, ins), np.minimum(outer, outs)
     inputs = ((rows - 1) * stride + kernel_rows) * ((columns - 1) * stride + kernel_columns)
-    # What one tile takes in the buffers, in bits, padded to the array.
+    # Bits of one tile in each buffer, padded to the array.
     capacity = (
         inputs * _padded(inner, lanes) * activation_width,
         _padded(taps * inner, lanes) * _padded(outer, accelerator.columns) * weight_width,
@@ -186,10 +187,10 @@ def _cost_of_widths(
     if not fits.any():
         raise ValueError(f"{geometry}: not even the smallest tile fits the buffers")
 
-    def kept(values: np.ndarray) -> np.ndarray:
+    def fitting(values: np.ndarray) -> np.ndarray:
         return values[fits].astype(np.float64)[None, :, None]
 
-    rows, columns, inner, outer, inputs = (kept(v) for v in (rows, columns, inner, outer, inputs))
+    rows, columns, inner, outer, inputs = (fitting(v) for v in (rows, columns, inner, outer, inputs))
     counts = np.concatenate(
         [
             np.ceil(geometry.output[0] / rows),
@@ -207,8 +208,8 @@ def _cost_of_widths(
     )
     moved, resident = zip(
         *(
-            _walk(one_tile, kept(padded), limit, counts, depends)
-            for one_tile, padded, limit, depends in zip(
+            _bus_traffic(one_tile, fitting(padded), limit, counts, indexing_loops)
+            for one_tile, padded, limit, indexing_loops in zip(
                 traffic, capacity, limits, (_ACTIVATIONS, _WEIGHTS, _RESULTS), strict=True
             )
         ),
@@ -238,14 +239,14 @@ def _cost_of_widths(
     cycles, nanojoules = (v.reshape(settings, -1) for v in np.broadcast_arrays(cycles, nanojoules))
     best = np.lexsort((nanojoules, cycles), axis=-1)[:, :1]
     chosen = (np.take_along_axis(v, best, axis=1)[:, 0] for v in (cycles, nanojoules))
-    least, joules = chosen
-    return (repeats * least).astype(np.int64), repeats * joules
+    best_cycles, best_nanojoules = chosen
+    return (repeats * best_cycles).astype(np.int64), repeats * best_nanojoules
 
 
 def _products(geometry: Geometry, depthwise_channels: float) -> tuple[int, int, int]:
-    """How many times which input and output channels are multiplied, dense.
+    """A convolution as repeated dense products: number of repeats, input channels, output channels.
 
-    Depthwise channels are taken several at a time, as many as keep half of the rows busy, as if they were dense.
+    A depthwise convolution is computed for several channels at a time, enough to occupy half of the rows, as if dense.
     """
     if geometry.groups == 1:
         return 1, geometry.in_channels, geometry.out_channels
@@ -257,7 +258,7 @@ def _products(geometry: Geometry, depthwise_channels: float) -> tuple[int, int, 
 
 
 def _tile_sizes(unit: int, size: int) -> np.ndarray:
-    """The unit, doubled until it covers `size`."""
+    """Candidate tile sizes: `unit` times powers of two, up to the first that is at least `size`."""
     return unit * 2 ** np.arange(math.ceil(math.log2(math.ceil(size / unit))) + 1)
 
 
@@ -265,20 +266,21 @@ def _padded(size: np.ndarray, multiple: float) -> np.ndarray:
     return np.ceil(size / multiple) * multiple
 
 
-def _walk(
-    one_tile: np.ndarray, capacity: np.ndarray, limit: int, counts: np.ndarray, depends: set[int]
+def _bus_traffic(
+    one_tile: np.ndarray, capacity: np.ndarray, limit: int, counts: np.ndarray, indexing_loops: set[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What crosses the bus in all, and what stays in the buffer, for each setting, tile and order of the loops.
+    """Bits of one kind of data that cross the bus, and bits that stay in the buffer: float64[settings, tiles, orders].
 
-    From the innermost loop out, data that do not depend on a loop stay for it, and data that do are kept for all of
-    its turns as long as they fit. What did not fit once is fetched again in every turn of every loop further out.
+    Loops are processed from the innermost outward. Data that a loop does not index are reused in all its iterations;
+    data that it indexes are kept for all its iterations if they fit. Once they do not fit, they are fetched again in
+    every iteration of every loop further out.
     """
     settings, tiles = max(len(one_tile), 1), counts.shape[1]
     shape = (settings, tiles, len(_ORDERS))
     traffic, held = (np.broadcast_to(one_tile, shape).copy() for _ in range(2))
     capacity = np.broadcast_to(capacity, (1, *shape[1:])).copy()
     stays = np.ones((1, *shape[1:]), bool)
-    dependent = np.isin(np.arange(4), list(depends))
+    dependent = np.isin(np.arange(4), list(indexing_loops))
     for loop in _ORDERS.T:
         turns, grows = counts[loop].T[None], dependent[loop][None, None]
         traffic = np.where(grows | ~stays, traffic * turns, traffic)
@@ -289,11 +291,13 @@ def _walk(
 
 
 def layer_geometry(layer: LayerSpec, accelerator: Accelerator = APQ_ACCELERATOR) -> Geometry:
-    """How the array sees a layer. A convolution over fewer channels than it has rows (images) is unrolled beforehand.
+    """The convolution that computes a layer on the array.
+
+    A convolution with fewer input channels than the array has rows, as over images, is unrolled to a 1×1 convolution.
 
     Raises:
-      ValueError: a layer that the array cannot compute: a product of activations, a transposed convolution, or one over
-        three axes.
+      ValueError: the array cannot compute the layer: a product of activations, a transposed convolution, one over three
+        axes, or unequal strides.
     """
     if layer.kind == "product" or len(layer.output_size) > 2 or layer.output_size > layer.input_size:
         raise ValueError(f"{layer.path}: BitFusion has no {layer.kind} from {layer.input_size} to {layer.output_size}")
@@ -310,7 +314,11 @@ def layer_geometry(layer: LayerSpec, accelerator: Accelerator = APQ_ACCELERATOR)
 
 
 def _bits(layer: LayerSpec, formats: Sequence[Format]) -> list[int]:
-    """Bits of each format; bfloat16 counts as the 16-bit integer that would stand for it on this array."""
+    """Bits of each format; bf16 counts as a 16-bit integer.
+
+    Raises:
+      ValueError: another float, or more than 16 bits.
+    """
     for fmt in formats:
         if not (fmt.is_integer or fmt.name == "bf16") or fmt.bits > BITS[-1]:
             raise ValueError(f"{layer.path}: BitFusion computes integers of 2 to {BITS[-1]} bits, {fmt.name} is none")
@@ -318,7 +326,7 @@ def _bits(layer: LayerSpec, formats: Sequence[Format]) -> list[int]:
 
 
 def cost_models(accelerator: Accelerator = APQ_ACCELERATOR, energy: Energy = APQ_ENERGY) -> dict[str, CostModel]:
-    """`latency` in milliseconds and `energy` in millijoules on an accelerator."""
+    """Cost models of an accelerator: `latency` in milliseconds and `energy` in millijoules (APQ, §3.3 and Table 2)."""
 
     def layer_costs(layer: LayerSpec, formats: Sequence[LayerFormat]) -> Cost:
         weight_bits = _bits(layer, [f.weights for f in formats])

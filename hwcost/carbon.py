@@ -1,4 +1,4 @@
-"""Energy, carbon dioxide and cloud cost of a computation, as APQ's Table 2 counts them (Strubell et al., 2019)."""
+"""Energy, CO2e and cloud cost of a computation (APQ, Table 2, after Strubell et al., 2019)."""
 
 from typing import NamedTuple
 
@@ -6,13 +6,13 @@ POUNDS_PER_KILOGRAM = 2.20462
 
 
 class Rates(NamedTuple):
-    """What an hour costs.
+    """Rates of an hour of computation.
 
     Attributes:
-      watts: that the computer draws. APQ's 56.72 lbs of CO2e for 200 hours on a GPU follow from 188 of them.
-      power_usage: of the data centre, over that of its computers (Strubell et al., 2019: 1.58, the mean of 2018).
-      kilograms_per_kilowatt_hour: of CO2e (Strubell et al., 2019: 0.954 lbs, the mean of the U.S. in 2018).
-      dollars_per_hour: the lowest and the highest (APQ's Table 2: $148 to $496 for 200 hours).
+      watts: power of the computer. 188 W reproduce APQ's 56.72 lbs of CO2e for 200 GPU hours (Table 2).
+      power_usage: power of the data centre over that of its computers (Strubell et al., 2019: 1.58, the mean of 2018).
+      kilograms_per_kilowatt_hour: CO2e per kWh (Strubell et al., 2019: 0.954 lbs, the mean of the U.S. in 2018).
+      dollars_per_hour: lowest and highest price (APQ, Table 2: $148 to $496 for 200 hours).
     """
 
     watts: float = 188.2
@@ -22,7 +22,7 @@ class Rates(NamedTuple):
 
 
 class Footprint(NamedTuple):
-    """Kilowatt-hours, kilograms of CO2e, and dollars from … to."""
+    """Energy in kilowatt-hours, CO2e in kilograms, and the lowest and highest price in dollars."""
 
     kilowatt_hours: float
     co2e_kilograms: float
@@ -30,10 +30,10 @@ class Footprint(NamedTuple):
 
 
 def footprint(seconds: float, rates: Rates) -> Footprint:
-    """That of a computation of so many seconds.
+    """The footprint of a computation that takes `seconds`.
 
     Raises:
-      ValueError: negative seconds or rates.
+      ValueError: seconds or a rate is negative.
     """
     if seconds < 0 or min(*rates[:3], *rates.dollars_per_hour) < 0:
         raise ValueError(f"{seconds} seconds at {rates}: expected no negative numbers")

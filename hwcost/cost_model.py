@@ -1,7 +1,7 @@
-"""Costs by name: what each prices a layer at, and how a network's total follows.
+"""Cost models: the cost of a layer in each format, and the total cost of a network.
 
-A cost model is a function of a layer and formats, here or anywhere: `config.cost = "package.module:name"` names one of
-the user's. Everything else (tables, pricing, targets, reports) is the same for all.
+`config.cost` names a cost model: one of `costs.COSTS`, a table's file, or the user's own as `package.module:name`.
+Tables, pricing, targets and reports are the same for all of them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,14 +18,14 @@ LayerCosts = Callable[[LayerSpec, Sequence[LayerFormat]], np.ndarray]
 
 
 class CostModel(NamedTuple):
-    """What a device or a memory charges.
+    """A cost model of a device or a memory.
 
     Attributes:
-      layer_costs: `(layer, formats) → float64[K]`, the layer's cost with weights and input in each format. Raises
-        ValueError, naming the layer, where it cannot tell.
-      unit: of the cost.
-      total: of a network over its layers: `"sum"`, `"mean"` or `"peak"`, which is the dearest layer.
-      estimates: whether a layer's cost is an estimate from that of other layers; reports say so.
+      layer_costs: `(layer, formats) → float64[K]`, cost of a layer in each format of weights and input; it raises a
+        ValueError that names the layer if the cost is unknown.
+      unit: unit of the cost.
+      total: how layer costs form the total of a network: `"sum"`, `"mean"` or `"peak"` (the largest).
+      estimates: whether the cost of a layer is estimated from other layers, which reports state.
     """
 
     layer_costs: LayerCosts
@@ -34,7 +34,7 @@ class CostModel(NamedTuple):
     estimates: Callable[[LayerSpec], bool] = lambda _: False
 
     def table(self, plan: FormatPlan) -> pricing.CostTable:
-        """Prices for the genomes of a plan."""
+        """The cost table of a plan: one term per layer, the C_l of FLIQS, Eq. 1."""
         formats = {f.name: f for f in plan.formats}
         share = len(plan.workload) if self.total == "mean" else 1
         terms = []
@@ -45,28 +45,28 @@ class CostModel(NamedTuple):
         return pricing.build(plan.space, terms, peak=self.total == "peak")
 
     def uniform(self, workload: Workload, fmt: LayerFormat) -> float:
-        """The cost of a network with every layer in `fmt`."""
+        """The cost of a network with all layers in `fmt`."""
         return self.over_layers([float(self.layer_costs(layer, [fmt])[0]) for layer in workload])
 
     def over_layers(self, costs: Sequence[float]) -> float:
-        """The total of what the layers cost."""
+        """The total cost of a network from the costs of its layers."""
         return {"sum": sum(costs), "mean": sum(costs) / len(costs), "peak": max(costs)}[self.total]
 
 
 def per_format(layer_costs: Callable[[LayerSpec, LayerFormat], float]) -> LayerCosts:
-    """The `layer_costs` of a function that prices one format at a time."""
+    """A `layer_costs` function from a function that computes the cost in one format."""
     return lambda layer, formats: np.asarray([layer_costs(layer, fmt) for fmt in formats], np.float64)
 
 
 def needed_width(fmt: Format) -> int:
-    """The bits that an arithmetic unit of common widths needs for `fmt`: floats of few bits run as 16-bit ones."""
+    """The bits of the arithmetic that computes `fmt`: floats of fewer than 16 bits run as 16-bit floats."""
     return fmt.bits if fmt.is_integer else max(fmt.bits, 16)
 
 
 def width_on_device(widths: Iterable[int], fmt: LayerFormat) -> int | None:
-    """The narrowest of a device's widths that computes `fmt`, so that formats that it does not have gain nothing.
+    """The narrowest of a device's widths, in bits, that computes `fmt`; None if all are too narrow.
 
-    None where all are too narrow.
+    A format that the device lacks therefore costs as much as the next wider one.
     """
     needed = max(needed_width(fmt.weights), needed_width(fmt.inputs))
     return min((width for width in widths if width >= needed), default=None)

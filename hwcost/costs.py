@@ -1,4 +1,4 @@
-"""The costs that a search may be given by name."""
+"""The cost models that a config can select by name."""
 
 import pathlib
 
@@ -17,15 +17,15 @@ COSTS: dict[str, CostModel] = {
 
 
 def find_cost(name: str) -> CostModel:
-    """One of `COSTS`, a table's file (or `interpolated:FILE`), or what `package.module:name` imports.
+    """The cost model of a name: one of `COSTS`, a table's file (or `interpolated:FILE`), or `package.module:name`.
 
     Raises:
-      ValueError: there is no such thing, or it is no `CostModel`.
+      ValueError: the name is unknown, the table cannot be read, or the import is no `CostModel`.
     """
     if name.endswith((".json", ".csv")):
         file = name.removeprefix("interpolated:")
         return measured_tables.read(pathlib.Path(file)).cost_model(interpolated=file != name)
-    found = registry.lookup("cost", name, COSTS)
-    if not isinstance(found, CostModel):
-        raise ValueError(f"cost {name!r}: expected a hwcost.cost_model.CostModel, got {type(found).__name__}")
-    return found
+    model = registry.lookup("cost", name, COSTS)
+    if not isinstance(model, CostModel):
+        raise ValueError(f"cost {name!r}: expected a hwcost.cost_model.CostModel, got {type(model).__name__}")
+    return model

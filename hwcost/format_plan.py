@@ -1,6 +1,6 @@
-"""Which formats each layer may have: the search space of formats, made from a workload and rules over layer paths.
+"""The search space of formats, built from a workload and rules over layer paths.
 
-Rules are those of `aqt_like/path_rules.py`. Layers that no rule matches may have every format.
+Rules are those of `aqt_like/path_rules.py`. Layers that no rule matches may use all formats.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ USUAL_GRANULARITY = "per_channel"
 
 @dataclasses.dataclass(frozen=True)
 class FormatPlan:
-    """A search space of formats, and what its genomes mean for L layers.
+    """A search space of formats, and the mapping from its genomes to the formats of L layers.
 
     Attributes:
-      workload: the layers that are searched.
+      workload: the L searched layers.
       formats: all K formats.
-      space: its D decisions; options are names of formats.
-      decision_of: the decision of each layer, int32[L].
-      format_of_option: int32[D, Kmax], the index into `formats` of each option; 0 where there is none.
-      granularity_of: names (`kernel_granularity`), by path, of layers whose weights are not clipped per channel.
+      space: the D decisions; their options are format names.
+      decision_of: int32[L], decision index of each layer.
+      format_of_option: int32[D, Kmax], index into `formats` of each option; padded with 0.
+      granularity_of: granularity names (`kernel_granularity`) by path, for layers that a rule gives one.
     """
 
     workload: Workload
@@ -41,15 +41,15 @@ class FormatPlan:
     granularity_of: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def choice(self, genome: jax.Array) -> jax.Array:
-        """The index into `formats` of each layer, int32[L], under a genome, int32[D], which may be traced."""
+        """Index into `formats` of each layer, int32[L], for a genome, int32[D], which may be traced."""
         option = genome[jnp.asarray(self.decision_of)]
         return jnp.asarray(self.format_of_option)[jnp.asarray(self.decision_of), option]
 
     def layer_formats(self, genome: Sequence[int] | np.ndarray) -> dict[str, str]:
-        """The format name of each layer, by path.
+        """The format name of each layer, by path, for a genome, int32[D].
 
         Raises:
-          ValueError: a genome that does not fit.
+          ValueError: the genome does not fit the search space.
         """
         choices = self.space.decode(genome)
         decisions = self.space.decisions
@@ -59,27 +59,27 @@ class FormatPlan:
         }
 
     def granularity(self, path: str) -> str:
-        """Name of the granularity of a layer's weights."""
+        """The name of the granularity of a layer's weights."""
         return self.granularity_of.get(path, USUAL_GRANULARITY)
 
     def named(self, genome: Sequence[int] | np.ndarray) -> Genome:
-        """A genome, int32[D], by names, as genome files hold it.
+        """The named form of a genome, int32[D], as stored in genome files.
 
         Raises:
-          ValueError: a genome that does not fit.
+          ValueError: the genome does not fit the search space.
         """
         layers = {path: LayerChoice(fmt, self.granularity(path)) for path, fmt in self.layer_formats(genome).items()}
         return Genome(self.space.decode(genome), layers)
 
     def encode(self, genome: Genome) -> np.ndarray:
-        """The genome of this plan, int32[D], that gives each layer what a named one gives it.
+        """The genome of this plan, int32[D], with the same formats per layer as a named genome.
 
-        Names of decisions may differ: a genome found under tied decisions fits a plan without ties, and one of APQ's a
-        plan of its network. Where the layers are not told, as in files of earlier versions, choices have to fit.
+        Decision names may differ: a genome from tied decisions fits a plan without ties, and one of APQ's a plan of its
+        network. A genome without layers, from a file of an earlier version, is matched by its choices.
 
         Raises:
-          GenomeFileError: layers of another network, a format that a layer may not have here, other granularity, or
-            tied layers with unlike formats.
+          GenomeFileError: the genome has layers of another network, a format that a layer may not use here, another
+            granularity, or different formats for tied layers.
         """
         if not genome.layers:
             try:
@@ -91,25 +91,25 @@ class FormatPlan:
             raise GenomeFileError(f"a genome of another network: only one of the two has {', '.join(unknown)}")
         choices: dict[str, str] = {}
         for path, index in zip(paths, self.decision_of, strict=True):
-            decision, wanted = self.space.decisions[index], genome.layers[path]
-            if wanted.format not in decision.options:
+            decision, choice = self.space.decisions[index], genome.layers[path]
+            if choice.format not in decision.options:
                 raise GenomeFileError(
-                    f"{path} is to have {wanted.format}, but may have {', '.join(decision.options)} here"
+                    f"{path} is to have {choice.format}, but may have {', '.join(decision.options)} here"
                 )
-            if choices.setdefault(decision.name, wanted.format) != wanted.format:
-                raise GenomeFileError(f"{decision.name}: tied layers with unlike formats; {path} has {wanted.format}")
-            if wanted.granularity not in ("", self.granularity(path)):
+            if choices.setdefault(decision.name, choice.format) != choice.format:
+                raise GenomeFileError(f"{decision.name}: tied layers with unlike formats; {path} has {choice.format}")
+            if choice.granularity not in ("", self.granularity(path)):
                 raise GenomeFileError(
-                    f"{path} is to have {wanted.granularity} weights, but has {self.granularity(path)} ones here: add "
-                    f"the rule '{re.escape(path)}$: {wanted.granularity}'"
+                    f"{path} is to have {choice.granularity} weights, but has {self.granularity(path)} ones here: add "
+                    f"the rule '{re.escape(path)}$: {choice.granularity}'"
                 )
         return self.space.encode(choices)
 
     def uniform_genome(self, name: str) -> np.ndarray:
-        """Every layer in the format `name`, but for layers that are pinned to another.
+        """The genome, int32[D], with all layers in the format `name`, except layers pinned to another format.
 
         Raises:
-          ValueError: a layer that may have several formats, but not this one.
+          ValueError: a layer may use several formats, but not this one.
         """
         choices = {}
         for decision in self.space.decisions:
@@ -123,35 +123,36 @@ class FormatPlan:
 
 
 def format_plan(workload: Workload, formats: Sequence[LayerFormat], rules: Sequence[str] = ()) -> FormatPlan:
-    """The plan of a workload under rules; without any, one decision over all `formats` per layer (FLIQS, A.5).
+    """The plan of a workload under rules; without rules, each layer decides among all `formats` (FLIQS, §3 and A.5).
 
     Raises:
-      RuleError: a rule that cannot be read, names a format that is not among `formats`, or decides nothing.
+      RuleError: a rule cannot be parsed, uses a format that is not in `formats`, or applies to no layer; or all layers
+        are ignored.
     """
     names = tuple(f.name for f in formats)
-    decided = decide([layer.path for layer in workload], [parse_rule(text, names) for text in rules])
-    everything = Rule("", re.compile(""))
+    rule_of = decide([layer.path for layer in workload], [parse_rule(text, names) for text in rules])
+    unrestricted = Rule("", re.compile(""))
     options: dict[str, tuple[str, ...]] = {}
-    searched, decision_names = [], []
+    searched_layers, decision_names = [], []
     for layer in workload:
-        rule = decided.get(layer.path, everything)
+        rule = rule_of.get(layer.path, unrestricted)
         if rule.ignored:
             continue
         name = format_decision(rule.expression.sub("*", layer.path) if rule.tied else layer.path)
         options[name] = rule.formats or names
-        searched.append(layer)
+        searched_layers.append(layer)
         decision_names.append(name)
-    if not searched:
+    if not searched_layers:
         raise RuleError("the rules ignore every layer: none is left to search")
     space = SearchSpace(tuple(Decision(name, allowed) for name, allowed in options.items()))
     table = np.zeros((len(space), space.option_counts.max()), np.int32)
     for row, decision in zip(table, space.decisions, strict=True):
         row[: len(decision.options)] = [names.index(option) for option in decision.options]
     return FormatPlan(
-        workload=tuple(searched),
+        workload=tuple(searched_layers),
         formats=tuple(formats),
         space=space,
         decision_of=np.asarray([space.index(name) for name in decision_names], np.int32),
         format_of_option=table,
-        granularity_of={path: rule.granularity for path, rule in decided.items() if rule.granularity},
+        granularity_of={path: rule.granularity for path, rule in rule_of.items() if rule.granularity},
     )

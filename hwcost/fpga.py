@@ -1,8 +1,9 @@
-"""Look-up tables that a network's multipliers take on an FPGA (FLIQS, Table 2 and A.10).
+"""FPGA area of a network's multipliers, in look-up tables (LUTs) (FLIQS, Table 2 and A.10).
 
-The paper synthesised the first residual block of ResNet-18, two 3×3 convolutions and a 1×1 one, for an UltraScale+.
-The mean over its layers of what the block takes with all of them in one format gives its mixed blocks within 0.2 %, so
-that is what a layer is priced at here; for other networks the mean over layers stands for the area of such a block.
+The paper reports the area of one residual block of ResNet-18 (two 3×3 convolutions and a 1×1 convolution) on an
+UltraScale+ FPGA. A layer is priced at the area of the block with all layers in its format; the mean over layers
+reproduces the published areas of mixed blocks within 0.2 %. For other networks, the mean over layers stands for the
+area of such a block.
 """
 
 import math
@@ -11,12 +12,12 @@ from aqt_like.formats import LayerFormat
 from hwcost.cost_model import CostModel, per_format
 from hwcost.workload import LayerSpec
 
-# Thousands of LUTs by bits: FLIQS, Table 2.
+# Thousands of LUTs by bits (FLIQS, Table 2).
 PUBLISHED = {4: 42.8, 5: 44.8, 6: 48.3, 7: 54.9, 8: 67.6}
 
 
 def thousand_luts(bits: int) -> float:
-    """As published for 4 to 8 bits; for 2 and 3 a smooth curve through these."""
+    """Area in thousands of LUTs: published for 4 to 8 bits; for 2 and 3 bits, from a curve fitted to these."""
     return PUBLISHED.get(bits, 40.724 + 26.848 * math.exp(0.634 * (bits - 8)))
 
 

@@ -1,12 +1,12 @@
-"""The one file of a genome: what was chosen, by name, and what that means for each layer.
+"""Genome files: the choices of a genome by name, and the format of each layer that follows.
 
     {"choices": {"stem.format": "int8", …},
      "layers": {"stem": {"format": "int8", "granularity": "per_channel"}, …},
      "architecture": {}}
 
-FLIQS, APQ and sensitivities write it; `fixed` policies, `launch.cost` and APQ's networks read it. Choices are of one
-search space; layers mean the same whatever the space, so that a genome found under tied decisions, or by APQ, can be
-priced and trained anywhere.
+FLIQS, APQ and sensitivity analyses write it; `fixed` policies, `launch.cost` and APQ's networks read it. Choices refer
+to one search space; layers are independent of it, so that a genome from tied decisions or from APQ can be priced and
+trained anywhere.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ _FORMAT_DECISION = ".format"
 
 
 class GenomeFileError(ValueError):
-    """A file that holds no genome, or one of another network; the message names the file."""
+    """Raised for a file that holds no genome, and for a genome that does not fit a plan."""
 
 
 class LayerChoice(NamedTuple):
-    """A layer's number format (`int4/int8` where weights and inputs differ) and which of its weights share a scale."""
+    """The format name of a layer (`int4/int8` if weights and inputs differ), and its weights' granularity, or `""`."""
 
     format: str
     granularity: str
@@ -30,12 +30,12 @@ class LayerChoice(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Genome:
-    """A genome by names.
+    """A genome in named form.
 
     Attributes:
-      choices: the option of each decision.
-      layers: what each layer computes with, by path; empty where a file of an earlier version does not say.
-      architecture: what builds the network whose layers these are, where it was searched too; else empty.
+      choices: option name of each decision, by decision name.
+      layers: format and granularity of each layer, by path; empty if a file of an earlier version lacks them.
+      architecture: arguments that build the network, if its architecture was searched; else empty.
     """
 
     choices: dict[str, str]
@@ -44,17 +44,17 @@ class Genome:
 
 
 def format_decision(path: str) -> str:
-    """Name of the decision that picks the format of the layer at `path`."""
+    """The name of the decision on the format of the layer at `path`."""
     return path + _FORMAT_DECISION
 
 
 def names_genome_file(text: str) -> bool:
-    """Whether a text that may name a number format or a genome file names a file."""
+    """Whether `text`, a format name or the path of a genome file, is a path."""
     return text.endswith(".json")
 
 
 def write_genome(path: pathlib.Path, genome: Genome) -> None:
-    """Writes a genome as JSON, whole or not at all."""
+    """Writes a genome file (JSON), atomically."""
     temporary = path.with_name(f"{path.name}.tmp")
     layers = {name: choice._asdict() for name, choice in genome.layers.items()}
     document = {"choices": genome.choices, "layers": layers, "architecture": genome.architecture}
@@ -63,10 +63,10 @@ def write_genome(path: pathlib.Path, genome: Genome) -> None:
 
 
 def read_genome(path: pathlib.Path) -> Genome:
-    """Reads what `write_genome` wrote, in this version or an earlier one, which stored choices alone.
+    """Reads a genome file of this version or an earlier one, which stored only choices.
 
     Raises:
-      GenomeFileError: an unreadable file, or one that is none of these.
+      GenomeFileError: the file cannot be read, or holds no genome.
     """
     try:
         document = json.loads(path.read_text())
@@ -84,7 +84,7 @@ def read_genome(path: pathlib.Path) -> Genome:
 
 
 def _layers_of_earlier_version(choices: dict[str, str]) -> dict[str, LayerChoice]:
-    """The layers that choices are about, where each is the format of one layer; its granularity is not known."""
+    """The layers of choices that are each the format of one layer, with unknown granularity; else none."""
     if any("*" in name or not name.endswith(_FORMAT_DECISION) for name in choices):
         return {}
     return {name.removesuffix(_FORMAT_DECISION): LayerChoice(option, "") for name, option in choices.items()}

@@ -1,9 +1,8 @@
-"""Latency on GPUs, from published peak rates and from the speed-ups that FLIQS's Table 3 measured.
+"""GPU latency: rooflines from published peak rates, and the measured INT4 speed-ups of FLIQS, Table 3.
 
-A layer takes as long as its multiplications at the peak rate of its format, or its weights and activations at the
-memory's rate, whichever is longer: a roofline, and a lower bound. Formats that a part does not have run in the next
-wider one that it has, and gain nothing. How much faster int4 is than int8 in practice is less than peak rates say:
-Table 3's ResNet-50 gains 1.338 and 1.234 where the rates differ by two.
+The latency of a layer is the longer of its arithmetic at the peak rate of its format and its memory traffic at the peak
+bandwidth: a roofline, and a lower bound. A format that a GPU lacks runs in the next wider one. In practice int4 gains
+less over int8 than the peak rates, which differ by two: ResNet-50 gains 1.338 and 1.234 (FLIQS, Table 3).
 """
 
 from typing import NamedTuple
@@ -17,9 +16,9 @@ class Part(NamedTuple):
     """A GPU.
 
     Attributes:
-      rates: dense multiply-accumulates per second, by bits: of integers, and at 16 of 16-bit floats.
-      bandwidth: bytes per second.
-      int4_speedup: over int8, as measured on whole networks; None where the rates have to do.
+      rates: peak rate of dense MACs per second, by bits; integers, except 16-bit floats at 16.
+      bandwidth: peak memory bandwidth, bytes per second.
+      int4_speedup: measured speed-up of int4 over int8 on a whole network; if None, int4 uses its peak rate.
     """
 
     rates: dict[int, float]
@@ -28,7 +27,7 @@ class Part(NamedTuple):
 
 
 def _part(trillion_operations: tuple[float, float, float], gigabytes: float) -> Part:
-    """From the data sheet: operations per second at 4, 8 and 16 bits, of which two make a multiply-accumulate."""
+    """A GPU from its data sheet: tera-operations per second at 4, 8 and 16 bits (two operations per MAC), and GB/s."""
     rates = dict(zip((4, 8, 16), trillion_operations, strict=True))
     return Part({bits: rate * 1e12 / 2 for bits, rate in rates.items()}, gigabytes * 1e9)
 
@@ -39,7 +38,7 @@ PARTS = {
     "a6000": _part((619.3, 309.7, 154.8), 768),
     "a100": _part((1248, 624, 312), 1555),
 }
-# Table 3: INT4 over INT8.
+# Speed-ups of INT4 over INT8 (FLIQS, Table 3).
 MEASURED = {
     "rtx2080ti": PARTS["rtx2080ti"]._replace(int4_speedup=1.338),
     "a6000": PARTS["a6000"]._replace(int4_speedup=1.234),
@@ -47,10 +46,10 @@ MEASURED = {
 
 
 def runs_as(part: Part, fmt: LayerFormat) -> int:
-    """The bits of the format in which the part computes `fmt` (see `width_on_device`).
+    """The bits in which a GPU computes `fmt` (see `width_on_device`).
 
     Raises:
-      ValueError: a format wider than all that it has.
+      ValueError: the GPU has no format as wide as `fmt`.
     """
     width = width_on_device(part.rates, fmt)
     if width is None:
@@ -59,13 +58,13 @@ def runs_as(part: Part, fmt: LayerFormat) -> int:
 
 
 def roofline_seconds(part: Part, layer: LayerSpec, bits: int) -> tuple[float, float]:
-    """Seconds that a layer's arithmetic and its traffic take at the part's peak rates, at batch size 1."""
+    """Seconds of a layer's arithmetic and of its memory traffic at peak rates, at batch size 1."""
     moved = (layer.weights + layer.input_values + layer.output_values) * bits / 8
     return layer.macs / part.rates[bits], moved / part.bandwidth
 
 
 def latency(part: Part) -> CostModel:
-    """Milliseconds; with a measured speed-up, int4 takes int8's time over it."""
+    """The latency model of a GPU, in milliseconds; int4 takes the time of int8 over `int4_speedup`, if there is one."""
 
     def milliseconds(layer: LayerSpec, fmt: LayerFormat) -> float:
         bits = runs_as(part, fmt)

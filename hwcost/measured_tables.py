@@ -1,14 +1,14 @@
-"""Tables measured or published elsewhere, as data: what each layer setting costs on a device.
+"""Lookup tables of layer costs on a device, measured or published (APQ, §3.3).
 
 Three forms are read:
 
-* **ours**: a JSON document with `device`, `metric`, `unit` and `entries`, each with a layer's `key`, `weight_bits`,
-  `activation_bits`, `value` and, where measured, `repetitions` and `spread`; or the same as CSV, one line an entry;
+* **our own**: a JSON document with `device`, `metric`, `unit` and `entries`, each with a layer's `key`, `weight_bits`,
+  `activation_bits`, `value` and, if measured, `repetitions` and `spread`; or the same as CSV, one line per entry;
 * **APQ's** JSON: `"(in, out, size, kernel, stride, padding, groups)-W8A8": {"latency": ms, "energy": mJ}`;
-* **HAQ's** NumPy array `[layers, 8, 8]`, a layer's cost at 1 … 8 bits of weights and activations, in the order in which
-  layers run. It is never unpickled.
+* **HAQ's** NumPy array `[layers, 8, 8]`: cost of each layer, in order of execution, at 1 … 8 bits of weights and
+  activations. Pickled data are refused.
 
-A layer's key says what it computes, so that layers of one shape share a line, in whichever network they are:
+The key of a layer describes its shape, so that layers of equal shape share an entry, also across networks:
 `conv in=64 out=128 size=28x28->14x14 kernel=3x3 stride=2x2 groups=1`.
 """
 
@@ -33,12 +33,12 @@ Bits = tuple[int, int]
 
 
 class LutError(ValueError):
-    """A table that cannot be read, or that lacks a setting; the message names the file and what is near."""
+    """Raised for a table that cannot be read or lacks a setting; the message names the file or the nearest settings."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A cost, and how it was measured: how often, and the difference of its quartiles; 0 and NaN where it was not."""
+    """A cost; if measured, also the number of repetitions and the interquartile range, else 0 and NaN."""
 
     value: float
     repetitions: int = 0
@@ -47,15 +47,15 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Lut:
-    """Costs by layer key and bits.
+    """A lookup table of costs by layer key and bits.
 
     Attributes:
-      device: what it was measured on.
-      metric: what was measured, as in `latency`.
-      unit: of the values.
-      entries: by key, and by bits of weights and activations.
+      device: name of the device.
+      metric: the measured quantity, as in `latency`.
+      unit: unit of the values.
+      entries: costs by layer key and by bits of weights and activations.
       batch: batch size.
-      date: of the measurement, or empty.
+      date: date of the measurement, or empty.
     """
 
     device: str
@@ -66,56 +66,59 @@ class Lut:
     date: str = ""
 
     def value(self, key: str, bits: Bits) -> float:
-        """The cost of a setting.
+        """The cost of a layer key at bits of weights and activations.
 
         Raises:
-          LutError: there is no such setting; the message names the nearest ones.
+          LutError: the table lacks the setting; the message names the nearest ones.
         """
         if (key, bits) in self.entries:
             return self.entries[key, bits].value
-        here = sorted(f"W{w}A{a}" for k, (w, a) in self.entries if k == key)
-        if here:
-            raise LutError(f"{self.device}: {key!r} has no W{bits[0]}A{bits[1]}, but {', '.join(here)}")
+        settings = sorted(f"W{w}A{a}" for k, (w, a) in self.entries if k == key)
+        if settings:
+            raise LutError(f"{self.device}: {key!r} has no W{bits[0]}A{bits[1]}, but {', '.join(settings)}")
         near = difflib.get_close_matches(key, self._keys(), n=3, cutoff=0.0)
         raise LutError(f"{self.device}: no setting {key!r}; nearest are {', '.join(map(repr, near))}")
 
-    def like(self, layer: LayerSpec) -> tuple[str, float]:
-        """The key of the layer here that is most like one that is missing, and by what to multiply its cost.
+    def most_similar(self, layer: LayerSpec) -> tuple[str, float]:
+        """The key of the most similar layer in the table, and the factor from its cost to that of `layer`.
 
-        Alike are layers of one kind, kernel, stride and, if grouped, as many channels to a group; of these the nearest
-        in channels and size. Costs are taken as proportional to multiply-accumulates.
+        Candidates have the same kind, kernel, stride and, if grouped, channels per group; the nearest of them in
+        channels and size is chosen. Costs are assumed proportional to MACs.
 
         Raises:
-          LutError: no layer here is like that one.
+          LutError: the table has no candidate.
         """
-        wanted = _parse_key(layer_key(layer))
-        alike = [(key, parsed) for key in self._keys() if (parsed := _parse_key(key)).family == wanted.family]
-        if not alike:
+        target = _parse_key(layer_key(layer))
+        candidates = [(key, parsed) for key in self._keys() if (parsed := _parse_key(key)).family == target.family]
+        if not candidates:
             raise LutError(f"{self.device}: nothing to interpolate {layer_key(layer)!r} from: no layer of its kind")
-        key, nearest = min(alike, key=lambda pair: np.abs(np.log(pair[1].sizes) - np.log(wanted.sizes)).sum())
-        return key, float(np.prod(wanted.sizes) / np.prod(nearest.sizes))
+        key, nearest = min(candidates, key=lambda pair: np.abs(np.log(pair[1].sizes) - np.log(target.sizes)).sum())
+        return key, float(np.prod(target.sizes) / np.prod(nearest.sizes))
 
     def _keys(self) -> list[str]:
         return list(dict.fromkeys(key for key, _ in self.entries))
 
     def cost_model(self, *, interpolated: bool = False) -> CostModel:
-        """Prices layers by this table. A width that it lacks runs as the next wider one; floats as 16 bits at least.
+        """The cost model of this table. Bits that it lacks cost as the next wider ones; floats as at least 16 bits.
 
-        Layers that it lacks are an error, or `interpolated`: estimated from the one that is most like it.
+        With `interpolated`, layers that the table lacks are estimated from the most similar one; otherwise the model
+        raises a LutError for them.
         """
-        known: dict[str, list[Bits]] = {key: [] for key in self._keys()}
+        bits_by_key: dict[str, list[Bits]] = {key: [] for key in self._keys()}
         for key, bits in self.entries:
-            known[key].append(bits)
+            bits_by_key[key].append(bits)
 
         def estimates(layer: LayerSpec) -> bool:
-            return interpolated and layer_key(layer) not in known
+            return interpolated and layer_key(layer) not in bits_by_key
 
         def layer_costs(layer: LayerSpec, formats: Sequence[LayerFormat]) -> np.ndarray:
-            key, factor = self.like(layer) if estimates(layer) else (layer_key(layer), 1.0)
+            key, factor = self.most_similar(layer) if estimates(layer) else (layer_key(layer), 1.0)
 
             def value(fmt: LayerFormat) -> float:
                 needed = (needed_width(fmt.weights), needed_width(fmt.inputs))
-                wide_enough = [bits for bits in known.get(key, ()) if bits[0] >= needed[0] and bits[1] >= needed[1]]
+                wide_enough = [
+                    bits for bits in bits_by_key.get(key, ()) if bits[0] >= needed[0] and bits[1] >= needed[1]
+                ]
                 try:
                     return factor * self.value(
                         key, min(wide_enough, key=lambda bits: (sum(bits), bits), default=needed)
@@ -129,7 +132,7 @@ class Lut:
 
 
 class _ParsedKey(NamedTuple):
-    """A key's `family`, within which costs are compared, and its `sizes`, whose product goes with its MACs."""
+    """A parsed key: the `family` of similar layers, and the `sizes` whose product is proportional to the MACs."""
 
     family: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -146,7 +149,7 @@ def _parse_key(key: str) -> _ParsedKey:
 
 
 def layer_key(layer: LayerSpec) -> str:
-    """What a layer computes, as text."""
+    """The key of a layer: its kind and shape as text."""
 
     def sizes(values: Sequence[int]) -> str:
         return "x".join(map(str, values)) or "1"
@@ -159,10 +162,10 @@ def layer_key(layer: LayerSpec) -> str:
 
 
 def read(path: pathlib.Path) -> Lut:
-    """A table in our own form, JSON or CSV.
+    """Reads a table in our own form, JSON or CSV.
 
     Raises:
-      LutError: an unreadable file, a field that is missing or not what it should be, a setting that is there twice.
+      LutError: the file cannot be read, a field is missing or invalid, or a setting occurs twice.
     """
     try:
         return _table(path, *_head_and_rows(path))
@@ -209,7 +212,7 @@ def _table(path: pathlib.Path, head: dict[str, Any], rows: list[dict[str, Any]])
 
 
 def write(path: pathlib.Path, lut: Lut) -> None:
-    """Writes our own form, JSON or CSV by the file's name, whole or not at all."""
+    """Writes a table in our own form, CSV if the file name ends in `.csv`, else JSON, atomically."""
     head = {"device": lut.device, "metric": lut.metric, "unit": lut.unit, "batch": lut.batch, "date": lut.date}
     rows = [
         {
@@ -237,16 +240,16 @@ APQ_KEY = re.compile(r"\((\d+), (\d+), (\d+), (\d+), (\d+), (\d+), (\d+)\)-W(\d+
 
 
 def parse_apq_key(key: str) -> tuple[LayerSpec, Bits]:
-    """A layer and bits from APQ's key; its `head` and `tail` are the first and the last convolution of MobileNetV2.
+    """The layer and the bits of a key of APQ; `head` and `tail` are the first and last convolution of MobileNetV2.
 
     Raises:
-      LutError: no such key.
+      LutError: the key cannot be parsed.
     """
-    named = {"head": "(3, 32, 224, 3, 2, 1, 1)-W8A8", "tail": "(320, 1280, 7, 1, 1, 0, 1)-W8A8"}
-    found = APQ_KEY.fullmatch(named.get(key, key))
-    if not found:
+    aliases = {"head": "(3, 32, 224, 3, 2, 1, 1)-W8A8", "tail": "(320, 1280, 7, 1, 1, 0, 1)-W8A8"}
+    match = APQ_KEY.fullmatch(aliases.get(key, key))
+    if not match:
         raise LutError(f"key {key!r}: expected (in, out, size, kernel, stride, padding, groups)-W8A8, head or tail")
-    ins, outs, size, kernel, stride, padding, groups, weight_bits, activation_bits = map(int, found.groups())
+    ins, outs, size, kernel, stride, padding, groups, weight_bits, activation_bits = map(int, match.groups())
     side = (size + 2 * padding - kernel) // stride + 1
     weights = kernel * kernel * ins // groups * outs
     layer = LayerSpec(
@@ -266,10 +269,10 @@ def parse_apq_key(key: str) -> tuple[LayerSpec, Bits]:
 
 
 def read_apq(path: pathlib.Path, metric: str) -> Lut:
-    """`latency` (ms) or `energy` (mJ) of a table in APQ's form.
+    """Reads `latency` (ms) or `energy` (mJ) from a table in APQ's form.
 
     Raises:
-      LutError: an unreadable file, a key that cannot be understood, or a metric that an entry lacks.
+      LutError: the file cannot be read, a key cannot be parsed, or an entry lacks the metric.
     """
     units = {"latency": "ms", "energy": "mJ"}
     if metric not in units:
@@ -286,10 +289,11 @@ def read_apq(path: pathlib.Path, metric: str) -> Lut:
 
 
 def read_haq(path: pathlib.Path, layers: Sequence[LayerSpec], *, unit: str = "cycles", batch: int = 16) -> Lut:
-    """A table in HAQ's form for these layers, in the order in which they run.
+    """Reads a table in HAQ's form for `layers`, given in order of execution.
 
     Raises:
-      LutError: no NumPy array, one that would have to be unpickled, or another number of layers.
+      LutError: the file is no NumPy array or a pickled one, has another number of layers, or gives layers of one shape
+        different costs.
     """
     try:
         values = np.load(path, allow_pickle=False)

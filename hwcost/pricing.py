@@ -1,7 +1,7 @@
-"""The one cost mechanism: a sum, or the peak, over layers of values that depend on a few decisions each.
+"""Pricing of genomes: the sum, or the peak, over layers of costs that depend on a few decisions each.
 
-A cost model *builds* a table once, on the host, in NumPy float64; *pricing* a genome is one gather and one sum, under
-jit and vmap alike.
+A cost model builds a table once, on the host, in NumPy float64. Pricing a genome is a gather and a sum (Σ_l C_l of
+FLIQS, Eq. 1; the lookup of APQ, §3.3), which can be jitted and vmapped.
 """
 
 import functools
@@ -16,21 +16,21 @@ from hwcost.space import SearchSpace
 
 
 class Term(NamedTuple):
-    """One layer's cost: `values` has an axis per decision in `decisions`, indexed by that decision's option."""
+    """The cost of a layer: `values`, float64, has one axis per decision in `decisions`, indexed by its option."""
 
     decisions: tuple[str, ...]
     values: np.ndarray
 
 
 class CostTable(NamedTuple):
-    """Terms, flattened. `cost(g) = Σ_l flat[offset[l] + Σ_k stride[l, k] · g[decision[l, k]]]`.
+    """The terms of L layers, flattened: `cost(g) = Σ_l flat[offset[l] + Σ_k stride[l, k] · g[decision[l, k]]]`.
 
     Attributes:
-      flat: float64[N] on the host, float32[N] in JAX.
-      offset: int32[L].
-      decision: int32[L, K], positions in the genome; unused places have stride 0.
+      flat: float64[N] on the host, float32[N] in JAX: the values of all terms.
+      offset: int32[L], position of each term in `flat`.
+      decision: int32[L, K], positions in the genome; unused entries have stride 0.
       stride: int32[L, K].
-      peak: whether the total is the largest of the terms instead of their sum.
+      peak: whether the total is the largest term instead of the sum.
     """
 
     flat: np.ndarray
@@ -41,17 +41,17 @@ class CostTable(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """A cost that a genome should have: `target`, in the unit of `table`."""
+    """A cost target: `target`, in the unit of `table` (C_T of FLIQS, Eq. 1; the constraint C of APQ, Algorithm 1)."""
 
     table: CostTable
     target: float
 
 
 def build(space: SearchSpace, terms: Sequence[Term], *, peak: bool = False) -> CostTable:
-    """Flattens `terms` for genomes of `space`; see `CostTable` for `peak`.
+    """The cost table of `terms` for genomes of `space`; see `CostTable` for `peak`.
 
     Raises:
-      ValueError: values whose shape does not match their decisions' numbers of options, or that are not finite.
+      ValueError: values do not have the shape of their decisions' option counts, or are not finite.
     """
     width = max(len(term.decisions) for term in terms)
     decision = np.zeros((len(terms), width), np.int32)
@@ -74,9 +74,9 @@ def build(space: SearchSpace, terms: Sequence[Term], *, peak: bool = False) -> C
 
 
 def price(table: CostTable, genome: jax.Array) -> jax.Array:
-    """Total cost of a genome, `int32[D]` → float32 scalar. Jit it, vmap it over populations."""
+    """Total cost of a genome, int32[D]: float32 scalar, Σ_l C_l(α) of FLIQS, Eq. 1. It can be jitted and vmapped."""
     flat = jnp.asarray(table.flat, jnp.float32)
-    # Term by term, not in one gather: under vmap each is then a gather along the population, several times as fast.
+    # One gather per term: under vmap, each gathers along the population, which is several times as fast as one gather.
     terms = [
         flat[offset + sum(int(s) * genome[d] for d, s in zip(decision, stride, strict=True) if s)]
         for offset, decision, stride in zip(table.offset, table.decision, table.stride, strict=True)
@@ -85,26 +85,26 @@ def price(table: CostTable, genome: jax.Array) -> jax.Array:
 
 
 def price_relative(budgets: Sequence[Budget], genome: jax.Array) -> jax.Array:
-    """Cost over target of the budget that a genome exceeds most, or comes nearest to: float32 scalar."""
+    """Largest ratio of cost to target over the budgets, Σ_l C_l(α) / C_T of FLIQS, Eq. 1: float32 scalar."""
     return jnp.max(jnp.stack([price(budget.table, genome) / budget.target for budget in budgets]))
 
 
 def price_layers(table: CostTable, genome: np.ndarray) -> np.ndarray:
-    """Cost of each term under a genome, on the host: float64[L]."""
+    """Cost of each term for a genome, int32[D], on the host: float64[L]."""
     return table.flat[table.offset + (table.stride * np.asarray(genome)[table.decision]).sum(axis=1)]
 
 
 def price_exactly(table: CostTable, genome: np.ndarray) -> float:
-    """Total cost of a genome, on the host in float64."""
+    """Total cost of a genome, int32[D], on the host in float64."""
     terms = price_layers(table, genome)
     return float(terms.max() if table.peak else terms.sum())
 
 
 def reachable_interval(table: CostTable, space: SearchSpace) -> tuple[float, float]:
-    """Bounds on the cost of any genome; exact where each term depends on one decision.
+    """Lower and upper bound on the cost of all genomes; exact if each term depends on one decision.
 
-    Terms that share a decision are added up before the extremes are taken. Where a term depends on several decisions,
-    its own extremes are used: no genome lies outside the interval, though its ends may not be attained.
+    Terms that depend on the same single decision are added before their extremes are taken. A term that depends on
+    several decisions contributes its own extremes, so that the bounds hold, but may not be reached.
     """
     lowest = highest = 0.0
     add = np.maximum if table.peak else np.add
@@ -112,9 +112,9 @@ def reachable_interval(table: CostTable, space: SearchSpace) -> tuple[float, flo
     ends = [*table.offset[1:], len(table.flat)]
     for start, end, decision, stride in zip(table.offset, ends, table.decision, table.stride, strict=True):
         values = table.flat[start:end]
-        used = np.flatnonzero(stride)
-        if len(used) == 1:
-            per_decision[decision[used[0]]] = add(per_decision[decision[used[0]]], values)
+        axes = np.flatnonzero(stride)
+        if len(axes) == 1:
+            per_decision[decision[axes[0]]] = add(per_decision[decision[axes[0]]], values)
         else:
             lowest, highest = add(lowest, values.min()), add(highest, values.max())
     for values in per_decision:

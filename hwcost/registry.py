@@ -1,29 +1,29 @@
-"""Things by name: ours from a table, the user's as `package.module:function`."""
+"""Lookup by name: built-in objects from a table, the user's own as `package.module:function`."""
 
 import importlib
 from collections.abc import Mapping
 from typing import Any
 
 
-def lookup(what: str, name: str, ours: Mapping[str, Any]) -> Any:
-    """`ours[name]`, or what `name` imports where it is `package.module:function`.
+def lookup(kind: str, name: str, built_in: Mapping[str, Any]) -> Any:
+    """Returns `built_in[name]`, or the object that `name`, as `package.module:function`, imports.
 
     Args:
-      what: the kind of thing, for messages.
-      name: as in a config.
-      ours: the table.
+      kind: the kind of object, for error messages.
+      name: a name, as in a config.
+      built_in: the built-in objects by name.
 
     Raises:
-      ValueError: an unknown name, or a module or function that cannot be imported.
+      ValueError: the name is unknown, or the object cannot be imported.
     """
-    if name in ours:
-        return ours[name]
+    if name in built_in:
+        return built_in[name]
     module, separator, function = name.partition(":")
     if not separator:
         raise ValueError(
-            f"unknown {what} {name!r}: expected one of {', '.join(ours)}, or your own as package.module:function"
+            f"unknown {kind} {name!r}: expected one of {', '.join(built_in)}, or your own as package.module:function"
         )
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{what} {name!r}: {error}") from error
+        raise ValueError(f"{kind} {name!r}: {error}") from error

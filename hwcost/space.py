@@ -1,4 +1,4 @@
-"""Search spaces: an ordered list of named decisions, and the genomes that pick one option of each."""
+"""Search spaces, ordered lists of named decisions, and genomes, which select one option of each decision."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """One choice: a name, unique within its space, and the names of its options."""
+    """A decision: its name, unique in the search space, and the names of its options."""
 
     name: str
     options: tuple[str, ...]
@@ -16,7 +16,11 @@ class Decision:
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpace:
-    """An ordered list of decisions. A genome is an `int32[D]` vector: one option index per decision."""
+    """An ordered list of D decisions. A genome is an int32[D] vector: one option index per decision.
+
+    Raises:
+      ValueError: two decisions have the same name.
+    """
 
     decisions: tuple[Decision, ...]
 
@@ -30,21 +34,25 @@ class SearchSpace:
 
     @property
     def option_counts(self) -> np.ndarray:
-        """int32[D]: the number of options of each decision."""
+        """The number of options of each decision, int32[D]."""
         return np.asarray([len(d.options) for d in self.decisions], np.int32)
 
     def index(self, name: str) -> int:
-        """Position of the decision `name`."""
+        """The index of the decision `name`.
+
+        Raises:
+          ValueError: the space has no such decision.
+        """
         for i, decision in enumerate(self.decisions):
             if decision.name == name:
                 return i
         raise ValueError(f"no decision {name!r}: the space has {', '.join(d.name for d in self.decisions)}")
 
     def encode(self, choices: Mapping[str, str]) -> np.ndarray:
-        """The genome of one option name per decision.
+        """The genome, int32[D], of one option name per decision name.
 
         Raises:
-          ValueError: a decision that is missing or unknown, or an option that its decision does not have.
+          ValueError: a decision is missing or unknown, or does not have the option.
         """
         names = [d.name for d in self.decisions]
         missing, unknown = sorted(set(names) - set(choices)), sorted(set(choices) - set(names))
@@ -61,10 +69,10 @@ class SearchSpace:
         return np.asarray(genome, np.int32)
 
     def decode(self, genome: Sequence[int] | np.ndarray) -> dict[str, str]:
-        """The option name of each decision.
+        """The option name of each decision, by decision name, for a genome, int32[D].
 
         Raises:
-          ValueError: a genome of the wrong length, or an index out of range.
+          ValueError: the genome has the wrong length, or an index is out of range.
         """
         indices = [int(g) for g in genome]
         if len(indices) != len(self):

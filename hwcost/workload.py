@@ -1,4 +1,4 @@
-"""What a network computes: its layers and their sizes, read off the model without spending a FLOP."""
+"""Workloads: the layers of a model, their sizes and MACs, from an abstract trace that computes nothing."""
 
 import dataclasses
 import math
@@ -19,15 +19,15 @@ class LayerSpec:
     """One layer that can be quantised, at batch size 1.
 
     Attributes:
-      path: names of the modules down to it, joined by slashes, as in the parameters.
+      path: module names joined by slashes, as in the parameters.
       kind: `"conv"`, `"dense"`, or `"product"` for a product of two activations, which has no weights.
-      in_channels, out_channels: sizes of the last axis of input and output; of a product, what is contracted, and 1.
-      input_size, output_size: the sizes before it; empty for dense layers on vectors. Of a product, the number of
-        values of both factors over what is contracted, and of the result.
-      kernel, stride: spatial; empty for dense layers.
+      in_channels, out_channels: sizes of the last axis of input and output; of a product, the contracted size, and 1.
+      input_size, output_size: the sizes of the axes between batch and channels; empty for dense layers on vectors. Of a
+        product, the number of values of both factors over the contracted size, and of the result.
+      kernel, stride: spatial sizes; empty for dense layers.
       groups: number of convolution groups.
-      macs: multiply-accumulates for one example.
-      weights: number of kernel entries (without bias).
+      macs: multiply-accumulates (MACs) for one example, the MAC_l of FLIQS, Eq. 1.
+      weights: number of kernel entries, without bias.
     """
 
     path: str
@@ -44,12 +44,12 @@ class LayerSpec:
 
     @property
     def input_values(self) -> int:
-        """Number of values of the input."""
+        """The number of input values for one example."""
         return math.prod(self.input_size) * self.in_channels
 
     @property
     def output_values(self) -> int:
-        """Number of values of the output."""
+        """The number of output values for one example."""
         return math.prod(self.output_size) * self.out_channels
 
 
@@ -65,20 +65,20 @@ def trace(
     products: bool = False,
     **kwargs: Any,
 ) -> Workload:
-    """The layers of `model`, in the order in which they run, for one example of shape `input_shape` (no batch axis).
+    """The layers of `model`, in order of execution, for one example.
 
     Args:
       model: any linen module called as `model(x, **kwargs)`.
-      input_shape: shape of one example.
-      dtype: of its values.
-      ignored: regular expressions; layers in whose path one is found are left out.
-      products: whether products of two activations, as in attention, follow the layers. Those in a `Product` module
-        have its path, others that of the module around them and a number.
+      input_shape: shape of one example, without batch axis.
+      dtype: dtype of the example.
+      ignored: regular expressions; layers whose path matches one are left out.
+      products: whether to append products of two activations, as in attention. A product in a `Product` module has its
+        path; any other has the path of its module and a number.
       **kwargs: passed to the model.
 
     Raises:
-      ValueError: the model has no layer that can be quantised, or one that cannot be counted, or there is an expression
-        in `ignored` that no path contains.
+      ValueError: the model has no layer that can be quantised, or one whose MACs cannot be counted; or an expression in
+        `ignored` matches no path.
     """
     layers: dict[str, LayerSpec] = {}
     named_products: set[str] = set()
@@ -96,13 +96,13 @@ def trace(
         with nn.intercept_methods(record):
             return model.init(jax.random.key(0), x, **kwargs)
 
-    closed = jax.make_jaxpr(run)(jax.ShapeDtypeStruct((1, *input_shape), dtype))
+    closed_jaxpr = jax.make_jaxpr(run)(jax.ShapeDtypeStruct((1, *input_shape), dtype))
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer of a kind that can be quantised")
-    found = list(contractions(closed.jaxpr))
+    equations = list(contractions(closed_jaxpr.jaxpr))
     for spec in layers.values():
-        # A layer that runs twice has its weights once and its MACs twice.
-        macs = sum(_macs(equation) for path, equation in found if path == spec.path)
+        # A layer that runs twice counts its weights once and its MACs twice.
+        macs = sum(_macs(equation) for path, equation in equations if path == spec.path)
         if not macs:
             raise ValueError(f"{spec.path}: found no convolution or dot product of this layer to count")
         layers[spec.path] = dataclasses.replace(spec, macs=macs)
@@ -111,14 +111,14 @@ def trace(
             raise ValueError(f"{pattern!r} is in no layer's path; there are {', '.join(layers)}")
     counted = [spec for path, spec in layers.items() if not any(re.search(pattern, path) for pattern in ignored)]
     if products:
-        others = [(path, equation) for path, equation in found if path not in layers]
-        for number, (path, equation) in enumerate(others, start=1):
+        product_equations = [(path, equation) for path, equation in equations if path not in layers]
+        for number, (path, equation) in enumerate(product_equations, start=1):
             counted.append(_product(path if path in named_products else f"{path}:product{number}", equation))
     return tuple(counted)
 
 
 def _spec(layer: nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> LayerSpec:
-    """All but the MACs."""
+    """The spec of a layer, without its MACs."""
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     groups = 1
@@ -146,27 +146,27 @@ def _per_axis(size: int | Sequence[int], axes: int) -> tuple[int, ...]:
 
 
 def contractions(jaxpr: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The convolutions and dot products of a jaxpr, each with the path of the module that it is in."""
+    """The convolutions and dot products of a jaxpr, as pairs of module path and equation."""
     for equation in jaxpr.eqns:
         names = [name for name in (prefix, str(equation.source_info.name_stack)) if name]
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             yield module_path("/".join(names)), equation
-        inside = list(jax.extend.core.jaxprs_in_params(equation.params))
-        # Branches by platform are one computation written several times; the last is the default.
-        for inner in inside[-1:] if equation.params.get("branches_platforms") else inside:
-            yield from contractions(inner, "/".join(names))
+        inner_jaxprs = list(jax.extend.core.jaxprs_in_params(equation.params))
+        # Branches per platform are alternatives of one computation; the last is the default.
+        for inner_jaxpr in inner_jaxprs[-1:] if equation.params.get("branches_platforms") else inner_jaxprs:
+            yield from contractions(inner_jaxpr, "/".join(names))
 
 
 def module_path(scope: str) -> str:
-    """The path of the module that a scope of jaxpr name stacks is in: `"stage0/conv"`.
+    """The module path of a name stack in a jaxpr, as in `"stage0/conv"`.
 
-    Linen names scopes after modules, the model first; methods (`module.method`) and einsums are no modules.
+    Linen names scopes after modules, the model first; methods (`module.method`) and einsums (`->`) are left out.
     """
     return "/".join(name for name in scope.split("/")[1:] if "->" not in name and "." not in name)
 
 
 def _macs(equation: Any) -> int:
-    """Multiply-accumulates: values of the result times what is summed up for each."""
+    """MACs of a convolution or dot product: output values times terms summed for each."""
     left, right = (variable.aval for variable in equation.invars)
     results = equation.outvars[0].aval.size
     if equation.primitive.name == "dot_general":
@@ -176,7 +176,7 @@ def _macs(equation: Any) -> int:
 
 
 def _product(path: str, equation: Any) -> LayerSpec:
-    """A dot product of two activations as a layer."""
+    """The spec of a product of two activations."""
     left, right = (variable.aval for variable in equation.invars)
     results = equation.outvars[0].aval.size
     contracted = _macs(equation) // results

@@ -91,7 +91,7 @@ def test_running_average_is_the_mean_at_first_and_exponential_later():
 
 def test_histogram_counts_magnitudes():
     data = jnp.concatenate([normal(), 100 * normal(seed=1), jnp.asarray([0.0, np.inf, np.nan, 3.0])])
-    seen = calibration.Histogram.of(data)
+    seen = calibration.Histogram.from_values(data)
     magnitudes = np.abs(data)
     magnitudes = magnitudes[np.isfinite(magnitudes) & (magnitudes > 0)]
     top = 2.0 ** int(seen.exponent)
@@ -118,14 +118,14 @@ def divergence_by_loops(counts, levels, bins):
 
 @pytest.mark.parametrize("bins", [100, 640, 1537, 2048])
 def test_divergence_is_that_of_the_loops(bins):
-    seen = calibration.Histogram.of(normal(3000))
+    seen = calibration.Histogram.from_values(normal(3000))
     expected = divergence_by_loops(np.asarray(seen.counts), 7, bins)
     found = calibration.divergence(seen, row_of("int4"), jnp.asarray(bins))
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 def test_too_few_bins_tell_nothing():
-    seen = calibration.Histogram.of(normal())
+    seen = calibration.Histogram.from_values(normal())
     assert calibration.divergence(seen, row_of("int8"), jnp.asarray(100)) == np.inf
     assert np.isfinite(calibration.divergence(seen, row_of("int8"), jnp.asarray(128)))
 
@@ -141,7 +141,7 @@ def test_least_divergence_cuts_the_tail_that_least_squares_keeps():
 @pytest.mark.parametrize("name", ["int3", "int4", "int6", "e2m1", "e3m2"])
 def test_least_divergence_is_the_least_of_the_candidates(name):
     x, row = normal(50000), row_of(name)
-    seen = calibration.Histogram.of(x)
+    seen = calibration.Histogram.from_values(x)
     clip = calibration.least_divergent_multiples(x, html_table([name]))[0] * calibration.root_mean_square(x)
     bins = round(float(clip / seen.width))
     found, *others = (calibration.divergence(seen, row, jnp.asarray(b)) for b in (bins, bins // 2, min(2 * bins, 2048)))

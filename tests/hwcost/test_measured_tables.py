@@ -152,7 +152,7 @@ def test_missing_layers_are_estimated_only_where_asked():
     with pytest.raises(measured_tables.LutError, match="wider: a board: no setting"):
         table.cost_model().layer_costs(wider, [parse_format("int8")])
     model = table.cost_model(interpolated=True)
-    assert table.like(wider) == (measured_tables.layer_key(known), 20 / 16)
+    assert table.most_similar(wider) == (measured_tables.layer_key(known), 20 / 16)
     (found,) = model.layer_costs(wider, [parse_format("int8")])
     assert found == pytest.approx(table.value(measured_tables.layer_key(known), (8, 8)) * 20 / 16)
     assert model.estimates(wider) and not model.estimates(known)
