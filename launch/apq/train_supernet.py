@@ -26,10 +26,10 @@ from launch.training.run_directory import METRICS
 def _objective(config: ConfigDict) -> Objective:
     loss = losses.cross_entropy(config.label_smoothing)
     settings = config.distillation
-    taught = distilled(loss, weight=settings.weight, temperature=settings.temperature)
+    distillation_loss = distilled(loss, weight=settings.weight, temperature=settings.temperature)
     return Objective(
         loss=loss,
-        taught_loss=lambda logits, batch, teacher: taught(logits, batch | {TEACHER_LOGITS: teacher}),
+        distillation_loss=lambda logits, batch, teacher: distillation_loss(logits, batch | {TEACHER_LOGITS: teacher}),
         quality=accuracy.on_batch,
     )
 
