@@ -46,7 +46,7 @@ def init(features: int, accuracies: ArrayLike, key: jax.Array, *, hidden: int = 
 
 
 def predict(predictor: Predictor, features: jax.Array) -> jax.Array:
-    """Accuracies, float32[…], from features, float32[…, F]."""
+    """Predicted accuracies, float32[...], from features, float32[..., F]."""
     return predictor.mean + predictor.deviation * _standardised(predictor.layers, features)
 
 

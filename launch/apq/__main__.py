@@ -31,7 +31,7 @@ from launch import command_line
 
 _BUDGET = flags.DEFINE_multi_string("budget", [], "NAME=VALUE[,VALUE…], instead of config.search.budgets.")
 _WORKERS = flags.DEFINE_string("workers", "process", "What measures records: process, ray or ray:N.")
-_COUNT = flags.DEFINE_integer("count", None, "How many records are wanted, not config.records.", lower_bound=1)
+_COUNT = flags.DEFINE_integer("count", None, "Number of records, instead of config.records.", lower_bound=1)
 _QUANTIZED = flags.DEFINE_bool("quantized", False, "Whether --count is of quantised records, instead of float ones.")
 
 

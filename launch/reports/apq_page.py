@@ -142,7 +142,7 @@ def _cards(summary: dict[str, Any]) -> list[str]:
         ),
         card(
             "Predictors",
-            "On held-out quantised records (APQ, Figure 7).",
+            "On held-out quantised records (the paper's Figure 7).",
             apq_figures.predictor_curve(summary["predictor"]["quantized"]),
         ),
         card(
