@@ -1,6 +1,6 @@
-"""APQ: a once-for-all network, predictors of what is in it, and evolution over both. Public: `__all__`.
+"""APQ: a once-for-all network, accuracy predictors for its subnetworks, and evolutionary search. Public: `__all__`.
 
-Functions are named to be read with their module: `supernet.cut_out`, `predictor.fit`, `evolution.make`.
+Function names are read with their module: `supernet.cut_out`, `predictor.fit`, `evolution.make`.
 """
 
 from apq_jax import evolution, predictor, records, shrinking, supernet

@@ -1,8 +1,8 @@
-"""APQ's search space: depth, kernels, channels and bits of a network of inverted residual blocks (paper, §3).
+"""The search space of APQ: depths, kernels, channels and bits of inverted residual blocks (APQ, §3.1 and §3.2).
 
-A network is a stem, a block without expansion, stages of blocks, and a head. A stage has a depth; each of its blocks
-has a kernel, a number of channels inside, and bits for the weights and inputs of its pointwise and of its depthwise
-convolutions. Blocks past a stage's depth are skipped.
+A network is a stem, a block without expansion, stages of blocks, and a head. Each stage has a depth. Each block has a
+kernel size, a number of expanded channels, and bit widths for the weights and the inputs of its pointwise and of its
+depthwise convolutions. Blocks past the depth of their stage are skipped.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ BIT_DECISIONS = ("pointwise_weights", "pointwise_inputs", "depthwise_weights", "
 
 
 class Stage(NamedTuple):
-    """Blocks that give as many channels: `shallowest` of them at least, `deepest` at most; the first has the stride."""
+    """A run of `shallowest` to `deepest` blocks with equal output channels; the first block has the stride."""
 
     channels: int
     stride: int
@@ -39,12 +39,12 @@ class Block(NamedTuple):
     """A block of the largest network.
 
     Attributes:
-      name: `stage1_block2`.
-      stage: its index.
-      place: in the stage, from 0; it is skipped where the stage's depth is not larger.
+      name: such as `stage1_block2`.
+      stage: index of its stage.
+      place: position in the stage, from 0; the block is skipped if the depth of the stage is not larger.
       in_channels, out_channels, stride: of the block.
-      size: of its input, along either axis.
-      channels: that it may have inside, ascending.
+      size: height and width of its input.
+      channels: the numbers of expanded channels to choose from, ascending.
     """
 
     name: str
@@ -59,20 +59,20 @@ class Block(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ArchitectureSpace:
-    """Networks of one family, and their genomes, int32[D].
+    """A family of networks, each described by a genome, int32[D].
 
     Attributes:
-      image: side of the images.
-      classes: what they are told apart into.
-      image_channels: 3, or 1 for grey ones.
-      stem, stem_stride: of the first convolution, 3×3.
-      first: channels after the block without expansion.
-      stages: the elastic part.
-      head: channels of the last convolution.
-      kernels, bits: what blocks choose from, ascending.
-      expansion: fewest and most channels inside a block, in units of its input's.
-      channel_step: between two numbers of channels.
-      excluded: a kernel and bits of depthwise inputs that do not go together.
+      image: height and width of the images.
+      classes: number of classes.
+      image_channels: 3 for colour images, 1 for grey ones.
+      stem, stem_stride: output channels and stride of the first convolution, 3×3.
+      first: output channels of the block without expansion.
+      stages: the elastic stages.
+      head: output channels of the last convolution.
+      kernels, bits: kernel sizes and bit widths to choose from, ascending.
+      expansion: smallest and largest expansion factor of a block (4 and 6 in APQ, §3.1).
+      channel_step: difference between successive numbers of expanded channels (8 in APQ, §3.1).
+      excluded: (kernel size, bits of depthwise inputs) that must not occur together, as in the authors' release.
     """
 
     image: int
@@ -92,21 +92,21 @@ class ArchitectureSpace:
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
         """All blocks, from first to last."""
-        found = []
-        inside, size = self.first, _strided(self.image, self.stem_stride)
+        blocks = []
+        in_channels, size = self.first, _strided(self.image, self.stem_stride)
         for number, stage in enumerate(self.stages):
             for place in range(stage.deepest):
                 stride = stage.stride if place == 0 else 1
-                fewest, most = (factor * inside for factor in self.expansion)
+                fewest, most = (factor * in_channels for factor in self.expansion)
                 channels = tuple(range(fewest, most + 1, self.channel_step))
                 name = f"stage{number + 1}_block{place + 1}"
-                found.append(Block(name, number, place, inside, stage.channels, stride, size, channels))
-                inside, size = stage.channels, _strided(size, stride)
-        return tuple(found)
+                blocks.append(Block(name, number, place, in_channels, stage.channels, stride, size, channels))
+                in_channels, size = stage.channels, _strided(size, stride)
+        return tuple(blocks)
 
     @functools.cached_property
     def search_space(self) -> SearchSpace:
-        """A depth per stage that has several, and six decisions per block."""
+        """The D decisions: a depth for each stage with a choice of depths, and six decisions for each block."""
         decisions = [
             Decision(_depth(number), tuple(map(str, range(stage.shallowest, stage.deepest + 1))))
             for number, stage in enumerate(self.stages)
@@ -121,34 +121,34 @@ class ArchitectureSpace:
 
     @functools.cached_property
     def group(self) -> np.ndarray:
-        """int32[D]: decisions of a block share a number, each depth has its own. Any options of groups go together."""
+        """int32[D]: a number per block or depth; options of decisions with different numbers combine freely."""
         first_parts = [decision.name.split(".")[0] for decision in self.search_space.decisions]
         return np.unique(first_parts, return_inverse=True)[1].astype(np.int32)
 
     @functools.cached_property
     def largest(self) -> np.ndarray:
-        """The genome of the full network: every option the last one."""
+        """int32[D]: the genome of the largest network, the last option of each decision."""
         return self.search_space.option_counts - 1
 
     @functools.cached_property
     def smallest(self) -> np.ndarray:
-        """The genome of the least network: every option the first one, but where that is excluded."""
+        """int32[D]: the genome of the smallest network, the first option of each decision, made valid."""
         genome = np.zeros(len(self.search_space), np.int32)
         return np.asarray(self.made_valid(genome))
 
     @functools.cached_property
     def _columns(self) -> dict[str, np.ndarray]:
-        """Where in a genome each of a block's decisions stands, int32[blocks] by name."""
+        """Positions in a genome of each kind of block decision, int32[blocks] by name."""
         names = ("kernel", "channels", *BIT_DECISIONS)
         index = self.search_space.index
         return {name: np.asarray([index(f"{b.name}.{name}") for b in self.blocks], np.int32) for name in names}
 
     def options(self, genome: Genome, name: str) -> Any:
-        """int32[blocks]: the option of `kernel`, `channels` or one of `BIT_DECISIONS` of each block."""
+        """int32[..., blocks]: the option of each block for `name`: `kernel`, `channels` or one of `BIT_DECISIONS`."""
         return genome[..., self._columns[name]]
 
     def active(self, genome: Genome) -> jax.Array:
-        """bool[blocks]: which blocks are not skipped."""
+        """bool[..., blocks]: which blocks are not skipped."""
         depths: list[Any] = []
         for block in self.blocks:
             stage = self.stages[block.stage]
@@ -160,7 +160,7 @@ class ArchitectureSpace:
         return jnp.stack(depths, axis=-1)
 
     def is_valid(self, genome: Genome) -> Any:
-        """bool: whether no block, skipped or not, has what is excluded."""
+        """bool[...]: whether no block, skipped or not, has the excluded pair."""
         return ~self._excluded(genome).any(axis=-1)
 
     def _excluded(self, genome: Genome) -> Any:
@@ -171,13 +171,13 @@ class ArchitectureSpace:
         return has_kernel & (self.options(genome, "depthwise_inputs") == self.bits.index(bits))
 
     def made_valid(self, genome: Genome) -> jax.Array:
-        """The genome with depthwise inputs a step wider where the space excludes what they are."""
+        """The genome with the next wider bits of depthwise inputs wherever a block has the excluded pair."""
         columns = self._columns["depthwise_inputs"]
         genome = jnp.asarray(genome)
         return genome.at[..., columns].add(self._excluded(genome).astype(genome.dtype))
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """A random valid genome, uniform but for kernel and bits of depthwise inputs, which are drawn as a pair."""
+        """A uniformly random genome, int32[D], with kernel and depthwise input bits drawn among the valid pairs."""
         keys = jax.random.split(key)
         genome = jax.random.randint(keys[0], (len(self.search_space),), 0, jnp.asarray(self.search_space.option_counts))
         pairs = jnp.asarray(
@@ -194,12 +194,12 @@ class ArchitectureSpace:
         return genome.at[self._columns["depthwise_inputs"]].set(drawn[:, 1])
 
     def with_bits(self, genome: Genome, bits_of: Genome) -> jax.Array:
-        """The genome with all bits as in another one; it may have to be `made_valid` then."""
+        """The genome with all bit widths of the genome `bits_of`; the result may need `made_valid`."""
         columns = np.concatenate([self._columns[name] for name in BIT_DECISIONS])
         return jnp.asarray(genome).at[..., columns].set(bits_of[..., columns])
 
     def canonical(self, genome: Genome) -> jax.Array:
-        """The genome with skipped blocks as in the smallest network: networks that are alike have equal genomes."""
+        """The genome with skipped blocks set as in the smallest network, so that equal networks have equal genomes."""
         active = jnp.ones(genome.shape, bool)
         for columns in self._columns.values():
             active = active.at[..., columns].set(self.active(genome))
@@ -207,7 +207,7 @@ class ArchitectureSpace:
 
     @functools.cached_property
     def _features(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each feature the decision, the option and the block that it stands for."""
+        """Decision, option and block of each feature, int32[F] each."""
         rows = []
         for names in (("kernel",), ("channels",), BIT_DECISIONS):
             for number, block in enumerate(self.blocks):
@@ -220,17 +220,17 @@ class ArchitectureSpace:
 
     @property
     def architecture_features(self) -> int:
-        """Number of features before those of bits: all that a predictor of float accuracies sees."""
+        """Number of features that precede those of the bits: the input of the float predictor."""
         return len(self._features[0]) - len(BIT_DECISIONS) * len(self.blocks) * len(self.bits)
 
     def features(self, genome: Genome) -> jax.Array:
-        """float32[F], one-hot: kernels and channels of all blocks, then bits; skipped blocks are zeros (§3.2)."""
+        """One-hot encoding, float32[..., F]: kernels, channels, then bits; zeros for skipped blocks (APQ, §3.2)."""
         decision, option, block = self._features
         chosen = genome[..., decision] == option
         return (chosen & self.active(genome)[..., block]).astype(jnp.float32)
 
     def fixed_layers(self) -> tuple[LayerSpec, ...]:
-        """The layers that every network has: stem, block without expansion, head, classifier."""
+        """The layers that all networks share: stem, block without expansion, head, classifier."""
         size = _strided(self.image, self.stem_stride)
         last = self.blocks[-1]
         head_size = _strided(last.size, last.stride)
@@ -251,10 +251,10 @@ class ArchitectureSpace:
         )
 
     def cost_table(self, model: CostModel) -> CostTable:
-        """What networks of this space cost: one term for the fixed layers, at the widest bits, and two for each block.
+        """The lookup table of costs (APQ, §3.3): a term for all fixed layers, at the widest bits, and two per block.
 
         Raises:
-          ValueError: a layer that the model cannot price, or a mean over layers, whose number depends on the genome.
+          ValueError: the model cannot price a layer, or is a mean over layers, whose number depends on the genome.
         """
         if model.total == "mean":
             raise ValueError("a mean over layers cannot be searched by: the number of layers is searched as well")
@@ -266,7 +266,7 @@ class ArchitectureSpace:
         )
 
         def cost(layer: LayerSpec) -> np.ndarray:
-            return layer_costs(dataclasses.replace(layer, path=""))  # blocks of one shape cost the same
+            return layer_costs(dataclasses.replace(layer, path=""))  # layers of equal shapes cost the same
 
         fixed = add(float(model.layer_costs(layer, [widest])[0]) for layer in self.fixed_layers())
         terms = [Term((), np.asarray(fixed))]
@@ -298,7 +298,7 @@ class ArchitectureSpace:
         return pricing.build(self.search_space, terms, peak=model.total == "peak")
 
     def _gate(self, block: Block) -> tuple[tuple[str, ...], np.ndarray]:
-        """The depth that a block depends on, if any, and for each of its options whether the block is there."""
+        """The depth decision that can skip a block, if any, and whether the block is present at each of its options."""
         stage = self.stages[block.stage]
         if block.place < stage.shallowest:
             return (), np.ones(())
@@ -341,7 +341,7 @@ def _stages(*rows: tuple[int, int, int, int]) -> tuple[Stage, ...]:
 
 
 SPACES: Mapping[str, ArchitectureSpace] = {
-    # The paper's: 21 blocks at 224 pixels.
+    # APQ, §3.1 and §3.2: 21 blocks, images of 224 pixels.
     "paper": ArchitectureSpace(
         image=224,
         classes=1000,
@@ -351,7 +351,7 @@ SPACES: Mapping[str, ArchitectureSpace] = {
         first=16,
         head=1280,
     ),
-    # For CIFAR-10 at 32 pixels, and averaged to 16.
+    # For CIFAR-10 at 32 pixels, or averaged to 16.
     "cifar": ArchitectureSpace(
         image=32,
         classes=10,
@@ -361,7 +361,7 @@ SPACES: Mapping[str, ArchitectureSpace] = {
         first=8,
         head=160,
     ),
-    # For scikit-learn's digits, 8 pixels.
+    # For scikit-learn's digits at 8 pixels.
     "digits": ArchitectureSpace(
         image=8,
         classes=10,
@@ -378,10 +378,10 @@ SPACES: Mapping[str, ArchitectureSpace] = {
 
 
 def find(name: str, image: int = 0) -> ArchitectureSpace:
-    """The space `name`, for images of another side where `image` says so.
+    """The space called `name`, for images of `image` pixels if that is not 0.
 
     Raises:
-      ValueError: there is none.
+      ValueError: no space has that name.
     """
     if name not in SPACES:
         raise ValueError(f"space {name!r}: expected one of {', '.join(SPACES)}")

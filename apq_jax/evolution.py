@@ -1,7 +1,8 @@
-"""Evolution of genomes within hardware budgets, from first to last generation in one compiled call (paper, §3.3).
+"""Evolutionary search under hardware budgets, all generations in one compiled call (APQ, §3.3 and Algorithm 1).
 
-The original draws children again and again until one is within the budget. Here none is drawn in vain: where a child
-costs too much, its changes are made one by one to its parent, which is within the budgets, and those that fit stay.
+It maximises predicted accuracy jointly over architecture, pruning and quantisation (APQ, Eq. 4).
+APQ draws children again until one is within the budgets. Here a child over budget is repaired instead: its changes are
+applied one by one to its parent, which is within the budgets, and those that stay within them are kept.
 
     evolution = make(space, {"latency": space.cost_table(model)})
     result = evolution.evolve(jax.tree_util.Partial(predict, params), limits=[[12.8], [6.11]], key=jax.random.key(0))
@@ -23,17 +24,17 @@ from hwcost.pricing import CostTable
 from hwcost.space import SearchSpace
 
 Fitness = Callable[[jax.Array], jax.Array]
-"""int32[P, D] → float32[P], the higher the better."""
+"""Fitness of genomes, int32[P, D] → float32[P]; higher is better."""
 
 Tables = Mapping[str, CostTable]
 
 
 class BudgetError(ValueError):
-    """No genome is within the budgets."""
+    """No genome was found within the budgets."""
 
 
 class Space(Protocol):
-    """What evolution has to know of a space, such as `apq_jax.architectures.ArchitectureSpace`."""
+    """The search space that evolution needs, such as `apq_jax.architectures.ArchitectureSpace`."""
 
     @property
     def search_space(self) -> SearchSpace:
@@ -42,16 +43,16 @@ class Space(Protocol):
 
     @property
     def group(self) -> np.ndarray:
-        """int32[D]: decisions that change together share a number; options of different groups always go together."""
+        """int32[D]: decisions that mutate together share a number; options of different groups combine freely."""
         ...
 
     @property
     def smallest(self) -> np.ndarray:
-        """int32[D]: some valid genome, best a cheap one."""
+        """int32[D]: a valid genome, preferably a cheap one."""
         ...
 
     def is_valid(self, genome: Any) -> Any:
-        """bool[...] of int32[..., D], in NumPy for NumPy."""
+        """bool[...]: whether genomes, int32[..., D], are valid; a NumPy array for a NumPy array."""
         ...
 
     def sample(self, key: jax.Array) -> jax.Array:
@@ -59,20 +60,20 @@ class Space(Protocol):
         ...
 
     def made_valid(self, genome: Any) -> jax.Array:
-        """A valid genome, int32[..., D], for one whose decisions come from two valid ones."""
+        """Valid genomes, int32[..., D], from genomes whose decisions each come from one of two valid genomes."""
         ...
 
 
 class Settings(NamedTuple):
-    """How evolution goes; defaults as in the paper (§4).
+    """Hyper-parameters of evolution, with the defaults of APQ (§4).
 
     Attributes:
-      population: children of a generation. Half of them are mutants, half come from two parents each.
-      parents: how many genomes are kept.
-      mutation: chance that a group of a mutant is drawn anew; one is in any case. The paper draws all decisions of a
-        group anew, and so do half of the mutants here; in the others each of them changes with a chance of a third,
-        which finds fitter genomes.
-      generations: after the first population.
+      population: number of children per generation, half by mutation and half by crossover.
+      parents: number of genomes kept per generation (top-k in APQ, Algorithm 1).
+      mutation: probability that a group of a mutant is redrawn; at least one group always is. APQ redraws all decisions
+        of a group, and so do half of the mutants here; in the other half each decision of the group is redrawn with
+        probability 1/3, which finds fitter genomes.
+      generations: number of generations after the first population.
     """
 
     population: int = 100
@@ -82,14 +83,11 @@ class Settings(NamedTuple):
 
 
 PAPER = Settings()
-TRIES = 12  # of a child over budget, change by change: all of them take a tenth longer and find hardly more
+TRIES = 12  # changes tried to repair a child over budget; trying all takes 10 % longer and gains little
 
 
 class Population(NamedTuple):
-    """Genomes int32[N, D], their fitness float32[N], their costs float32[N, M].
-
-    Where fewer genomes than wanted have been found, a fitness of −∞ marks the places left over.
-    """
+    """Genomes int32[N, D], their fitness float32[N] and costs float32[N, M]; unused rows have fitness −∞."""
 
     genomes: jax.Array
     fitness: jax.Array
@@ -97,12 +95,12 @@ class Population(NamedTuple):
 
 
 class State(NamedTuple):
-    """Between two generations.
+    """State of evolution between two generations.
 
     Attributes:
       key: PRNG key.
-      ceiling: float32[M], what genomes may cost at most in float32.
-      parents: the genomes kept.
+      ceiling: float32[M], upper limits of the costs as computed in float32.
+      parents: the genomes kept so far.
     """
 
     key: jax.Array
@@ -118,13 +116,13 @@ class Children(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The genomes that evolution kept in the end, by descending fitness, for each of B sets of budgets; in NumPy.
+    """The last parents for each of B sets of budgets, by descending fitness, as NumPy arrays.
 
     Attributes:
       genomes: int32[B, parents, D].
-      fitness: float32[B, parents]; −∞ in places left over.
+      fitness: float32[B, parents]; −∞ in unused rows.
       costs: float64[B, parents, M], in the tables' units.
-      history: float32[B, 1 + generations], the best fitness of the first population and after each generation.
+      history: float32[B, 1 + generations], best fitness of the first population and after each generation.
     """
 
     genomes: np.ndarray
@@ -134,20 +132,21 @@ class Result(NamedTuple):
 
     @property
     def genome(self) -> np.ndarray:
-        """int32[B, D]: the fittest of each set; `fitness[:, 0]` and `costs[:, 0]` are its."""
+        """int32[B, D]: the fittest genome of each set, whose fitness is `fitness[:, 0]` and costs are `costs[:, 0]`."""
         return self.genomes[:, 0]
 
 
 class Evolution(NamedTuple):
-    """Pure functions, for one space and its tables.
+    """The pure functions of evolution in one space under its tables.
 
     Attributes:
-      init: (key, ceiling float32[M], base int32[D]) → State, first Children. `base` has to be within the budgets.
+      init: (key, ceiling float32[M], base int32[D]) → State, first Children. `base` must be within the budgets.
       ask: State → State, Children.
-      tell: (State, Children, their fitness float32[P]) → State. Of genomes alike in fitness and all costs one is kept.
-      evolve: (fitness, limits [B, M], key) → Result, all of it compiled. The sets of budgets share their random
-        numbers, so that each is searched as if alone. It compiles anew for another number of sets and for another
-        function; a `jax.tree_util.Partial(function, params)` may come with other parameters. Raises `BudgetError`.
+      tell: (State, Children, their fitness float32[P]) → State. Genomes equal in fitness and all costs are kept once.
+      evolve: (fitness, limits [B, M], key) → Result, in one compiled call. All sets of budgets use the same random
+        numbers, so the result of a set does not depend on the others. Another number of sets or another fitness
+        function recompiles; other parameters of a `jax.tree_util.Partial(function, params)` do not. Raises
+        `BudgetError`.
     """
 
     init: Callable[[jax.Array, jax.Array, jax.Array], tuple[State, Children]]
@@ -167,61 +166,58 @@ def _repaired(
     order: jax.Array,
     tries: int,
 ) -> Children:
-    """The child where it costs no more than `ceiling`, else the parent with those of `tries` changes that fit.
+    """Children within `ceiling`: the proposed child if it fits, else its parent with the changes that fit.
 
     Args:
       tables: M tables.
       group: int32[D], from 0 to G − 1.
       ceiling: float32[M].
-      parent, child: int32[P, D]; parents fit, whatever float32 says.
+      parent, child: int32[P, D]; parents count as within the ceiling, whatever their costs in float32.
       change: bool[P, G], which groups of the child to take.
-      order: float32[P, G]; changes are made in ascending order, and each stays if it fits.
-      tries: how many changes are tried one by one at most.
+      order: float32[P, G]; changes are tried one by one in ascending order, and each is kept if it fits.
+      tries: maximum number of changes tried one by one.
     """
-    # Genomes stand in columns here, so that each decision of the population is one piece of memory.
+    # Genomes are columns here, so that each decision of the population is contiguous in memory.
     parent, child, change, order = parent.T, child.T, change.T, jnp.where(change, order, jnp.inf).T
-    # By counting: sorting costs more than all the rest of a generation.
+    # Ranks by counting: sorting takes longer than the rest of a generation.
     place = jnp.where(change, (order[None] < order[:, None]).sum(axis=1), len(change))
 
-    def bred(made: jax.Array) -> jax.Array:
-        return jnp.where(made[group], child, parent)
+    def with_changes(applied: jax.Array) -> jax.Array:
+        return jnp.where(applied[group], child, parent)
 
     def price(columns: jax.Array) -> jax.Array:
         return jnp.stack([jax.vmap(functools.partial(pricing.price, t), 1)(columns) for t in tables.values()])
 
     def attempt(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         step, last, kept, kept_costs = carry
-        made = kept | (place == step - 2) | ((step == 1) & change)
-        costs = price(bred(made))
+        applied = kept | (place == step - 2) | ((step == 1) & change)
+        costs = price(with_changes(applied))
         fits = (costs <= ceiling[:, None]).all(axis=0) | (step == 0)
-        # Where the whole child fits, nothing is left to try.
+        # If the whole child fits, no change has to be tried alone.
         tried = 2 + jnp.where(fits, 0, jnp.minimum(change.sum(axis=0), tries)).max()
         last = jnp.where(step == 1, tried, last)
-        return step + 1, last, jnp.where(fits, made, kept), jnp.where(fits, costs, kept_costs)
+        return step + 1, last, jnp.where(fits, applied, kept), jnp.where(fits, costs, kept_costs)
 
-    # Steps 0 and 1 are for the parent and the whole child: pricing is compiled once, inside the loop.
-    nothing = jnp.zeros(change.shape, bool), jnp.zeros((len(tables), change.shape[1]))
-    start = jnp.int32(0), jnp.int32(2), *nothing
-    _, _, made, costs = jax.lax.while_loop(lambda carry: carry[0] < carry[1], attempt, start)
-    return Children(bred(made).T, costs.T)
+    # Steps 0 and 1 price the parent and the whole child, so that pricing is compiled only once, inside the loop.
+    no_changes, no_costs = jnp.zeros(change.shape, bool), jnp.zeros((len(tables), change.shape[1]))
+    start = jnp.int32(0), jnp.int32(2), no_changes, no_costs
+    _, _, applied, costs = jax.lax.while_loop(lambda carry: carry[0] < carry[1], attempt, start)
+    return Children(with_changes(applied).T, costs.T)
 
 
 def cheapest(space: Space, tables: Tables, limits: ArrayLike) -> np.ndarray:
-    """The genome that stays furthest below its budgets, on the host in float64: least `max_m cost_m / limit_m`.
+    """A genome, int32[D], of least `max_m cost_m / limit_m`, by coordinate descent on the host in float64.
 
-    Group by group the best of all valid options is taken, again and again until nothing improves. With one budget that
-    is the optimum; with several it need not be, and may miss the rare genome that is within all of them.
+    Each step takes the best valid options of one group, until no group improves. With one budget the result is the
+    optimum. With several it need not be, and a genome within all budgets may be missed.
 
     Args:
       space: the space.
       tables: M tables by name.
       limits: float[M], in the tables' units.
 
-    Returns:
-      int32[D].
-
     Raises:
-      BudgetError: nothing is within the budgets; says which, and what can be reached.
+      BudgetError: no genome found is within the budgets; the message names the budget and the costs in reach.
     """
     limits = np.asarray(limits, np.float64)
     choices, genome = _choices(space), space.smallest
@@ -238,36 +234,36 @@ def cheapest(space: Space, tables: Tables, limits: ArrayLike) -> np.ndarray:
 
 
 def verify(tables: Tables, genomes: np.ndarray, limits: ArrayLike) -> np.ndarray:
-    """Costs of genomes int32[..., D] on the host, float64[..., M].
+    """Costs of genomes, int32[..., D], on the host: float64[..., M].
 
     Raises:
-      BudgetError: a cost above its limit.
+      BudgetError: a cost exceeds its limit.
     """
     rows = genomes.reshape(-1, genomes.shape[-1])
     costs = np.asarray([[pricing.price_exactly(table, row) for table in tables.values()] for row in rows])
-    for name, found, limit in zip(tables, costs.max(axis=0), np.asarray(limits, np.float64), strict=True):
-        if not found <= limit:
+    for name, highest, limit in zip(tables, costs.max(axis=0), np.asarray(limits, np.float64), strict=True):
+        if not highest <= limit:
             others = " together with the other budgets" if len(tables) > 1 else ""
-            raise BudgetError(f"{name}: no genome was found within {limit:g}{others}, the nearest has {found:g}")
+            raise BudgetError(f"{name}: no genome was found within {limit:g}{others}, the nearest has {highest:g}")
     return costs.reshape(*genomes.shape[:-1], len(tables))
 
 
 def _choices(space: Space) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each group its decisions, int32[k], and all that they may be together, int32[C, k]."""
-    found = []
+    """For each group its decisions, int32[k], and their C valid combinations, int32[C, k]."""
+    choices = []
     for number in np.unique(space.group):
         columns = np.flatnonzero(space.group == number)
         options = np.indices(tuple(space.search_space.option_counts[columns])).reshape(len(columns), -1).T
         genomes = np.repeat(np.asarray(space.smallest)[None], len(options), axis=0)
         genomes[:, columns] = options
-        found.append((columns, genomes[np.asarray(space.is_valid(genomes))][:, columns]))
-    return found
+        choices.append((columns, genomes[np.asarray(space.is_valid(genomes))][:, columns]))
+    return choices
 
 
 def _descended(
     genome: np.ndarray, choices: list[tuple[np.ndarray, np.ndarray]], tables: list[CostTable], weights: np.ndarray
 ) -> np.ndarray:
-    """From `genome` down to the least of the largest weighted cost, or of their sum where that is equal."""
+    """Coordinate descent from `genome` on the largest weighted cost, with ties broken by the sum."""
     genome, least, before = np.array(genome), (np.inf, np.inf), None
     while least != before:
         before = least
@@ -281,7 +277,7 @@ def _descended(
 
 
 def _costs(table: CostTable, genome: np.ndarray, columns: np.ndarray, options: np.ndarray) -> np.ndarray:
-    """Costs of a genome with each of `options`, int32[C, k], at `columns`: float64[C]."""
+    """Costs, float64[C], of a genome with each of `options`, int32[C, k], at the decisions `columns`."""
     add = np.maximum if table.peak else np.add
     touched = (np.isin(table.decision, columns) & (table.stride != 0)).any(axis=1)
     rest = pricing.price_layers(table, genome)[~touched]
@@ -297,45 +293,45 @@ def _costs(table: CostTable, genome: np.ndarray, columns: np.ndarray, options: n
 
 def _tell(select: Select, state: State, children: Children, fitness: jax.Array) -> State:
     fitness = jnp.where(jnp.isnan(fitness), -jnp.inf, fitness)
-    everyone = jax.tree.map(
+    candidates = jax.tree.map(
         lambda *parts: jnp.concatenate(parts), state.parents, Population(children.genomes, fitness, children.costs)
     )
-    # Genomes that differ in skipped blocks only are one network; were all kept, the parents would soon be one network.
-    seen = jnp.concatenate([everyone.fitness[:, None], everyone.costs], axis=1)
-    earlier = np.tri(len(seen), k=-1, dtype=bool)
-    repeated = ((seen[:, None] == seen).all(axis=-1) & earlier).any(axis=-1)
+    # Genomes that differ only in skipped blocks are one network: without this, copies of it would replace all parents.
+    objectives = jnp.concatenate([candidates.fitness[:, None], candidates.costs], axis=1)
+    earlier = np.tri(len(objectives), k=-1, dtype=bool)
+    repeated = ((objectives[:, None] == objectives).all(axis=-1) & earlier).any(axis=-1)
     chosen = select(
-        jnp.where(repeated, -jnp.inf, everyone.fitness),
-        jnp.where(repeated[:, None], jnp.inf, everyone.costs),
+        jnp.where(repeated, -jnp.inf, candidates.fitness),
+        jnp.where(repeated[:, None], jnp.inf, candidates.costs),
         len(state.parents.fitness),
     )
-    return state._replace(parents=jax.tree.map(lambda field: field[chosen], everyone))
+    return state._replace(parents=jax.tree.map(lambda field: field[chosen], candidates))
 
 
 def _evolve(
     space: Space, tables: Tables, run: Callable[..., Any], fitness: Fitness, limits: ArrayLike, key: jax.Array
 ) -> Result:
-    """`Evolution.evolve`: bases, one compiled run, and the check that nothing exceeds a limit."""
+    """`Evolution.evolve`: base genomes, one compiled run, and the check that no cost exceeds its limit."""
     exact = np.asarray(limits, np.float64)
     if exact.ndim != 2 or exact.shape[1] != len(tables):
         raise ValueError(f"limits of shape {exact.shape}: expected sets of budgets × {', '.join(tables)}")
     base = np.stack([cheapest(space, tables, row) for row in exact])
-    # Half a unit of float32 may be lost by a value, by each sum and by the limit: 3e-6 for 43 terms.
+    # Float32 rounding by half a unit of each term, each sum and the limit: 3e-6 relative for 43 terms.
     margin = np.asarray([len(table.offset) + 2 for table in tables.values()]) * 2.0**-24
     ceiling = (exact * (1 - margin)).astype(np.float32)
     fitness = fitness if isinstance(fitness, Partial) else Partial(fitness)
-    found, history = jax.device_get(run(fitness, ceiling, base, key))
-    order = np.argsort(-found.fitness, axis=1, kind="stable")
-    genomes = np.take_along_axis(found.genomes, order[:, :, None], axis=1)
+    population, history = jax.device_get(run(fitness, ceiling, base, key))
+    order = np.argsort(-population.fitness, axis=1, kind="stable")
+    genomes = np.take_along_axis(population.genomes, order[:, :, None], axis=1)
     costs = np.stack([verify(tables, rows, row) for rows, row in zip(genomes, exact, strict=True)])
-    return Result(genomes, np.take_along_axis(found.fitness, order, axis=1), costs, history)
+    return Result(genomes, np.take_along_axis(population.fitness, order, axis=1), costs, history)
 
 
 def make(space: Space, tables: Tables, settings: Settings = PAPER, select: Select = fittest) -> Evolution:
-    """Evolution in `space` under budgets for `tables`, whose order is that of the limits (Algorithm 1).
+    """Evolution in `space` under budgets on the costs of `tables`, in the order of the limits (APQ, Algorithm 1).
 
     Raises:
-      ValueError: fewer children than parents.
+      ValueError: `settings` has fewer children than parents.
     """
     if settings.population < settings.parents:
         raise ValueError(f"{settings.population} children: expected at least as many as parents, {settings.parents}")
@@ -346,12 +342,12 @@ def make(space: Space, tables: Tables, settings: Settings = PAPER, select: Selec
     tell = functools.partial(_tell, select)
     repaired = functools.partial(_repaired, tables, group)
 
-    def fresh(key: jax.Array, count: int) -> jax.Array:
+    def sample_genomes(key: jax.Array, count: int) -> jax.Array:
         return jax.vmap(space.sample)(jax.random.split(key, count))
 
     def init(key: jax.Array, ceiling: jax.Array, base: jax.Array) -> tuple[State, Children]:
         key, genome_key, order_key = jax.random.split(key, 3)
-        proposal = fresh(genome_key, settings.population)
+        proposal = sample_genomes(genome_key, settings.population)
         order = jax.random.uniform(order_key, (settings.population, groups))
         children = repaired(
             ceiling,
@@ -361,29 +357,31 @@ def make(space: Space, tables: Tables, settings: Settings = PAPER, select: Selec
             order=order,
             tries=groups,
         )
-        nobody = Population(
+        no_parents = Population(
             jnp.broadcast_to(base, (settings.parents, len(group))),
             jnp.full(settings.parents, -jnp.inf),
             jnp.full((settings.parents, len(tables)), jnp.inf),
         )
-        return State(key, ceiling, nobody), children
+        return State(key, ceiling, no_parents), children
 
     def ask(state: State) -> tuple[State, Children]:
         key, genome_key, uniform_key, part_key = jax.random.split(state.key, 4)
-        # The generator is slow for its calls rather than for its numbers: one call for all.
+        # One call draws all numbers: the generator's time goes into calls, not into numbers.
         uniform = jax.random.uniform(uniform_key, (settings.population, 2 * groups + 2))
-        one = jnp.floor(uniform[:, -1] * settings.parents).astype(jnp.int32)
-        other = one + 1 + jnp.floor(uniform[:, -2] * (settings.parents - 1)).astype(jnp.int32)
+        first_parent = jnp.floor(uniform[:, -1] * settings.parents).astype(jnp.int32)
+        second_parent = first_parent + 1 + jnp.floor(uniform[:, -2] * (settings.parents - 1)).astype(jnp.int32)
         genomes = state.parents.genomes
-        drawn = fresh(genome_key, mutants)
-        in_part = jax.random.bits(part_key, drawn.shape, jnp.uint8) >= 256 // 3
-        in_part &= (jnp.arange(mutants) % 2 == 0)[:, None]
-        mutated = space.made_valid(jnp.where(in_part, genomes[one[:mutants]], drawn))
-        proposal = jnp.concatenate([mutated, genomes[other[mutants:] % settings.parents]])
+        drawn = sample_genomes(genome_key, mutants)
+        unchanged = jax.random.bits(part_key, drawn.shape, jnp.uint8) >= 256 // 3
+        unchanged &= (jnp.arange(mutants) % 2 == 0)[:, None]
+        mutated = space.made_valid(jnp.where(unchanged, genomes[first_parent[:mutants]], drawn))
+        proposal = jnp.concatenate([mutated, genomes[second_parent[mutants:] % settings.parents]])
         chances = uniform[:, :groups]
         change = (chances < rates) | (chances == chances.min(axis=-1, keepdims=True))
         order = uniform[:, groups : 2 * groups]
-        children = repaired(state.ceiling, parent=genomes[one], child=proposal, change=change, order=order, tries=TRIES)
+        children = repaired(
+            state.ceiling, parent=genomes[first_parent], child=proposal, change=change, order=order, tries=TRIES
+        )
         return state._replace(key=key), children
 
     @jax.jit
@@ -393,13 +391,13 @@ def make(space: Space, tables: Tables, settings: Settings = PAPER, select: Selec
             state = tell(state, children, fitness(children.genomes))
             return state, state.parents.fitness.max()
 
-        def alone(ceiling: jax.Array, base: jax.Array) -> tuple[Population, jax.Array]:
+        def run_set(ceiling: jax.Array, base: jax.Array) -> tuple[Population, jax.Array]:
             state, children = init(key, ceiling, base)
             state = tell(state, children, fitness(children.genomes))
             first = state.parents.fitness.max()
             state, history = jax.lax.scan(generation, state, None, settings.generations)
             return state.parents, jnp.concatenate([first[None], history])
 
-        return jax.vmap(alone)(ceiling, base)
+        return jax.vmap(run_set)(ceiling, base)
 
     return Evolution(init, ask, tell, functools.partial(_evolve, space, tables, run))

@@ -1,7 +1,7 @@
-"""Predicting what a network reaches from its genome (APQ, §3.2): three layers of 400 over one-hot features.
+"""Accuracy predictors: networks of three hidden layers of 400 units over one-hot features of genomes (APQ, §3.2).
 
-A predictor of float accuracies sees the architecture alone. `transferred` adds inputs for bits whose weights are zero,
-so that it starts out as the same function, and few quantised records teach it the rest (Figure 4).
+The float predictor sees the architecture only. `transferred` adds inputs for the bits with zero weights, which leaves
+the function unchanged, and fine-tuning on few quantised records follows (APQ, Figure 4; Algorithm 1, line 3).
 """
 
 import functools
@@ -19,14 +19,14 @@ HIDDEN, LAYERS = 400, 3
 
 
 class Dense(NamedTuple):
-    """float32[inputs, outputs] and float32[outputs]."""
+    """Parameters of a dense layer: `kernel` float32[inputs, outputs], `bias` float32[outputs]."""
 
     kernel: jax.Array
     bias: jax.Array
 
 
 class Predictor(NamedTuple):
-    """Layers, and the mean and deviation of the accuracies that the last one's output is in units of."""
+    """Layers whose output is a standardised accuracy, and the mean and standard deviation of accuracies, float32[]."""
 
     layers: tuple[Dense, ...]
     mean: jax.Array
@@ -34,7 +34,7 @@ class Predictor(NamedTuple):
 
 
 def init(features: int, accuracies: ArrayLike, key: jax.Array, *, hidden: int = HIDDEN) -> Predictor:
-    """An untrained predictor from `features` inputs, for accuracies like these."""
+    """An untrained predictor of `features` inputs, standardised by the mean and deviation of float[N] accuracies."""
     sizes = (features, *[hidden] * LAYERS, 1)
     keys = jax.random.split(key, len(sizes) - 1)
     layers = tuple(
@@ -46,7 +46,7 @@ def init(features: int, accuracies: ArrayLike, key: jax.Array, *, hidden: int = 
 
 
 def predict(predictor: Predictor, features: jax.Array) -> jax.Array:
-    """Accuracies, float32[…], from features, float32[…, F]."""
+    """Predicted accuracies, float32[...], from features, float32[..., F]."""
     return predictor.mean + predictor.deviation * _standardised(predictor.layers, features)
 
 
@@ -58,10 +58,10 @@ def _standardised(layers: Sequence[Dense], x: jax.Array) -> jax.Array:
 
 
 def transferred(predictor: Predictor, features: int) -> Predictor:
-    """The same function of more features, of which it ignores the new ones, at the end, so far.
+    """The same function of `features` inputs: the added last ones have zero weights (APQ, §3.2, predictor transfer).
 
     Raises:
-      ValueError: fewer features than it has.
+      ValueError: the predictor has more inputs already.
     """
     first, *rest = predictor.layers
     new = features - first.kernel.shape[0]
@@ -83,22 +83,22 @@ def fit(
     learning_rate: float = 1e-3,
     weight_decay: float = 3.0,
 ) -> Predictor:
-    """Least squares by AdamW with a cosine schedule, on random batches; all of it is one compiled call.
+    """The predictor trained on mean squared error by AdamW with a cosine schedule, in one compiled call.
 
     Args:
-      predictor: where to start.
+      predictor: initial weights.
       features: float32[N, F].
       accuracies: float32[N].
-      key: of the batches.
-      anchor: what weights decay towards instead of zero. Decaying towards zero, a transferred predictor would forget
-        what it came with.
+      key: PRNG key of the random batches.
+      anchor: the predictor whose weights are the target of weight decay, instead of zero. Decay towards zero would
+        undo the transfer.
       steps, batch_size, learning_rate, weight_decay: of the training.
     """
     targets = (accuracies - predictor.mean) / predictor.deviation
     optimizer = optax.adamw(optax.cosine_decay_schedule(learning_rate, steps), weight_decay=weight_decay)
     origin = jax.tree.map(jnp.zeros_like, predictor.layers) if anchor is None else anchor.layers
 
-    def moved(change: tuple[Dense, ...]) -> tuple[Dense, ...]:
+    def layers_at(change: tuple[Dense, ...]) -> tuple[Dense, ...]:
         return jax.tree.map(jnp.add, origin, change)
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
@@ -106,23 +106,23 @@ def fit(
         chosen = jax.random.randint(key, (min(batch_size, len(features)),), 0, len(features))
 
         def loss(change: tuple[Dense, ...]) -> jax.Array:
-            return jnp.mean(jnp.square(_standardised(moved(change), features[chosen]) - targets[chosen]))
+            return jnp.mean(jnp.square(_standardised(layers_at(change), features[chosen]) - targets[chosen]))
 
         updates, opt_state = optimizer.update(jax.grad(loss)(change), opt_state, change)
         return (optax.apply_updates(change, updates), opt_state), None
 
     change = jax.tree.map(jnp.subtract, predictor.layers, origin)
     (change, _), _ = jax.lax.scan(step, (change, optimizer.init(change)), jax.random.split(key, steps))
-    return predictor._replace(layers=moved(change))
+    return predictor._replace(layers=layers_at(change))
 
 
 class Agreement(NamedTuple):
-    """How predictions agree with accuracies.
+    """Agreement of predicted with measured accuracies.
 
     Attributes:
-      pairwise: share of pairs that are put in order, of those that differ (Figure 7).
-      kendall: rank correlation τ.
-      error: root mean square.
+      pairwise: share of correctly ordered pairs among those that differ (pairwise accuracy: APQ, §5.3 and Figure 7).
+      kendall: Kendall's rank correlation τ.
+      error: root mean square error.
     """
 
     pairwise: float
@@ -131,7 +131,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(predicted: ArrayLike, true: ArrayLike) -> Agreement:
-    """Of predictions, float[N], with accuracies, float[N]."""
+    """Agreement of predictions, float[N], with accuracies, float[N]."""
     predicted, true = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
     i, j = np.triu_indices(len(true), k=1)
     differ = true[i] != true[j]

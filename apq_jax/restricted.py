@@ -1,4 +1,4 @@
-"""A space in which some decisions are made already, as in pipelines that search one thing after another (paper, §2)."""
+"""A search space with some decisions fixed, for sequential pipelines that search stage by stage (APQ, Eq. 1–3)."""
 
 import dataclasses
 import functools
@@ -15,12 +15,15 @@ from hwcost.space import SearchSpace
 
 @dataclasses.dataclass(frozen=True)
 class RestrictedSpace:
-    """What evolution needs of a space (`evolution.Space`), of which only some decisions are searched.
+    """A search space (`evolution.Space`) in which only some kinds of decisions are searched.
 
     Attributes:
-      space: with all decisions.
-      held: int32[D], a valid genome, which says what the others are.
-      kinds: of decisions that are searched: `kernel`, `channels`, `depth` and `space.BIT_DECISIONS`.
+      space: the space of all decisions.
+      held: int32[D], a valid genome, which fixes the other decisions.
+      kinds: the kinds that are searched, of `kernel`, `channels`, `depth` and `architectures.BIT_DECISIONS`.
+
+    Raises:
+      ValueError: a kind is unknown, or `held` contains a pair that the space excludes.
     """
 
     space: ArchitectureSpace
@@ -41,21 +44,21 @@ class RestrictedSpace:
 
     @property
     def search_space(self) -> SearchSpace:
-        """All decisions: genomes are those of the whole space."""
+        """The D decisions of the whole space; fixed ones are part of genomes."""
         return self.space.search_space
 
     @property
     def group(self) -> np.ndarray:
-        """int32[D], as in the whole space."""
+        """int32[D]: the groups of the whole space."""
         return self.space.group
 
     @functools.cached_property
     def smallest(self) -> np.ndarray:
-        """int32[D]: what is searched at its first options, but where that is excluded."""
+        """int32[D]: the genome with the first option of each searched decision, made valid."""
         return np.asarray(self.space.made_valid(np.where(self._free, self.space.smallest, self.held)))
 
     def is_valid(self, genome: Any) -> Any:
-        """bool[...] of int32[..., D]: whether it is valid in the whole space and as held."""
+        """bool[...]: whether genomes, int32[..., D], are valid in the whole space and keep the fixed decisions."""
         return self.space.is_valid(genome) & (self._free | (genome == self.held)).all(axis=-1)
 
     def sample(self, key: jax.Array) -> jax.Array:
@@ -64,5 +67,5 @@ class RestrictedSpace:
         return jnp.where(self.is_valid(drawn), drawn, self.smallest)
 
     def made_valid(self, genome: Any) -> jax.Array:
-        """A valid genome, int32[..., D], for one whose decisions come from two valid ones."""
+        """Valid genomes, int32[..., D], from genomes whose decisions each come from one of two valid genomes."""
         return self.space.made_valid(genome)

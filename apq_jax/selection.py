@@ -1,4 +1,4 @@
-"""Which genomes evolution keeps: the fittest, as the paper does, or those on the front of fitness and costs."""
+"""Selection of parents: the fittest genomes (APQ, Algorithm 1), or the Pareto front of fitness and costs (NSGA-II)."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,19 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 
 Select = Callable[[jax.Array, jax.Array, int], jax.Array]
-"""Fitness float32[N], costs float32[N, M] and how many to keep → int32[that many], which genomes to keep."""
+"""(fitness float32[N], costs float32[N, M], count) → int32[count], indices of the genomes to keep."""
 
 
 def fittest(fitness: jax.Array, costs: jax.Array, count: int) -> jax.Array:
-    """The paper's selection: those of highest fitness, in descending order."""
+    """The `count` genomes of highest fitness, in descending order (top-k in APQ, Algorithm 1)."""
     del costs
     return jax.lax.top_k(fitness, count)[1]
 
 
 def nsga2(fitness: jax.Array, costs: jax.Array, count: int) -> jax.Array:
-    """NSGA-II's selection: fronts of fitness against all costs, and of the last front those that stand most alone.
+    """Selection of NSGA-II: by front of fitness and all costs, and within a front by descending crowding distance.
 
-    One evolution then ends with a whole front; `on_front` tells what is on it.
+    One evolution then ends with a whole Pareto front, which `on_front` picks out.
     """
     front = fronts(fitness, costs)
     objectives = jnp.concatenate([fitness[:, None], -costs], axis=1)
@@ -31,33 +31,33 @@ SELECTIONS: Mapping[str, Select] = {"fittest": fittest, "nsga2": nsga2}
 
 
 def on_front(fitness: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """bool[N]: which of those found, whose fitness is finite, no other one beats in fitness and all costs."""
+    """bool[N]: which genomes of finite fitness are on the Pareto front of fitness and all costs."""
     return np.isfinite(fitness) & (np.asarray(fronts(jnp.asarray(fitness), jnp.asarray(costs))) == 0)
 
 
 def fronts(fitness: jax.Array, costs: jax.Array) -> jax.Array:
-    """int32[N]: 0 where no other genome is as good in fitness and all costs and better in one, 1 without those, …
+    """int32[N]: 0 for the Pareto front of fitness and all costs, 1 for the front without those genomes, and so on.
 
     Args:
       fitness: float32[N].
       costs: float32[N, M].
     """
     objectives = jnp.concatenate([fitness[:, None], -costs], axis=1)
-    one, other = objectives[:, None], objectives[None, :]
-    dominates = (one >= other).all(axis=-1) & (one > other).any(axis=-1)
+    row, column = objectives[:, None], objectives[None, :]
+    dominates = (row >= column).all(axis=-1) & (row > column).any(axis=-1)
 
     def peel(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         number, front = carry
-        left = front < 0
-        bare = left & ~(dominates & left[:, None]).any(axis=0)
-        return number + 1, jnp.where(bare, number, front)
+        remaining = front < 0
+        undominated = remaining & ~(dominates & remaining[:, None]).any(axis=0)
+        return number + 1, jnp.where(undominated, number, front)
 
     start = (jnp.int32(0), jnp.full(fitness.shape, -1, jnp.int32))
     return jax.lax.while_loop(lambda carry: (carry[1] < 0).any(), peel, start)[1]
 
 
 def _crowding(front: jax.Array, values: jax.Array) -> jax.Array:
-    """Distance between the two neighbours on the same front, over the range of all; infinite at the ends."""
+    """Crowding distance, float32[N]: between the neighbours on a front, relative to the range; infinite at its ends."""
     finite = jnp.where(jnp.isfinite(values), values, 0)
     order = jnp.lexsort((finite, front))
     number, sorted_values = front[order], finite[order]

@@ -1,8 +1,8 @@
-"""Progressive shrinking: training the once-for-all network so that all networks in it are good (Cai et al., 2020).
+"""Progressive shrinking: how the once-for-all network is trained (APQ, §3.1; Cai et al., Once-for-All, 2020).
 
-First the largest network is trained; then, stage by stage, kernels, channels and depths become elastic, and networks
-drawn at random learn from the largest one of the first stage. Which decisions are elastic is data, so one compiled step
-serves all stages.
+The largest network is trained first. Then kernels, channels and depths become elastic, one stage after the other, and
+randomly sampled subnetworks are distilled from the largest network of the first stage. The set of elastic decisions is
+data, so one compiled step serves all stages.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,29 +24,29 @@ STAGES = ("full", "kernel", "channels", "depth")
 
 
 class Objective(NamedTuple):
-    """What training minimises and reports, in functions.
+    """Losses and reported quality of training, as functions of logits, float32[B, classes].
 
     Attributes:
-      loss: `(logits, batch) → scalar`, of the largest network in the first stage.
-      taught_loss: `(logits, batch, teacher_logits) → scalar`, from the second stage on.
-      quality: `(logits, batch) → scalar`.
+      loss: `(logits, batch) → scalar`, minimised in the first stage.
+      distillation_loss: `(logits, batch, teacher_logits) → scalar`, minimised from the second stage on.
+      quality: `(logits, batch) → scalar`, reported.
     """
 
     loss: Callable[[jax.Array, Batch], jax.Array]
-    taught_loss: Callable[[jax.Array, Batch, jax.Array], jax.Array]
+    distillation_loss: Callable[[jax.Array, Batch, jax.Array], jax.Array]
     quality: Callable[[jax.Array, Batch], jax.Array]
 
 
 class ShrinkingState(NamedTuple):
-    """All that changes; a checkpoint holds it whole.
+    """The state of training, and the content of a checkpoint.
 
     Attributes:
-      step: int32.
+      step: int32[], number of steps done.
       key: typed PRNG key; each step folds its number into it.
-      params: of the once-for-all network.
-      batch_stats: running statistics of no network in particular; what is evaluated is recalibrated.
-      opt_state: of the weights.
-      teacher, teacher_stats: the largest network at the end of the first stage.
+      params: weights of the once-for-all network.
+      batch_stats: running statistics over all trained subnetworks; evaluation recalibrates them.
+      opt_state: optimiser state of the weights.
+      teacher, teacher_stats: parameters and statistics of the largest network at the end of the first stage.
     """
 
     step: jax.Array
@@ -58,18 +58,18 @@ class ShrinkingState(NamedTuple):
     teacher_stats: Params
 
 
-# Which networks a step trains: `(space, key, elastic) → int32[N, D]`, where decisions that are not elastic yet have
-# their last option.
+# Genomes of the N subnetworks that a step trains: `(space, key, elastic bool[D]) → int32[N, D]`. Decisions that are not
+# elastic yet have their last option.
 Sampling = Callable[[ArchitectureSpace, jax.Array, jax.Array], jax.Array]
 
 
 def one_random(space: ArchitectureSpace, key: jax.Array, elastic: jax.Array) -> jax.Array:
-    """A random network."""
+    """One random subnetwork, int32[1, D]."""
     return jnp.where(elastic, space.sample(key), space.largest)[None]
 
 
 def sandwich(space: ArchitectureSpace, key: jax.Array, elastic: jax.Array) -> jax.Array:
-    """The largest, the smallest and a random network (Yu & Huang, 2019)."""
+    """The largest, the smallest and a random subnetwork, int32[3, D] (sandwich rule, Yu & Huang, 2019)."""
     smallest = jnp.where(elastic, space.smallest, space.largest)
     return jnp.concatenate([jnp.stack([jnp.asarray(space.largest), smallest]), one_random(space, key, elastic)])
 
@@ -78,16 +78,16 @@ SAMPLINGS: Mapping[str, Sampling] = {"one_random": one_random, "sandwich": sandw
 
 
 def elastic_decisions(space: ArchitectureSpace) -> np.ndarray:
-    """bool[stages, D]: what each stage of `STAGES` draws: nothing, then kernels, then channels too, then depths."""
+    """bool[stages, D]: decisions elastic in each stage of `STAGES`: none, kernels, also channels, also depths."""
     kinds = [decision.name.rpartition(".")[2] for decision in space.search_space.decisions]
     return np.asarray([[kind in STAGES[1 : stage + 1] for kind in kinds] for stage in range(len(STAGES))])
 
 
 def stage_starts(total_steps: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """The first step of each stage, from each one's share of training.
+    """The first step of each stage, given the share of training of each.
 
     Raises:
-      ValueError: shares of other stages, below 0, or none of the first.
+      ValueError: the stages are not those of `STAGES`, a share is negative, or that of the first stage is 0.
     """
     if set(shares) != set(STAGES) or min(shares.values()) < 0 or shares[STAGES[0]] <= 0:
         raise ValueError(f"stages={dict(shares)}: expected a share above 0 for full, and shares for {STAGES[1:]}")
@@ -98,7 +98,7 @@ def stage_starts(total_steps: int, shares: Mapping[str, float]) -> dict[str, int
 def init_state(
     space: ArchitectureSpace, full: BlockNetwork, optimizer: optax.GradientTransformation, key: jax.Array
 ) -> ShrinkingState:
-    """The state before the first step."""
+    """The initial state of training, with random weights."""
     init_key, run_key = jax.random.split(key)
     weights, batch_stats = supernet.init(space, full, init_key)
     return ShrinkingState(
@@ -121,7 +121,7 @@ def make_step(
     sampling: Sampling,
     starts: Mapping[str, int],
 ) -> Callable[[ShrinkingState, Batch], tuple[ShrinkingState, Metrics]]:
-    """The step `(state, batch) → (state, metrics)`; jit it with `state` donated."""
+    """The training step `(state, batch) → (state, metrics)`, to be jitted with `state` donated (APQ, §3.1)."""
     elastic = jnp.asarray(elastic_decisions(space))
     boundaries = jnp.asarray(list(starts.values()))
 
@@ -132,18 +132,18 @@ def make_step(
             {"params": state.teacher, "batch_stats": state.teacher_stats}, batch["input"], train=False
         )
 
-        def loss_of(weights: Weights, genome: jax.Array, batch_stats: Params) -> tuple[jax.Array, Any]:
+        def subnet_loss(weights: Weights, genome: jax.Array, batch_stats: Params) -> tuple[jax.Array, Any]:
             variables = {"params": supernet.specialised(space, weights, genome), "batch_stats": batch_stats}
             logits, updated = full.apply(variables, batch["input"], train=True, mutable=["batch_stats"])
             loss = jnp.where(
-                stage == 0, objective.loss(logits, batch), objective.taught_loss(logits, batch, teacher_logits)
+                stage == 0, objective.loss(logits, batch), objective.distillation_loss(logits, batch, teacher_logits)
             )
             return loss, (logits, updated["batch_stats"])
 
-        # Unrolled: XLA's convolutions are slow inside loops on CPUs, and there are three networks at most.
+        # Unrolled for at most three subnetworks, since XLA's convolutions are slow inside loops on CPUs.
         batch_stats, gradients, losses, qualities = state.batch_stats, [], [], []
         for genome in genomes:
-            (loss, (logits, batch_stats)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+            (loss, (logits, batch_stats)), gradient = jax.value_and_grad(subnet_loss, has_aux=True)(
                 state.params, genome, batch_stats
             )
             gradients.append(gradient)
@@ -165,22 +165,22 @@ def make_step(
 def before_steps(
     space: ArchitectureSpace, starts: Mapping[str, int]
 ) -> dict[int, Callable[[ShrinkingState], ShrinkingState]]:
-    """What happens between stages: the largest network becomes the teacher; channels are sorted by importance."""
+    """State changes by step: the largest network becomes the teacher, then channels are sorted by importance."""
 
-    def graduate(state: ShrinkingState) -> ShrinkingState:
+    def set_teacher(state: ShrinkingState) -> ShrinkingState:
         copied = jax.tree.map(jnp.copy, (state.params.params, state.batch_stats))
         return state._replace(teacher=copied[0], teacher_stats=copied[1])
 
-    def sort(state: ShrinkingState) -> ShrinkingState:
+    def sort_channels(state: ShrinkingState) -> ShrinkingState:
         weights, batch_stats = supernet.sorted_by_importance(space, state.params, state.batch_stats)
-        # Moments belong to the channels as they were; counts of steps stay.
+        # Moments belong to the old order of channels and are reset; step counts stay.
         opt_state = jax.tree.map(
             lambda leaf: jnp.zeros_like(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, state.opt_state
         )
         return state._replace(params=weights, batch_stats=batch_stats, opt_state=opt_state)
 
-    found: dict[int, Callable[[ShrinkingState], ShrinkingState]] = {}
-    for number, change in ((starts["kernel"], graduate), (starts["channels"], sort)):
-        earlier = found.get(number, lambda state: state)
-        found[number] = lambda state, earlier=earlier, change=change: change(earlier(state))
-    return found
+    changes: dict[int, Callable[[ShrinkingState], ShrinkingState]] = {}
+    for step, change in ((starts["kernel"], set_teacher), (starts["channels"], sort_channels)):
+        earlier = changes.get(step, lambda state: state)
+        changes[step] = lambda state, earlier=earlier, change=change: change(earlier(state))
+    return changes

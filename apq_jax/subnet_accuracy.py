@@ -1,7 +1,7 @@
-"""What networks of a space reach, from the weights of the once-for-all network (APQ, §3.2 and §4).
+"""Accuracy of subnetworks with the weights of the once-for-all network (APQ, §3.2 and §4; Algorithm 1, line 1).
 
-In float they are evaluated as they are, with batch statistics recalibrated; under quantisation after a short
-fine-tuning each. The genome is traced: one compilation serves all networks.
+In float, a subnetwork is evaluated without training, after recalibration of its batch statistics. Under quantisation,
+it is evaluated after a short fine-tuning. The genome is traced, so one compilation serves all subnetworks.
 """
 
 import functools
@@ -21,16 +21,16 @@ from aqt_like import format_choice, granularity, interception
 from aqt_like.formats import LayerFormat, format_pair
 
 Batch = Mapping[str, Any]
-MOMENTUM = 0.9  # of batch statistics, as in the network
+MOMENTUM = 0.9  # of the batch statistics, equal to that of the network
 
 
 class Data(NamedTuple):
-    """What accuracies are measured with: batches in order.
+    """The batches that an accuracy is measured with, in order.
 
     Attributes:
-      calibration: of training data, for batch statistics and profiles of inputs.
-      training: those of a fine-tuning, one for each of its steps.
-      validation: what accuracy is measured on; labels of −1 are padding.
+      calibration: training data for batch statistics and for the calibration of inputs.
+      training: one batch for each step of fine-tuning.
+      validation: examples that accuracy is measured on; a label of −1 marks padding.
     """
 
     calibration: Sequence[Batch]
@@ -39,7 +39,7 @@ class Data(NamedTuple):
 
 
 Accuracy = Callable[[Weights, Params, Data, jax.Array], float]
-"""`(weights, batch_stats, data, genome)` → share of validation examples that the genome's network gets right."""
+"""`(weights, batch_stats, data, genome int32[D])` → accuracy of the genome's subnetwork on the validation examples."""
 
 
 @jax.jit
@@ -48,26 +48,26 @@ def _empty_stats(stats: Params) -> Params:
 
 
 @functools.partial(jax.jit, static_argnames="batches")
-def _settled(stats: Params, batches: int) -> Params:
-    """Running averages that started from zero, without the share of that zero."""
+def _bias_corrected(stats: Params, batches: int) -> Params:
+    """Running averages over `batches` batches that started from zero, corrected for that start."""
     return jax.tree.map(lambda leaf: leaf / (1 - MOMENTUM**batches), stats)
 
 
-def _right(logits: Any, batch: Batch) -> jax.Array:
+def _correct_predictions(logits: Any, batch: Batch) -> jax.Array:
     return jnp.sum(jnp.argmax(logits, axis=-1) == batch["label"])
 
 
-def _share(right: Callable[[Batch], jax.Array], validation: Sequence[Batch]) -> float:
-    """Over all batches, which are dispatched before any result is waited for."""
-    counts = [(right(batch), np.sum(np.asarray(batch["label"]) >= 0)) for batch in validation]
-    return float(sum(int(found) for found, _ in counts) / sum(total for _, total in counts))
+def _share_of_correct(count_correct: Callable[[Batch], jax.Array], validation: Sequence[Batch]) -> float:
+    """Accuracy over all batches, which are all dispatched before the first result is awaited."""
+    counts = [(count_correct(batch), np.sum(np.asarray(batch["label"]) >= 0)) for batch in validation]
+    return float(sum(int(correct) for correct, _ in counts) / sum(total for _, total in counts))
 
 
-# Loops over batches are Python's: XLA's convolutions are slow inside its own on CPUs.
+# Loops over batches run in Python, since XLA's convolutions are slow inside loops on CPUs.
 
 
 def make_float_accuracy(space: ArchitectureSpace, full: BlockNetwork) -> Accuracy:
-    """Of networks in float, as they are in the once-for-all network, with batch statistics recalibrated."""
+    """The accuracy of float subnetworks, evaluated without training after recalibration of batch statistics."""
     specialise = jax.jit(functools.partial(supernet.specialised, space))
 
     @jax.jit
@@ -76,32 +76,34 @@ def make_float_accuracy(space: ArchitectureSpace, full: BlockNetwork) -> Accurac
         return full.apply(variables, batch["input"], train=True, mutable=["batch_stats"])[1]["batch_stats"]
 
     @jax.jit
-    def right(params: Params, stats: Params, batch: Batch) -> jax.Array:
-        return _right(full.apply({"params": params, "batch_stats": stats}, batch["input"], train=False), batch)
+    def count_correct(params: Params, stats: Params, batch: Batch) -> jax.Array:
+        return _correct_predictions(
+            full.apply({"params": params, "batch_stats": stats}, batch["input"], train=False), batch
+        )
 
     def accuracy(weights: Weights, batch_stats: Params, data: Data, genome: jax.Array) -> float:
         params, stats = specialise(weights, genome), _empty_stats(batch_stats)
         for batch in data.calibration:
             stats = recalibrate(params, stats, batch)
-        stats = _settled(stats, len(data.calibration))
-        return _share(functools.partial(right, params, stats), data.validation)
+        stats = _bias_corrected(stats, len(data.calibration))
+        return _share_of_correct(functools.partial(count_correct, params, stats), data.validation)
 
     return accuracy
 
 
 def _rms_of_present(x: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
-    """Root mean square of what is not zero: what was taken away from a kernel does not count."""
+    """Root mean square over nonzero elements: the channels and kernel borders that a genome removes do not count."""
     present = jnp.sum(x != 0, axis=axes, keepdims=axes is not None)
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=axes is not None) / jnp.maximum(present, 1))
 
 
 class GenomeFormats(NamedTuple):
-    """What a genome's bits mean for the L layers of the largest network.
+    """The formats that the bits of a genome give to the L layers of the largest network.
 
     Attributes:
-      paths: of the layers.
-      members: the formats that they choose from.
-      choice: `(genome) → int32[L]`, the index of each layer's format; fixed layers have the widest.
+      paths: paths of the layers.
+      members: the formats to choose from.
+      choice: `(genome int32[D]) → int32[L]`, the index of each layer's format; fixed layers have the widest.
     """
 
     paths: tuple[str, ...]
@@ -110,7 +112,7 @@ class GenomeFormats(NamedTuple):
 
 
 def genome_formats(space: ArchitectureSpace) -> GenomeFormats:
-    """All pairs of bits for weights and inputs; expansion and projection share theirs (pointwise)."""
+    """The formats of a space: all pairs of weight and input bits; expansion and projection share the pointwise pair."""
     names = [f"int{bits}" for bits in space.bits]
     members = tuple(format_pair(weights, inputs) for weights in names for inputs in names)
     widest, count = len(members) - 1, len(names)
@@ -133,7 +135,11 @@ def make_quantized_accuracy(
     optimizer: optax.GradientTransformation,
     loss: Callable[[jax.Array, Any], jax.Array],
 ) -> Accuracy:
-    """Of networks under the genome's bits, after a fine-tuning over `data.training`."""
+    """The accuracy of quantised subnetworks, after fine-tuning on `data.training` with fake quantisation (APQ, §4).
+
+    Clip thresholds are precomputed multiples, per output channel for weights. They do not minimise the KL divergence
+    per layer as in APQ (§4, Eq. 5); configs/apq_common.py chooses that for the finished networks.
+    """
     layer_choices = genome_formats(space)
     paths, members = layer_choices.paths, layer_choices.members
     bank = format_choice.format_bank(members, use_unsigned=True)
@@ -145,17 +151,17 @@ def make_quantized_accuracy(
         return interception.apply_quantized(full, variables, x, quantizer=quantizer, **how)
 
     @jax.jit
-    def profile(weights: Weights, genome: jax.Array, stats: Params, seen: Any, batch: Batch) -> tuple[Params, Any]:
-        collections = {"batch_stats": stats, "calibration": seen}
+    def profile(weights: Weights, genome: jax.Array, stats: Params, profiles: Any, batch: Batch) -> tuple[Params, Any]:
+        collections = {"batch_stats": stats, "calibration": profiles}
         mutable = ["batch_stats", "calibration"]
         _, updated = apply(weights, genome, collections, batch["input"], train=True, mutable=mutable)
         return updated["batch_stats"], updated["calibration"]
 
     @jax.jit
-    def formats_under(genome: jax.Array, seen: Any) -> Any:
-        profiles = interception.stacked_calibration(paths, seen)
+    def formats_under(genome: jax.Array, profiles: Any) -> Any:
+        stacked = interception.stacked_calibration(paths, profiles)
         choice = layer_choices.choice(genome)
-        return format_choice.format_state(paths, bank, multiples, choice, profiles, jnp.asarray(True))
+        return format_choice.format_state(paths, bank, multiples, choice, stacked, jnp.asarray(True))
 
     @jax.jit
     def fine_tune(
@@ -176,21 +182,21 @@ def make_quantized_accuracy(
         ]
 
     @jax.jit
-    def right(weights: Weights, genome: jax.Array, collections: dict[str, Any], batch: Batch) -> jax.Array:
-        return _right(apply(weights, genome, collections, batch["input"], train=False), batch)
+    def count_correct(weights: Weights, genome: jax.Array, collections: dict[str, Any], batch: Batch) -> jax.Array:
+        return _correct_predictions(apply(weights, genome, collections, batch["input"], train=False), batch)
 
     def accuracy(weights: Weights, batch_stats: Params, data: Data, genome: jax.Array) -> float:
-        stats, seen = _empty_stats(batch_stats), interception.empty_calibration(paths)
+        stats, profiles = _empty_stats(batch_stats), interception.empty_calibration(paths)
         for batch in data.calibration:
-            stats, seen = profile(weights, genome, stats, seen, batch)
-        quantized = {"formats": formats_under(genome, seen)}
+            stats, profiles = profile(weights, genome, stats, profiles, batch)
+        quantized = {"formats": formats_under(genome, profiles)}
         opt_state = optimizer.init(weights)
         for batch in data.training:
             weights, opt_state = fine_tune(weights, opt_state, genome, {"batch_stats": stats, **quantized}, batch)
         stats = _empty_stats(batch_stats)
         for batch in data.calibration:
             stats = recalibrate(weights, genome, {"batch_stats": stats, **quantized}, batch)
-        collections = {"batch_stats": _settled(stats, len(data.calibration)), **quantized}
-        return _share(functools.partial(right, weights, genome, collections), data.validation)
+        collections = {"batch_stats": _bias_corrected(stats, len(data.calibration)), **quantized}
+        return _share_of_correct(functools.partial(count_correct, weights, genome, collections), data.validation)
 
     return accuracy

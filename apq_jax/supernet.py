@@ -1,10 +1,10 @@
-"""The once-for-all network: one set of weights in which every network of a space is contained (APQ, §3.1).
+"""The once-for-all network: one set of weights that contains every network of a space (APQ, §3.1).
 
-It is the space's largest network, and elasticity is a function of its weights: under the weights that `specialised`
-gives for a genome, the largest network computes what the smaller one does. Channels are taken away by zeroing their
-kernels and normalisations, blocks by zeroing what they add to their shortcut, and smaller kernels are made of the
-inner part of larger ones by a learned matrix, and padded with zeros. So the genome is traced, and one compiled step
-serves all networks. `cut_out` takes the smaller network out.
+It is the largest network of the space, and a subnetwork is a function of its weights: with the weights that
+`specialised` returns for a genome, the largest network computes the outputs of the smaller one. A channel is removed by
+zeroing its kernels and normalisation, a block by zeroing its branch beside the shortcut. A smaller kernel is the centre
+of the next larger one, transformed by a learned matrix and padded with zeros. The genome is therefore traced, and one
+compiled step serves all networks. `cut_out` extracts the smaller network itself.
 """
 
 import itertools
@@ -22,11 +22,11 @@ Params = Any  # a tree of arrays
 
 
 class Weights(NamedTuple):
-    """What training changes.
+    """The trained weights of the once-for-all network.
 
     Attributes:
-      params: of the largest network.
-      kernel_maps: by block and by `"7to5"`: float32[25, 25], what makes a kernel out of the inside of the next larger.
+      params: parameters of the largest network.
+      kernel_maps: by block, then by name such as `"7to5"`: float32[25, 25], from the centre of a 7×7 to a 5×5 kernel.
     """
 
     params: Params
@@ -34,7 +34,7 @@ class Weights(NamedTuple):
 
 
 def init(space: ArchitectureSpace, full: BlockNetwork, key: jax.Array) -> tuple[Weights, Params]:
-    """Fresh weights of the largest network `full`, and its batch statistics."""
+    """Initial weights and batch statistics of the largest network, `full`."""
     example = jnp.zeros((1, space.image, space.image, space.image_channels))
     variables = full.init(key, example, train=False)
     maps = {
@@ -45,25 +45,25 @@ def init(space: ArchitectureSpace, full: BlockNetwork, key: jax.Array) -> tuple[
 
 
 def _kernel_steps(space: ArchitectureSpace) -> list[tuple[int, int]]:
-    """From each kernel to the next smaller one, the largest first."""
+    """Pairs of a kernel size and the next smaller one, the largest first."""
     descending = space.kernels[::-1]
     return list(itertools.pairwise(descending))
 
 
 def _inner(kernel: jax.Array, size: int) -> jax.Array:
-    """The middle of a kernel, [K, K, …] → [size, size, …]."""
+    """The centre of a kernel, float32[K, K, ...] → float32[size, size, ...]."""
     edge = (kernel.shape[0] - size) // 2
     return kernel[edge : edge + size, edge : edge + size]
 
 
 def _kernels(space: ArchitectureSpace, kernel: jax.Array, maps: dict[str, jax.Array]) -> list[jax.Array]:
-    """A depthwise kernel, [K, K, 1, C], at each of the space's sizes, ascending."""
-    found = [kernel]
+    """A depthwise kernel, float32[K, K, 1, C], in each size of the space, ascending."""
+    kernels = [kernel]
     for large, small in _kernel_steps(space):
-        inner = _inner(found[0], small)
+        inner = _inner(kernels[0], small)
         mapped = maps[f"{large}to{small}"] @ inner.reshape(small**2, -1)
-        found.insert(0, mapped.reshape(inner.shape))
-    return found
+        kernels.insert(0, mapped.reshape(inner.shape))
+    return kernels
 
 
 def _padded(kernel: jax.Array, size: int) -> jax.Array:
@@ -72,7 +72,7 @@ def _padded(kernel: jax.Array, size: int) -> jax.Array:
 
 
 def specialised(space: ArchitectureSpace, weights: Weights, genome: jax.Array) -> Params:
-    """Parameters under which the largest network computes what the genome, int32[D], describes; it may be traced."""
+    """Parameters with which the largest network computes the network of a genome, int32[D], which may be traced."""
     params = dict(weights.params)
     options = {name: space.options(genome, name) for name in ("kernel", "channels")}
     active = space.active(genome)
@@ -119,24 +119,24 @@ def _specialised_block(
 def cut_out(
     space: ArchitectureSpace, weights: Weights, batch_stats: Params, genome: np.ndarray
 ) -> tuple[BlockNetwork, dict[str, Params]]:
-    """The smaller network that a genome describes, and its variables: it computes what the specialised one does."""
+    """The network that a genome, int32[D], describes, with its variables; its outputs equal those of `specialised`."""
     smaller = network(space, genome)
-    kept = {shape.name: shape for shape in smaller.blocks}
+    shapes = {shape.name: shape for shape in smaller.blocks}
     params, stats = dict(weights.params), dict(batch_stats)
     for block in space.blocks:
-        whole, seen = params.pop(block.name), stats.pop(block.name)
-        if block.name not in kept:
+        largest, largest_stats = params.pop(block.name), stats.pop(block.name)
+        if block.name not in shapes:
             continue
-        shape = kept[block.name]
+        shape = shapes[block.name]
         inside = slice(0, shape.inside)
-        kernels = _kernels(space, whole["depthwise"]["conv"]["kernel"], weights.kernel_maps[block.name])
+        kernels = _kernels(space, largest["depthwise"]["conv"]["kernel"], weights.kernel_maps[block.name])
         params[block.name] = {
-            "expand": _sliced(whole["expand"], whole["expand"]["conv"]["kernel"][..., inside], inside),
-            "depthwise": _sliced(whole["depthwise"], kernels[space.kernels.index(shape.kernel)][..., inside], inside),
-            "project": _sliced(whole["project"], whole["project"]["conv"]["kernel"][:, :, inside], slice(None)),
+            "expand": _sliced(largest["expand"], largest["expand"]["conv"]["kernel"][..., inside], inside),
+            "depthwise": _sliced(largest["depthwise"], kernels[space.kernels.index(shape.kernel)][..., inside], inside),
+            "project": _sliced(largest["project"], largest["project"]["conv"]["kernel"][:, :, inside], slice(None)),
         }
         stats[block.name] = {
-            layer: {"norm": {name: value[part] for name, value in seen[layer]["norm"].items()}}
+            layer: {"norm": {name: value[part] for name, value in largest_stats[layer]["norm"].items()}}
             for layer, part in (("expand", inside), ("depthwise", inside), ("project", slice(None)))
         }
     return smaller, {"params": params, "batch_stats": stats}
@@ -147,14 +147,14 @@ def _sliced(layer: Params, kernel: jax.Array, channels: Any) -> Params:
 
 
 def sorted_by_importance(space: ArchitectureSpace, weights: Weights, batch_stats: Params) -> tuple[Weights, Params]:
-    """The same network with each block's inner channels in descending order of importance.
+    """The same network with the expanded channels of each block sorted by descending importance.
 
-    Taking away the last channels then takes away the least important. Importance is the sum of magnitudes of what the
-    projection makes of a channel (Cai et al., Once-for-All, 2020).
+    Removing the last channels then removes the least important ones. The importance of a channel is the L1 norm of its
+    weights in the projection (Cai et al., Once-for-All, 2020).
     """
     params, stats = dict(weights.params), dict(batch_stats)
     for block in space.blocks:
-        layers, seen = params[block.name], stats[block.name]
+        layers, layer_stats = params[block.name], stats[block.name]
         order = jnp.argsort(-jnp.sum(jnp.abs(layers["project"]["conv"]["kernel"]), axis=(0, 1, 3)))
         params[block.name] = {
             "expand": _sliced(layers["expand"], layers["expand"]["conv"]["kernel"][..., order], order),
@@ -162,9 +162,9 @@ def sorted_by_importance(space: ArchitectureSpace, weights: Weights, batch_stats
             "project": {**layers["project"], "conv": {"kernel": layers["project"]["conv"]["kernel"][:, :, order]}},
         }
         stats[block.name] = {
-            **seen,
+            **layer_stats,
             **{
-                layer: {"norm": {name: value[order] for name, value in seen[layer]["norm"].items()}}
+                layer: {"norm": {name: value[order] for name, value in layer_stats[layer]["norm"].items()}}
                 for layer in ("expand", "depthwise")
             },
         }
@@ -172,6 +172,6 @@ def sorted_by_importance(space: ArchitectureSpace, weights: Weights, batch_stats
 
 
 def layer_paths(space: ArchitectureSpace) -> Sequence[str]:
-    """Paths of the largest network's layers, in the order in which they run."""
+    """Paths of the layers of the largest network, in the order in which they run."""
     inside = [f"{block.name}/{layer}/conv" for block in space.blocks for layer in ("expand", "depthwise", "project")]
     return ("stem/conv", "first_depthwise/conv", "first_project/conv", *inside, "head/conv", "classifier")

@@ -1,12 +1,12 @@
-"""APQ on CIFAR-10: how many records predictors need, whether they rank what is found, and joint against sequential.
+"""APQ on CIFAR-10: records that predictors need, ranks of the networks found, and joint against sequential search.
 
     python -m benchmarks.apq_cifar10 --data_dir=DIR [--workdir=runs/apq_cifar10]     (an hour and a half on two cores)
 
-Runs the steps of `configs/apq_cifar10.py` up to the search. Then it searches once more as separate tools would: kernels
-and depths with float accuracy as the aim and 8 bits, then channels, then bits, each within its share of the latency.
-All networks found either way are fine-tuned under their bits for a while, from the once-for-all network's weights, and
-measured on the test images. Writes results/apq_cifar10.json beside this file, docs/apq_predictors.svg and
-docs/apq_joint.svg.
+It runs the steps of `configs/apq_cifar10.py` up to the joint search (APQ, Eq. 4). Then it searches in sequence, as
+separate tools do (APQ, Eq. 1–3): kernels and depths by float accuracy at 8 bits, then channels, then bits, each stage
+within its share of the latency. The networks of both searches are fine-tuned briefly in their formats, from the weights
+of the once-for-all network, and evaluated on the test images (APQ, Figures 6 and 7). The results go to
+results/apq_cifar10.json beside this file, docs/apq_predictors.svg and docs/apq_joint.svg.
 """
 
 import argparse
@@ -40,14 +40,14 @@ FINE_TUNING_STEPS = 60  # three times those of a record
 
 
 class Stage(NamedTuple):
-    """A step of the sequential search: what it decides, by which predictor, within how many times the budget."""
+    """A stage of the sequential search: kinds of decisions, predictor, and limit as a multiple of the budget."""
 
     kinds: tuple[str, ...]
     predictor: str
     share: float
 
 
-# The paper's Table 2: ProxylessNAS, then AMC, then HAQ come to 13.14, 9.77 and 8.45 ms.
+# APQ, Table 2: the latency is 13.14 ms after ProxylessNAS, 9.77 ms after AMC and 8.45 ms after HAQ.
 SEQUENCE = (
     Stage(("kernel", "depth"), "float", 13.14 / 8.45),
     Stage(("channels",), "float", 9.77 / 8.45),
@@ -55,11 +55,11 @@ SEQUENCE = (
 )
 
 
-def sequential(pipeline: Pipeline, limit: float) -> np.ndarray:
-    """The genome, int32[D], that a search in sequence finds within a limit.
+def sequential_search(pipeline: Pipeline, limit: float) -> np.ndarray:
+    """The genome, int32[D], that the sequential search finds within a latency limit in ms (APQ, Eq. 1–3).
 
-    Where nothing is within a stage's share, because channels or bits are still at their widest, the share is the least
-    that can be reached.
+    If no network is within the limit of a stage, because channels or bits are still at their widest, the lowest latency
+    in reach is the limit.
     """
     genome, tables, config = np.asarray(pipeline.space.largest), pipeline.tables, pipeline.config.search
     settings = evolution.Settings(config.population, config.parents, config.mutation, config.generations)
@@ -70,24 +70,24 @@ def sequential(pipeline: Pipeline, limit: float) -> np.ndarray:
             partial(fit_predictor.predict_accuracies, pipeline.space),
             fit_predictor.read_predictor(pipeline, stage.predictor),
         )
-        within = max(stage.share * limit, least * (1 + 1e-5)) if stage.share > 1 else limit
+        stage_limit = max(stage.share * limit, least * (1 + 1e-5)) if stage.share > 1 else limit
         result = evolution.make(space, tables, settings).evolve(
-            fitness, [[within]], jax.random.key(pipeline.config.seed + 3)
+            fitness, [[stage_limit]], jax.random.key(pipeline.config.seed + 3)
         )
         genome = result.genome[0]
     return genome
 
 
-def found_networks(pipeline: Pipeline) -> list[dict[str, Any]]:
-    """Predicted cost and accuracy, and accuracy on the test images, of what is found for each budget either way."""
+def compare_searches(pipeline: Pipeline) -> list[dict[str, Any]]:
+    """The networks of both searches for each budget: latency, predicted accuracy, and measured test accuracy."""
     space = pipeline.space
     rows: list[dict[str, Any]] = []
     predict = jax.jit(partial(fit_predictor.predict_accuracies, space, fit_predictor.read_predictor(pipeline)))
-    for found in track(pipeline.read(SEARCH)["found"], "sequential search", console=pipeline.console):
-        limit = found["budget"][COST]
+    for network in track(pipeline.read(SEARCH)["found"], "sequential search", console=pipeline.console):
+        limit = network["budget"][COST]
         for way, genome in (
-            ("joint", space.search_space.encode(found["choices"])),
-            ("sequential", sequential(pipeline, limit)),
+            ("joint", space.search_space.encode(network["choices"])),
+            ("sequential", sequential_search(pipeline, limit)),
         ):
             rows.append(
                 {
@@ -99,10 +99,10 @@ def found_networks(pipeline: Pipeline) -> list[dict[str, Any]]:
                 }
             )
     dataset, state = pipeline.open_data(), train_supernet.read_supernet(pipeline)
-    longer = pipeline.config.copy_and_resolve_references()
-    longer.records.fine_tuning_steps = FINE_TUNING_STEPS
-    batches = record_task.read_batches(dataclasses.replace(pipeline, config=longer), dataset)._replace(
-        validation=list(dataset.eval_batches("test", batch_size=longer.records.batch_size))
+    config = pipeline.config.copy_and_resolve_references()
+    config.records.fine_tuning_steps = FINE_TUNING_STEPS
+    batches = record_task.read_batches(dataclasses.replace(pipeline, config=config), dataset)._replace(
+        validation=list(dataset.eval_batches("test", batch_size=config.records.batch_size))
     )
     measure = record_task.make_measure(record_task.make_task("quantized", pipeline, state, batches))
     for row in track(rows, "found networks", console=pipeline.console):
@@ -110,13 +110,13 @@ def found_networks(pipeline: Pipeline) -> list[dict[str, Any]]:
     return rows
 
 
-def measured(pipeline: Pipeline) -> dict[str, Any]:
-    """All of it; `found_networks` once, since it takes a quarter of an hour."""
+def measure_all(pipeline: Pipeline) -> dict[str, Any]:
+    """The document of all results; `compare_searches`, which takes a quarter of an hour, runs only if not done yet."""
     for step in (train_supernet.run, measure_records.run, fit_predictor.run, evolve.run):
         step(pipeline)
-    searched = pipeline.read(SEARCH)
-    if not pipeline.done("compared.json", search=searched):
-        pipeline.write("compared.json", {"search": searched, "networks": found_networks(pipeline)})
+    search = pipeline.read(SEARCH)
+    if not pipeline.done("compared.json", search=search):
+        pipeline.write("compared.json", {"search": search, "networks": compare_searches(pipeline)})
     rows = pipeline.read("compared.json")["networks"]
     joint = [row for row in rows if row["way"] == "joint"]
     ranks = kendalltau([row["predicted_accuracy"] for row in joint], [row["accuracy"] for row in joint])
@@ -137,7 +137,7 @@ def measured(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The tables of the README."""
+    """The Markdown tables of the README."""
     lines = [
         *apq_page.predictor_table(document["predictor"]["quantized"]),
         "",
@@ -158,15 +158,15 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Runs what is missing, measures and stores."""
+    """Runs the steps that are not done yet, measures, and writes results and figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True, help="where tfds has cifar10 prepared")
+    parser.add_argument("--data_dir", required=True, help="directory of TFDS with cifar10 prepared")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/apq_cifar10"))
     arguments = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     config = apq_cifar10.get_config()
     config.data.data_dir = arguments.data_dir
-    document = measured(prepare_pipeline(config, arguments.workdir, Console()))
+    document = measure_all(prepare_pipeline(config, arguments.workdir, Console()))
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     pictures.write("apq_predictors.svg", apq_figures.predictor_curve(document["predictor"]["quantized"]))
     pictures.write("apq_joint.svg", apq_figures.joint_and_sequential(document["networks"]))

@@ -1,11 +1,12 @@
-"""The algorithm of APQ's original release, written down again without PyTorch: what its search is compared with.
+"""The search algorithm of APQ's release, rewritten without PyTorch as a reference for benchmarks/apq_search.py.
 
-It draws genomes, mutants and children until one is within the budget; a block of a mutant is drawn anew whole, with a
-chance of 0.1; each block of a child comes from either parent; depths follow from the blocks that are there. Twice:
-`as_released` works as the release does, one child after the other, on lists that are copied deeply and with every
-layer looked up by a text of its sizes; `in_arrays` is the same search in NumPy, all children of a generation at once,
-in our genomes. Unlike the release, both let the predictor see the bits, keep the whole first population and let all
-children compete, which costs no time and can only help.
+It redraws genomes, mutants and children until they are within the budget. A mutant redraws each block as a whole with
+probability 0.1. Crossover takes each block from either parent, and depths follow from the blocks that are present.
+
+There are two versions. `AsReleased` works like the release: one child after the other, on deeply copied lists, with
+each layer's cost looked up by a string of its sizes. `in_arrays` is the same search on our genomes in NumPy, all
+children of a generation at once. Unlike the release, both let the predictor see the bits, keep the whole first
+population and let all children compete, which takes no more time and can only help.
 """
 
 import copy
@@ -27,13 +28,13 @@ from hwcost.workload import LayerSpec
 
 Price = Callable[[np.ndarray], np.ndarray]
 Fitness = Callable[[np.ndarray], np.ndarray]
-Spec = dict[str, list[Any]]  # by stage: `depth`; by block: `kernel`, `channels` and the bits
+Spec = dict[str, list[Any]]  # `depth` of each stage; `kernel`, `channels` and bits of each block
 PER_BLOCK = ("kernel", "channels", *BIT_DECISIONS)
 
 
-def dense(found: Predictor) -> Fitness:
-    """A predictor in NumPy: float32[P, F] → float32[P]."""
-    *hidden, last = [(np.asarray(layer.kernel), np.asarray(layer.bias)) for layer in found.layers]
+def numpy_predictor(predictor: Predictor) -> Fitness:
+    """A predictor in NumPy: features, float32[P, F] → standardised accuracies, float32[P]."""
+    *hidden, last = [(np.asarray(layer.kernel), np.asarray(layer.bias)) for layer in predictor.layers]
 
     def run(x: np.ndarray) -> np.ndarray:
         for kernel, bias in hidden:
@@ -44,28 +45,32 @@ def dense(found: Predictor) -> Fitness:
 
 
 class AsReleased:
-    """The search on lists and texts."""
+    """The search on lists and strings, as in the release."""
 
-    def __init__(self, space: ArchitectureSpace, model: CostModel, found: Predictor, settings: Settings) -> None:
-        self._space, self._settings, self._dense = space, settings, dense(found)
+    def __init__(self, space: ArchitectureSpace, model: CostModel, predictor: Predictor, settings: Settings) -> None:
+        self._space, self._settings, self._predict = space, settings, numpy_predictor(predictor)
         self._options: list[dict[str, tuple[int, ...]]] = [
             {"kernel": space.kernels, "channels": block.channels} | dict.fromkeys(BIT_DECISIONS, space.bits)
             for block in space.blocks
         ]
         self._starts = [next(i for i, b in enumerate(space.blocks) if b.stage == s) for s in range(len(space.stages))]
-        self._table = dict(self._measured(model))
+        self._table = dict(self._layer_costs(model))
         widest = format_pair(f"int{space.bits[-1]}", f"int{space.bits[-1]}")
         self._fixed = sum(float(model.layer_costs(layer, [widest])[0]) for layer in space.fixed_layers())
         places = itertools.count()
         self._places: list[dict[str, dict[int, int]]] = [{} for _ in space.blocks]
-        for names in (("kernel",), ("channels",), BIT_DECISIONS):  # in our order, so that the predictor is the same
-            for block, found_places in zip(self._options, self._places, strict=True):
+        for names in (
+            ("kernel",),
+            ("channels",),
+            BIT_DECISIONS,
+        ):  # the order of our features, so that predictors can be shared
+            for block, block_places in zip(self._options, self._places, strict=True):
                 for name in names:
-                    found_places[name] = {option: next(places) for option in block[name]}
+                    block_places[name] = {option: next(places) for option in block[name]}
         self._features = next(places)
 
-    def _measured(self, model: CostModel) -> Any:
-        """The lookup table: the cost of every layer at all bits, by its text."""
+    def _layer_costs(self, model: CostModel) -> Any:
+        """Entries of the lookup table: the key of a layer at some bits, and its cost."""
         bits = list(itertools.product(self._space.bits, repeat=2))
         pairs = [format_pair(f"int{w}", f"int{a}") for w, a in bits]
         for block in self._space.blocks:
@@ -82,7 +87,7 @@ class AsReleased:
 
     def _is_valid(self, spec: Spec) -> bool:
         kernels = zip(spec["kernel"], spec["depthwise_inputs"], strict=True)
-        return not any(each == self._space.excluded for each in kernels)
+        return not any(pair == self._space.excluded for pair in kernels)
 
     def _cost(self, spec: Spec) -> float:
         total = self._fixed
@@ -110,20 +115,20 @@ class AsReleased:
                     spec[name][number] = random.choice(block[name])
         return spec
 
-    def _child(self, one: Spec, other: Spec) -> Spec | None:
-        """None where the blocks that are there do not follow each other."""
-        spec, present = copy.deepcopy(one), []
+    def _child(self, mother: Spec, father: Spec) -> Spec | None:
+        """The crossover of two parents, or None if the blocks present in a stage are not its first ones."""
+        spec, present = copy.deepcopy(mother), []
         for number, block in enumerate(self._space.blocks):
-            parent = copy.deepcopy(one) if random.random() < 0.5 else copy.deepcopy(other)
+            parent = copy.deepcopy(mother) if random.random() < 0.5 else copy.deepcopy(father)
             for name in PER_BLOCK:
                 spec[name][number] = parent[name][number]
             present.append(block.place < parent["depth"][block.stage])
         for stage, start in enumerate(self._starts):
             end = self._starts[stage + 1] if stage + 1 < len(self._starts) else len(present)
-            there = present[start:end]
-            if there != sorted(there, reverse=True):
+            stage_present = present[start:end]
+            if stage_present != sorted(stage_present, reverse=True):
                 return None
-            spec["depth"][stage] = sum(there)
+            spec["depth"][stage] = sum(stage_present)
         return spec
 
     def _evaluate(self, specs: list[Spec]) -> list[float]:
@@ -133,10 +138,10 @@ class AsReleased:
                 if block.place < spec["depth"][block.stage]:
                     for name, options in self._places[number].items():
                         row[options[spec[name][number]]] = 1
-        return self._dense(x).tolist()
+        return self._predict(x).tolist()
 
     def run(self, limit: float, seed: int) -> float:
-        """The best fitness within a limit."""
+        """The best fitness found within a limit, which is in the unit of the cost model."""
         random.seed(seed)
         size = self._settings.population
         specs = [self._until_it_fits(self._random, limit) for _ in range(size)]
@@ -157,7 +162,7 @@ class AsReleased:
 
 
 def _layers(block: Block, kernel: int, channels: int) -> tuple[str, str, str]:
-    """Texts of a block's layers, which want bits yet."""
+    """Keys of the layers of a block in the lookup table, with `%d` in place of the bits."""
     size, padding = block.size // block.stride, kernel // 2
     return (
         f"({block.in_channels}, {channels}, {block.size}, 1, 1, 0, 1)-W%dA%d",
@@ -172,7 +177,7 @@ def _text(layer: LayerSpec, weight_bits: int, input_bits: int) -> str:
 
 
 def prices(table: CostTable) -> Price:
-    """Prices of genomes, int32[P, D], in NumPy."""
+    """The function from genomes, int32[P, D], to their costs, float64[P], in NumPy."""
 
     def price(genomes: np.ndarray) -> np.ndarray:
         total = np.zeros(len(genomes))
@@ -184,10 +189,10 @@ def prices(table: CostTable) -> Price:
     return price
 
 
-def fitness_of_genomes(space: ArchitectureSpace, found: Predictor) -> Fitness:
-    """A predictor of genomes, int32[P, D], in NumPy."""
+def fitness_of_genomes(space: ArchitectureSpace, predictor: Predictor) -> Fitness:
+    """The function from genomes, int32[P, D], to standardised predicted accuracies, float32[P], in NumPy."""
     decision, option, block = space._features
-    run = dense(found)
+    run = numpy_predictor(predictor)
     stages = np.asarray([b.stage for b in space.blocks])
     columns = {
         number: space.search_space.index(f"stage{number + 1}.depth")
@@ -207,7 +212,7 @@ def fitness_of_genomes(space: ArchitectureSpace, found: Predictor) -> Fitness:
 
 
 def sampler(space: ArchitectureSpace, seed: int) -> Callable[[int], np.ndarray]:
-    """Random valid genomes, drawn in large chunks so that drawing costs next to nothing."""
+    """The function from a count P to random valid genomes, int32[P, D], drawn in large chunks to save time."""
     chunk = 4096
     draw = jax.jit(lambda key: jax.vmap(space.sample)(jax.random.split(key, chunk)))
     drawn, place = np.empty((0, len(space.search_space)), np.int32), 0
@@ -225,18 +230,18 @@ def sampler(space: ArchitectureSpace, seed: int) -> Callable[[int], np.ndarray]:
 
 
 def drawn_until_feasible(draw: Callable[[int], np.ndarray], price: Price, limit: float, count: int) -> np.ndarray:
-    """As many genomes within the limit: the places of those that are not are drawn again."""
-    found = np.empty((0, draw(1).shape[1]), np.int32)
-    while len(found) < count:
-        genomes = draw(count - len(found))
-        found = np.concatenate([found, genomes[price(genomes) <= limit]])
-    return found
+    """Genomes within a limit, int32[count, D]; those above it are redrawn."""
+    feasible = np.empty((0, draw(1).shape[1]), np.int32)
+    while len(feasible) < count:
+        genomes = draw(count - len(feasible))
+        feasible = np.concatenate([feasible, genomes[price(genomes) <= limit]])
+    return feasible
 
 
 def in_arrays(
     space: ArchitectureSpace, fitness: Fitness, price: Price, limit: float, settings: Settings, seed: int
 ) -> Callable[[], float]:
-    """The search in NumPy; what it returns runs it and gives the best fitness."""
+    """The search in NumPy, as a function that runs it and returns the best fitness."""
     rng, sample = np.random.default_rng(seed), sampler(space, seed)
     group = space.group
 
@@ -246,8 +251,8 @@ def in_arrays(
         return np.where(change[:, group], sample(count), parent)
 
     def crossed(count: int) -> np.ndarray:
-        one, other = parents[rng.integers(len(parents), size=(2, count))]
-        return np.where((rng.random((count, int(group.max()) + 1)) < 0.5)[:, group], one, other)
+        mothers, fathers = parents[rng.integers(len(parents), size=(2, count))]
+        return np.where((rng.random((count, int(group.max()) + 1)) < 0.5)[:, group], mothers, fathers)
 
     parents = np.empty((0, len(group)), np.int32)
 

@@ -1,10 +1,11 @@
-"""How fast evolution searches APQ's space under BitFusion's latency, and how good what it finds is.
+"""Speed and quality of evolution in APQ's space under BitFusion's latency (APQ, §3.3).
 
     python -m benchmarks.apq_search           (about ten minutes on two cores)
     python -m benchmarks.apq_search --quick   (a smoke test; stores nothing)
 
-Against the original release's algorithm (apq_original.py). The predictor has the true size, 772 → 400 → 400 → 400 → 1,
-and random weights: an untrained one is as fast, and harder to search. Writes results/apq_search.json beside this file.
+It is compared with the algorithm of the authors' release (apq_original.py). The predictor has APQ's size, 772 → 400 →
+400 → 400 → 1 (§3.2), and random weights: it is as fast as a trained one, and harder to search. The results go to
+results/apq_search.json beside this file.
 """
 
 import argparse
@@ -33,14 +34,14 @@ from launch.apq.fit_predictor import predict_accuracies
 RESULTS = pathlib.Path(__file__).parent / "results" / "apq_search.json"
 COST = COSTS["bitfusion_latency"]
 LIMIT, TIGHT = 12.8, 6.11
-CALLS = 20  # of the predictor in a row, as evolution calls it
+CALLS = 20  # successive calls of the predictor, as in evolution
 MANY = tuple(np.linspace(TIGHT, 20.0, 16).round(2).tolist())
 
 Document = dict[str, Any]
 
 
 class Effort(NamedTuple):
-    """How much is measured."""
+    """The extent of the measurements."""
 
     settings: Settings = PAPER
     repetitions: int = timing.REPETITIONS
@@ -52,21 +53,21 @@ QUICK = Effort(Settings(generations=4), 1, 1, 2)
 
 
 def random_predictor(space: ArchitectureSpace, seed: int) -> Predictor:
-    """An untrained one of the true size."""
+    """An untrained predictor of the size in APQ (§3.2)."""
     features = space.features(jnp.asarray(space.smallest)).shape[0]
     return predictor.init(features, np.asarray([-1.0, 1.0]), jax.random.key(seed))
 
 
 def speed(space: ArchitectureSpace, table: CostTable, effort: Effort) -> Document:
-    """Seconds of a search: ours, our first call, and the original's algorithm; and the predictor's rate."""
-    found, settings = random_predictor(space, 0), effort.settings
-    fitness, tables = Partial(partial(predict_accuracies, space), found), {"latency": table}
+    """Seconds of our search, of its first call, and of the release's algorithm; and predictions per second."""
+    untrained, settings = random_predictor(space, 0), effort.settings
+    fitness, tables = Partial(partial(predict_accuracies, space), untrained), {"latency": table}
     evolve = evolution.make(space, tables, settings).evolve
     key = jax.random.key(0)
     genomes = jax.vmap(space.sample)(jax.random.split(key, 1000))
     predicting = jax.jit(partial(predict_accuracies, space))
-    released = apq_original.AsReleased(space, COST, found, settings)
-    host_fitness, host_price = apq_original.fitness_of_genomes(space, found), apq_original.prices(table)
+    released = apq_original.AsReleased(space, COST, untrained, settings)
+    host_fitness, host_price = apq_original.fitness_of_genomes(space, untrained), apq_original.prices(table)
     in_arrays = apq_original.in_arrays(space, host_fitness, host_price, LIMIT, settings, 0)
 
     def ours(*limits: float) -> Callable[[], Any]:
@@ -80,7 +81,7 @@ def speed(space: ArchitectureSpace, table: CostTable, effort: Effort) -> Documen
             "ours, first call": lambda: evolution.make(space, tables, settings).evolve(fitness, [[LIMIT]], key),
             "as released": lambda: released.run(LIMIT, 0),
             "in arrays": in_arrays,
-            "predictor": lambda: jax.block_until_ready([predicting(found, genomes) for _ in range(CALLS)]),
+            "predictor": lambda: jax.block_until_ready([predicting(untrained, genomes) for _ in range(CALLS)]),
         },
         effort.repetitions,
     )
@@ -96,16 +97,16 @@ def speed(space: ArchitectureSpace, table: CostTable, effort: Effort) -> Documen
 
 
 def quality(space: ArchitectureSpace, table: CostTable, effort: Effort) -> Document:
-    """Best fitness under `LIMIT` after as many evaluations, one predictor and one start for each seed."""
+    """Best fitness under `LIMIT` at equal numbers of evaluations, for a random predictor per seed."""
     settings, price = effort.settings, apq_original.prices(table)
     evolve = evolution.make(space, {"latency": table}, settings).evolve
     function = partial(predict_accuracies, space)
     evaluations = settings.population * (1 + settings.generations)
     best: dict[str, list[float]] = {"ours": [], "original's algorithm": [], "random": []}
     for seed in range(effort.seeds):
-        found = random_predictor(space, seed)
-        fitness = apq_original.fitness_of_genomes(space, found)
-        best["ours"].append(float(evolve(Partial(function, found), [[LIMIT]], jax.random.key(seed)).fitness[0, 0]))
+        untrained = random_predictor(space, seed)
+        fitness = apq_original.fitness_of_genomes(space, untrained)
+        best["ours"].append(float(evolve(Partial(function, untrained), [[LIMIT]], jax.random.key(seed)).fitness[0, 0]))
         best["original's algorithm"].append(apq_original.in_arrays(space, fitness, price, LIMIT, settings, seed)())
         drawn = apq_original.drawn_until_feasible(apq_original.sampler(space, seed), price, LIMIT, evaluations)
         best["random"].append(float(max(fitness(part).max() for part in np.array_split(drawn, 50))))
@@ -113,7 +114,7 @@ def quality(space: ArchitectureSpace, table: CostTable, effort: Effort) -> Docum
 
 
 def small_space() -> ArchitectureSpace:
-    """Three blocks, or two: 221,184 genomes."""
+    """A space of two or three blocks with 221,184 genomes."""
     stages = (architectures.Stage(8, 1, 1, 2), architectures.Stage(16, 2, 1, 1))
     return dataclasses.replace(
         architectures.find("digits"), stages=stages, bits=(4, 8), expansion=(2, 3), kernels=(3, 5), excluded=(5, 4)
@@ -121,7 +122,7 @@ def small_space() -> ArchitectureSpace:
 
 
 def optimum(effort: Effort) -> Document:
-    """How often the optimum of an enumerable space is found, under a limit that a fifth of its genomes meet."""
+    """How often evolution finds the optimum of a small space, under a limit that a fifth of its genomes meet."""
     space = small_space()
     counts = tuple(space.search_space.option_counts)
     genomes = np.indices(counts).reshape(len(counts), -1).T.astype(np.int32)
@@ -134,9 +135,9 @@ def optimum(effort: Effort) -> Document:
     predicting, evolve = jax.jit(function), evolution.make(space, {"latency": table}, effort.settings).evolve
     hits = 0
     for seed in range(effort.small_seeds):
-        found = random_predictor(space, seed)
-        best = max(float(predicting(found, jnp.asarray(part)).max()) for part in np.array_split(feasible, 16))
-        reached = float(evolve(Partial(function, found), [[limit]], jax.random.key(seed)).fitness[0, 0])
+        untrained = random_predictor(space, seed)
+        best = max(float(predicting(untrained, jnp.asarray(part)).max()) for part in np.array_split(feasible, 16))
+        reached = float(evolve(Partial(function, untrained), [[limit]], jax.random.key(seed)).fitness[0, 0])
         hits += reached >= best - 1e-3 * abs(best)
     return {
         "genomes": len(genomes),
@@ -148,7 +149,7 @@ def optimum(effort: Effort) -> Document:
 
 
 def measure(effort: Effort) -> Document:
-    """All of it."""
+    """The document of all results."""
     space = architectures.find("paper")
     table = space.cost_table(COST)
     return {
@@ -163,8 +164,8 @@ def measure(effort: Effort) -> Document:
 
 
 def markdown(document: Document) -> str:
-    """The tables of the README."""
-    fast, limits, found = document["speed"], document["limits"], document["optimum"]
+    """The Markdown tables of the README."""
+    fast, limits, optimum = document["speed"], document["limits"], document["optimum"]
     seconds, ratios, quality = fast["seconds"], fast["time_over_ours"], document["quality"]
     rows = [
         (f"ours, {limits['loose']} ms", f"{seconds['ours']:.2f}"),
@@ -185,15 +186,15 @@ def markdown(document: Document) -> str:
         lines.append(f"| {name} | {', '.join(f'{value:.2f}' for value in values)} | {sum(values) / seeds:.2f} |")
     lines += [
         "",
-        f"Of {found['genomes']:,} genomes the best within the limit is found, or one within {found['within']:.1%} of "
-        f"it, with {found['found']} of {found['seeds']} seeds.",
+        f"Of {optimum['genomes']:,} genomes the best within the limit is found, or one within "
+        f"{optimum['within']:.1%} of it, with {optimum['found']} of {optimum['seeds']} seeds.",
         f"The predictor rates {fast['predicted_per_second']:,.0f} genomes a second.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Measures and prints; stores, unless it was quick."""
+    """Measures and prints the tables, and stores the results unless `--quick` is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke test, whose figures mean nothing")
     quick = parser.parse_args().quick

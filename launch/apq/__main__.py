@@ -1,27 +1,27 @@
-"""APQ: one once-for-all network, predictors of what is in it, and the best network for any budget in a second.
+"""APQ: a once-for-all network, accuracy predictors, and the best network for any budgets within seconds.
 
     python -m launch.apq all --config=configs/apq_digits.py --workdir=DIR [--config.key=value …]
-    apq all --config=apq_digits --workdir=DIR         (the same where this is installed, with a shipped config by name)
+    apq all --config=apq_digits --workdir=DIR         (the installed command, with a config of configs/ by name)
 
-`all` is these steps in turn; each goes on where it was interrupted, and is skipped where it is done:
+`all` runs these steps in turn. An interrupted step is resumed, and a finished one is skipped:
 
     supernet    trains the once-for-all network
-    records     measures networks in it, in float and under quantisation; --count=N [--quantized] asks for more of one
-                kind, --workers=ray spreads the work over a Ray cluster
-    predictor   fits the predictors, and tells how many records they need
+    records     measures the accuracy of subnetworks, in float and under quantisation; --count=N [--quantized] asks for
+                N records of one kind, and --workers=ray distributes the work over a Ray cluster
+    predictor   fits the accuracy predictors, and measures how many records they need
     search      finds the best genome for each set of budgets
-    finish      cuts the found networks out, fine-tunes and evaluates them, and writes the report
+    finish      cuts out, fine-tunes and evaluates the networks found, and writes the report
 
-`--budget` may be given several times, instead of `config.search.budgets`: `--budget=bitfusion_latency=6,8,12
---budget=bitfusion_energy=9` asks for three networks, all within 9 mJ, over any cost of hwcost/costs.py. With
-`--config.search.selection=nsga2` each set gives the whole front of accuracy and costs below it.
+`--budget` may be repeated, and replaces `config.search.budgets`. `--budget=bitfusion_latency=6,8,12
+--budget=bitfusion_energy=9` asks for three networks, each within 9 mJ; the costs are those of hwcost/costs.py. With
+`--config.search.selection=nsga2` each set of budgets gives the Pareto front of accuracy and costs within it.
 """
 
 import pathlib
 import sys
 from functools import partial
 
-if not __package__:  # run as a file: what lies where launch/ does is imported, and what a user names
+if not __package__:  # run as a file: packages beside launch/ and the user's own modules can be imported
     sys.path[:1] = [str(pathlib.Path(__file__).parents[2]), ""]
 
 from absl import app, flags, logging
@@ -31,13 +31,13 @@ from launch import command_line
 
 _BUDGET = flags.DEFINE_multi_string("budget", [], "NAME=VALUE[,VALUE…], instead of config.search.budgets.")
 _WORKERS = flags.DEFINE_string("workers", "process", "What measures records: process, ray or ray:N.")
-_COUNT = flags.DEFINE_integer("count", None, "How many records are wanted, not config.records.", lower_bound=1)
+_COUNT = flags.DEFINE_integer("count", None, "Number of records, instead of config.records.", lower_bound=1)
 _QUANTIZED = flags.DEFINE_bool("quantized", False, "Whether --count is of quantised records, instead of float ones.")
 
 
 def main(argv: list[str]) -> None:
-    """Runs a step of APQ, or all."""
-    # Imported here so that a misspelt flag is told at once.
+    """Runs one step of APQ, or all."""
+    # Imported here, after the flags are parsed, so that a misspelt flag is reported at once.
     from apq_jax.evolution import BudgetError
     from launch.apq import evolve, finish, fit_predictor, measure_records, train_supernet, workers
     from launch.apq.pipeline import SUMMARY, prepare_pipeline
@@ -57,9 +57,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     console, workdir = Console(), pathlib.Path(command_line.WORKDIR.value)
     try:
-        with workers.started(_WORKERS.value) as mapped:
+        with workers.started(_WORKERS.value) as mapper:
             counts = {"quantized" if _QUANTIZED.value else "float": _COUNT.value} if _COUNT.value else None
-            steps["records"] = partial(measure_records.run, mapped=mapped, counts=counts)
+            steps["records"] = partial(measure_records.run, mapper=mapper, counts=counts)
             experiment = prepare_pipeline(command_line.CONFIG.value, workdir, console, _BUDGET.value)
             for name, step in steps.items():
                 if argv[1] in (name, "all"):
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """The command `apq`."""
+    """Runs the command `apq`."""
     command_line.run(main)
 
 

@@ -1,4 +1,4 @@
-"""Finds the best genome for each set of budgets, all in one compiled call (paper, §3.3)."""
+"""The search step: the best genome for each set of budgets, in one compiled call (APQ, §3.3 and Algorithm 1)."""
 
 import time
 from functools import partial
@@ -17,42 +17,44 @@ from launch.apq import fit_predictor
 from launch.apq.pipeline import PREDICTOR, SEARCH, SUMMARY, Pipeline
 from launch.training.experiment import ConfigError
 
-TOLD = ("bitfusion_latency", "bitfusion_energy", "bit_operations")  # costs of what is found, as in the paper's Table 2
+REPORTED_COSTS = ("bitfusion_latency", "bitfusion_energy", "bit_operations")  # as in APQ, Table 2
 
 
 def run(pipeline: Pipeline) -> None:
-    """Searches with the predictor of quantised accuracies as fitness.
+    """Searches with the accuracies of the quantised predictor as fitness, and writes the networks found.
 
     Raises:
-      ConfigError: no budgets.
-      evolution.BudgetError: one that no network meets.
+      ConfigError: there are no budgets.
+      evolution.BudgetError: no network found meets a set of budgets.
     """
     if not pipeline.budgets:
         raise ConfigError("no budgets: give --budget=NAME=VALUE or --config.search.budgets")
     config, tables = pipeline.config.search, pipeline.tables
-    asked = [dict(each) for each in pipeline.budgets]
+    budgets = [dict(budget) for budget in pipeline.budgets]
     predictor_summary = pipeline.read(f"{PREDICTOR}/{SUMMARY}")
     made_from = {
-        "budgets": asked,
+        "budgets": budgets,
         "settings": {key: value for key, value in config.to_dict().items() if key != "budgets"},
         "predictor": {key: predictor_summary[key] for key in ("records", "settings")},
     }
     if pipeline.done(SEARCH, **made_from):
         return
     fitness = Partial(partial(fit_predictor.predict_accuracies, pipeline.space), fit_predictor.read_predictor(pipeline))
-    numbers = evolution.Settings(config.population, config.parents, config.mutation, config.generations)
-    evolve = evolution.make(pipeline.space, tables, numbers, SELECTIONS[config.selection]).evolve
-    limits = np.asarray([list(each.values()) for each in asked])
+    settings = evolution.Settings(config.population, config.parents, config.mutation, config.generations)
+    evolve = evolution.make(pipeline.space, tables, settings, SELECTIONS[config.selection]).evolve
+    limits = np.asarray([list(budget.values()) for budget in budgets])
     seconds = []
     for _ in ("compiling and searching", "searching"):
         start = time.perf_counter()
         result = evolve(fitness, limits, jax.random.key(pipeline.config.seed + 3))
         seconds.append(time.perf_counter() - start)
-    costs = list(dict.fromkeys([*tables, *TOLD]))
-    found = [
+    costs = list(dict.fromkeys([*tables, *REPORTED_COSTS]))
+    networks = [
         network
-        for number, budget in enumerate(asked)
-        for network in _found(pipeline, budget, costs, result, number, whole_front=config.selection == "nsga2")
+        for number, budget in enumerate(budgets)
+        for network in _networks_within(
+            pipeline, budget, costs, result, number, whole_front=config.selection == "nsga2"
+        )
     ]
     pipeline.write(
         SEARCH,
@@ -61,14 +63,14 @@ def run(pipeline: Pipeline) -> None:
             "units": {name: find_cost(name).unit for name in costs},
             "seconds": round(seconds[1], 3),
             "seconds_with_compilation": round(seconds[0], 3),
-            "found": found,
+            "found": networks,
             "history": np.round(result.history, 6)[:, :: max(config.generations // 100, 1)].tolist(),
         },
     )
-    pipeline.note(f"{len(found)} networks found in {seconds[1]:.2f} s ({seconds[0]:.2f} s with compilation)")
+    pipeline.note(f"{len(networks)} networks found in {seconds[1]:.2f} s ({seconds[0]:.2f} s with compilation)")
 
 
-def _found(
+def _networks_within(
     pipeline: Pipeline,
     budget: dict[str, float],
     costs: list[str],
@@ -77,7 +79,7 @@ def _found(
     *,
     whole_front: bool,
 ) -> list[dict[str, Any]]:
-    """The best genome for one set of budgets, or the front of fitness and costs below it, the cheapest first."""
+    """The best network for one set of budgets, or the Pareto front of fitness and costs within it, cheapest first."""
     space, tables = pipeline.space, pipeline.tables
     fitness, searched = result.fitness[number], result.costs[number]
     places = np.flatnonzero(on_front(fitness, searched)) if whole_front else np.zeros(1, int)

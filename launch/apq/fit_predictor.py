@@ -1,4 +1,4 @@
-"""Fits the predictors, and tells how many quantised records they need with and without transfer (paper, Figure 7)."""
+"""The predictor step: fits the predictors, and measures how many quantised records they need (APQ, Figure 7)."""
 
 import json
 from functools import partial
@@ -23,12 +23,12 @@ FILES = {kind: f"{PREDICTOR}/{kind}.safetensors" for kind in ("float", "quantize
 
 
 def run(pipeline: Pipeline) -> None:
-    """Fits the float predictor, transfers it, and compares with one from scratch at several numbers of records.
+    """Fits the float predictor, transfers it, and compares it with training from scratch at several record counts.
 
-    What the search uses is the transferred predictor that has seen all records but those held out.
+    The search uses the transferred predictor fitted on all records that are not held out (APQ, Algorithm 1, line 3).
 
     Raises:
-      ConfigError: fewer records than are held out.
+      ConfigError: no quantised records are left beside those held out.
     """
     config, space = pipeline.config.predictor, pipeline.space
     float_genomes, float_accuracies = read_records(pipeline, "float")
@@ -64,7 +64,7 @@ def run(pipeline: Pipeline) -> None:
 
 
 def _train(config: ConfigDict, *arguments: Any, **named: Any) -> Predictor:
-    """`predictor.fit` as the config says."""
+    """`predictor.fit` with the settings of the config."""
     settings = {key: config[key] for key in ("steps", "batch_size", "learning_rate", "weight_decay")}
     return predictor.fit(*arguments, **named, **settings)
 
@@ -72,85 +72,85 @@ def _train(config: ConfigDict, *arguments: Any, **named: Any) -> Predictor:
 def _fit_float(
     config: ConfigDict, features: jax.Array, accuracies: np.ndarray, keys: jax.Array
 ) -> tuple[Predictor, dict[str, Any]]:
-    """The predictor of float accuracies, and its agreement with the tenth of the records that it has not seen."""
+    """The float predictor, and its agreement with the tenth of the records that is held out."""
     held_out = max(len(features) // 10, 1)
-    fresh = predictor.init(features.shape[1], accuracies, keys[0], hidden=config.hidden)
-    fitted = _train(config, fresh, features[held_out:], accuracies[held_out:], keys[1])
+    untrained = predictor.init(features.shape[1], accuracies, keys[0], hidden=config.hidden)
+    fitted = _train(config, untrained, features[held_out:], accuracies[held_out:], keys[1])
     predictions = predictor.predict(fitted, features[:held_out])
     agreement = predictor.agreement(predictions, accuracies[:held_out])
     return fitted, agreement._asdict() | {"records": len(features) - held_out}
 
 
 class _QuantizedRecords(NamedTuple):
-    """Features, float32[N, F], and accuracies, float32[N], of the quantised records; the first are held out."""
+    """Features, float32[N, F], and accuracies, float32[N], of the quantised records; the first ones are held out."""
 
     features: jax.Array
     accuracies: jax.Array
     config: ConfigDict
 
-    def fitted(self, chosen: jax.Array, key: jax.Array, start: Predictor | None) -> Predictor:
-        """A predictor from the records `chosen`, int32[n]: from `start`, or from scratch where there is none."""
+    def fitted(self, indices: jax.Array, key: jax.Array, start: Predictor | None) -> Predictor:
+        """The predictor fitted on the records `indices`, int32[n], from `start` or, without one, from scratch."""
         key, init_key = jax.random.split(key)
-        chosen_features, chosen_accuracies = self.features[chosen], self.accuracies[chosen]
-        fresh = predictor.init(self.features.shape[1], chosen_accuracies, init_key, hidden=self.config.hidden)
-        return _train(self.config, start or fresh, chosen_features, chosen_accuracies, key, anchor=start)
+        features, accuracies = self.features[indices], self.accuracies[indices]
+        untrained = predictor.init(self.features.shape[1], accuracies, init_key, hidden=self.config.hidden)
+        return _train(self.config, start or untrained, features, accuracies, key, anchor=start)
 
     def held_out_predictions(self, fitted: Predictor) -> jax.Array:
-        """Predictions for the records that are held out."""
+        """Predictions for the records held out, float32[held_out]."""
         return predictor.predict(fitted, self.features[: self.config.held_out])
 
     def agreement(self, predictions: jax.Array) -> Agreement:
-        """The agreement of predictions with the records that are held out."""
+        """The agreement of predictions with the records held out."""
         return predictor.agreement(predictions, self.accuracies[: self.config.held_out])
 
 
 def _learning_curve(
     pipeline: Pipeline, records: _QuantizedRecords, transferred: Predictor, key: jax.Array
 ) -> list[dict[str, Any]]:
-    """Agreement against the number of quantised records, with and without transfer (APQ, Figure 7).
+    """Agreement by number of quantised records, with and without transfer (APQ, Figure 7).
 
-    Each point is the mean over as many random choices of records as `predictor.repeats` says.
+    Each point is the mean over `predictor.repeats` random choices of records.
     """
     config = pipeline.config.predictor
-    seen = len(records.accuracies) - config.held_out
+    available = len(records.accuracies) - config.held_out
     keys = jax.random.split(key, config.repeats)
 
     @partial(jax.jit, static_argnames="count")
     def predictions(key: jax.Array, start: Predictor | None, count: int) -> jax.Array:
         choice_key, fit_key = jax.random.split(key)
-        chosen = config.held_out + jax.random.permutation(choice_key, seen)[:count]
-        return records.held_out_predictions(records.fitted(chosen, fit_key, start))
+        indices = config.held_out + jax.random.permutation(choice_key, available)[:count]
+        return records.held_out_predictions(records.fitted(indices, fit_key, start))
 
     def agreement(count: int, start: Predictor | None) -> dict[str, object]:
         return _mean([records.agreement(predictions(key, start, count)) for key in keys])
 
-    counts = [count for count in config.counts if count < seen]
+    counts = [count for count in config.counts if count < available]
     return [
         {"records": count, "transferred": agreement(count, transferred), "from_scratch": agreement(count, None)}
-        for count in track([*counts, seen], "predictors", console=pipeline.console)
+        for count in track([*counts, available], "predictors", console=pipeline.console)
     ]
 
 
-def _mean(each: list[Agreement]) -> dict[str, object]:
-    """The mean of agreements, and the pairwise accuracies that it is the mean of."""
-    mean = Agreement(*np.mean(each, axis=0).tolist())
-    return mean._asdict() | {"pairwise_of_each": [found.pairwise for found in each]}
+def _mean(agreements: list[Agreement]) -> dict[str, object]:
+    """The mean of several agreements, with the pairwise accuracy of each."""
+    mean = Agreement(*np.mean(agreements, axis=0).tolist())
+    return mean._asdict() | {"pairwise_of_each": [agreement.pairwise for agreement in agreements]}
 
 
-def _flat(found: Predictor) -> dict[str, np.ndarray]:
+def _flat(fitted: Predictor) -> dict[str, np.ndarray]:
     layers = {
         f"{number}.{name}": np.asarray(value)
-        for number, layer in enumerate(found.layers)
+        for number, layer in enumerate(fitted.layers)
         for name, value in layer._asdict().items()
     }
-    return layers | {"mean": np.asarray(found.mean), "deviation": np.asarray(found.deviation)}
+    return layers | {"mean": np.asarray(fitted.mean), "deviation": np.asarray(fitted.deviation)}
 
 
 def read_predictor(pipeline: Pipeline, kind: str = "quantized") -> Predictor:
-    """The predictor of quantised, or of float, accuracies.
+    """The fitted predictor of a kind, `float` or `quantized`.
 
     Raises:
-      ConfigError: it is not fitted, or its file is damaged.
+      ConfigError: it is not fitted yet, or its file is damaged.
     """
     pipeline.read(f"{PREDICTOR}/{SUMMARY}")
     path = pipeline.workdir / FILES[kind]
@@ -165,7 +165,7 @@ def read_predictor(pipeline: Pipeline, kind: str = "quantized") -> Predictor:
     return Predictor(layers, jnp.asarray(flat["mean"]), jnp.asarray(flat["deviation"]))
 
 
-def predict_accuracies(space: ArchitectureSpace, found: Predictor, genomes: jax.Array) -> jax.Array:
-    """Predicted accuracies, float32[P], of genomes, int32[P, D]; a float predictor does not see bits."""
+def predict_accuracies(space: ArchitectureSpace, fitted: Predictor, genomes: jax.Array) -> jax.Array:
+    """Predicted accuracies, float32[P], of genomes, int32[P, D]; a float predictor ignores the bits."""
     features = space.features(genomes)
-    return predictor.predict(found, features[:, : found.layers[0].kernel.shape[0]])
+    return predictor.predict(fitted, features[:, : fitted.layers[0].kernel.shape[0]])

@@ -1,4 +1,4 @@
-"""An APQ experiment: its config, checked, and the work directory that its steps read and write."""
+"""An APQ experiment: its checked config, and the work directory that its steps read and write."""
 
 import dataclasses
 import json
@@ -24,22 +24,23 @@ from launch.training.experiment import ConfigError
 from launch.training.run_directory import claim_directory, write_json
 
 SUPERNET, PREDICTOR, SEARCH, SUMMARY = "supernet", "predictor", "search.json", "summary.json"
+KIND = "apq"  # of the summary, which tells it from that of a FLIQS run
 RECORD_FILES = {"float": "records-float.jsonl", "quantized": "records-quantized.jsonl"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A config, checked, and what follows from it.
+    """A checked config, and the objects made from it.
 
     Attributes:
-      config: of an APQ experiment.
-      workdir: where everything is.
-      console: for people.
+      config: config of the APQ experiment.
+      workdir: directory of all files of the experiment.
+      console: console for progress and notes.
       source: the data.
-      space: the networks.
-      full: the largest of them.
-      budgets: sets of limits, by cost and in its unit: one network is searched for each set.
-      tables: what networks cost, for each cost that has budgets.
+      space: the search space.
+      full: the largest network of the space.
+      budgets: sets of limits by name of the cost, in its unit; each set is searched for.
+      tables: cost tables by name of the cost, for all costs with budgets.
     """
 
     config: ConfigDict
@@ -52,18 +53,18 @@ class Pipeline:
     tables: evolution.Tables
 
     def open_data(self) -> data.Dataset:
-        """The data, read."""
+        """Reads the data."""
         return self.source.open(valid_examples=self.config.data.valid_examples, seed=self.config.seed)
 
     def note(self, text: str) -> None:
-        """Tells people."""
+        """Prints a line for the user."""
         self.console.print(text, soft_wrap=True)
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON document of an earlier step.
+        """The JSON document `name` of an earlier step.
 
         Raises:
-          ConfigError: that step is not done.
+          ConfigError: the step is not done yet.
         """
         try:
             return json.loads((self.workdir / name).read_text())
@@ -71,13 +72,13 @@ class Pipeline:
             raise ConfigError(f"{self.workdir / name} is not there yet: run the steps before this one") from error
 
     def write(self, name: str, document: dict[str, Any]) -> None:
-        """Writes a JSON document, whole or not at all."""
+        """Writes a JSON document atomically."""
         path = self.workdir / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, document)
 
     def done(self, name: str, **made_from: Any) -> bool:
-        """Whether a step's document is there, made from what it would be made from now; tells so."""
+        """Whether the document `name` exists and was made from equal inputs, `made_from`; prints a note if so."""
         path = self.workdir / name
         if not path.exists():
             return False
@@ -91,16 +92,16 @@ class Pipeline:
 def prepare_pipeline(
     config: ConfigDict, workdir: pathlib.Path, console: Console, budgets: Sequence[str] = ()
 ) -> Pipeline:
-    """Checks `config`, within seconds, and makes `workdir` its own.
+    """Checks `config`, within seconds, and claims `workdir` for it.
 
     Args:
-      config: as configs/apq_common.py makes it.
-      workdir: where to write.
-      console: for people.
-      budgets: texts of budgets (`launch.training.budgets`), a network each, instead of those of the config.
+      config: a config as in configs/apq_common.py.
+      workdir: directory of all files of the experiment.
+      console: console for progress and notes.
+      budgets: budgets as text (`launch.training.budgets`), instead of those of the config.
 
     Raises:
-      ConfigError, ValueError: with a message for the person who wrote the config.
+      ConfigError, ValueError: a setting is wrong; the message names it.
     """
     space = architectures.find(config.space, config.image_size)
     source = data.find(config.data)
@@ -123,7 +124,7 @@ def prepare_pipeline(
     sets = read_alternatives(tuple(map(parse_budget, budgets)) if budgets else config.search.budgets)
     limits = _limits(sets, workload.trace(full, expected, train=False))
     pipeline = Pipeline(config, workdir, console, source, space, full, limits, _tables(space, limits))
-    # More records go on from those that are there; another predictor or search needs no other network.
+    # These may change in a work directory: records are extended, and predictor and search can be repeated.
     steps = [f"{step}.{key}" for step in ("predictor", "search") for key in config[step]]
     free = [*steps, *(f"records.{kind}" for kind in RECORD_FILES)]
     claim_directory(workdir, config, free=free)
@@ -131,27 +132,27 @@ def prepare_pipeline(
 
 
 def _limits(sets: Sequence[Sequence[BudgetSetting]], largest: Workload) -> tuple[dict[str, float], ...]:
-    """For each set what each cost may come to, in the cost's unit; formats as units are in the largest network."""
+    """Limits of each set by cost, in its unit; a format as unit stands for the largest network in that format."""
 
     def uniform_cost(name: str) -> Callable[[LayerFormat], float]:
         return lambda fmt: find_cost(name).uniform(largest, fmt)
 
-    return tuple({setting.cost: setting.amount(uniform_cost(setting.cost)) for setting in each} for each in sets)
+    return tuple({setting.cost: setting.amount(uniform_cost(setting.cost)) for setting in budget} for budget in sets)
 
 
 def _tables(space: ArchitectureSpace, budgets: Sequence[dict[str, float]]) -> evolution.Tables:
-    """The cost tables that sets of budgets are about; none where there are no budgets.
+    """The cost tables of all costs with budgets, by name; empty without budgets.
 
     Raises:
-      ConfigError: sets over different costs.
-      evolution.BudgetError: a set that no network meets.
+      ConfigError: the sets have different costs.
+      evolution.BudgetError: no network found meets a set.
     """
     if not budgets:
         return {}
     names = tuple(budgets[0])
-    if any(tuple(each) != names for each in budgets):
+    if any(tuple(budget) != names for budget in budgets):
         raise ConfigError(f"budgets {list(budgets)}: expected the same costs in every set")
     tables = {name: space.cost_table(find_cost(name)) for name in names}
-    for each in budgets:
-        evolution.cheapest(space, tables, np.asarray(list(each.values())))
+    for budget in budgets:
+        evolution.cheapest(space, tables, np.asarray(list(budget.values())))
     return tables

@@ -1,4 +1,4 @@
-"""What it takes to measure networks of the once-for-all network, as data that may go to another machine."""
+"""The measurement of subnetworks as plain data, which can be sent to another machine."""
 
 import itertools
 from collections.abc import Callable
@@ -20,31 +20,31 @@ from launch.apq.pipeline import Pipeline
 
 
 def read_batches(pipeline: Pipeline, dataset: data.Dataset) -> subnet_accuracy.Data:
-    """The batches that every record is made with."""
+    """The batches that all records are measured with."""
     config = pipeline.config.records
 
-    def some(count: int, first_step: int, *, augmented: bool) -> list[data.Batch]:
+    def take(count: int, first_step: int, *, augmented: bool) -> list[data.Batch]:
         stream = dataset.train_batches(
             "train", batch_size=config.batch_size, first_step=first_step, augmented=augmented
         )
         return list(itertools.islice(stream, count))
 
     return subnet_accuracy.Data(
-        calibration=some(config.calibration_batches, 0, augmented=False),
-        training=some(config.fine_tuning_steps, config.calibration_batches, augmented=True),
+        calibration=take(config.calibration_batches, 0, augmented=False),
+        training=take(config.fine_tuning_steps, config.calibration_batches, augmented=True),
         validation=list(dataset.eval_batches("valid", batch_size=config.batch_size)),
     )
 
 
 class RecordTask(NamedTuple):
-    """All that measuring networks takes, as data that may go to another machine.
+    """All inputs of the measurement of subnetworks, as plain data.
 
     Attributes:
-      kind: of accuracy, one of `RECORD_FILES`.
-      space: of the networks.
-      weights, batch_stats: of the once-for-all network.
-      batches: what accuracy is measured with.
-      fine_tuning_rate, label_smoothing: of the fine-tuning.
+      kind: `float` or `quantized`, as in `RECORD_FILES`.
+      space: the search space.
+      weights, batch_stats: weights and batch statistics of the once-for-all network.
+      batches: the batches that accuracies are measured with.
+      fine_tuning_rate, label_smoothing: learning rate and label smoothing of fine-tuning.
     """
 
     kind: str
@@ -57,7 +57,7 @@ class RecordTask(NamedTuple):
 
 
 def make_task(kind: str, pipeline: Pipeline, state: ShrinkingState, batches: subnet_accuracy.Data) -> RecordTask:
-    """The task of measuring records of a kind, as an experiment does."""
+    """The task of measuring records of a kind with the settings of an experiment."""
     weights, batch_stats = jax.device_get((state.params, state.batch_stats))
     config = pipeline.config
     return RecordTask(
@@ -72,7 +72,7 @@ def make_task(kind: str, pipeline: Pipeline, state: ShrinkingState, batches: sub
 
 
 def make_measure(task: RecordTask) -> Callable[[np.ndarray], float]:
-    """A function from a genome, int32[D], to its accuracy; it compiles at its first call, for all genomes."""
+    """The function from a genome, int32[D], to its accuracy; its first call compiles it for all genomes."""
     full = network(task.space, task.space.largest)
     if task.kind == "float":
         measure = subnet_accuracy.make_float_accuracy(task.space, full)

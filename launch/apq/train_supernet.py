@@ -1,4 +1,4 @@
-"""Trains the once-for-all network, from its newest checkpoint if it has one (paper, §3.1)."""
+"""The supernet step: trains the once-for-all network (APQ, §3.1)."""
 
 from collections.abc import Iterable
 
@@ -26,16 +26,16 @@ from launch.training.run_directory import METRICS
 def _objective(config: ConfigDict) -> Objective:
     loss = losses.cross_entropy(config.label_smoothing)
     settings = config.distillation
-    taught = distilled(loss, weight=settings.weight, temperature=settings.temperature)
+    distillation_loss = distilled(loss, weight=settings.weight, temperature=settings.temperature)
     return Objective(
         loss=loss,
-        taught_loss=lambda logits, batch, teacher: taught(logits, batch | {TEACHER_LOGITS: teacher}),
+        distillation_loss=lambda logits, batch, teacher: distillation_loss(logits, batch | {TEACHER_LOGITS: teacher}),
         quality=accuracy.on_batch,
     )
 
 
 def _initial(pipeline: Pipeline) -> tuple[ShrinkingState, optax.GradientTransformation, int]:
-    """The state before training, the optimiser, and the number of steps."""
+    """The initial state, the optimiser, and the number of steps."""
     config = pipeline.config.supernet
     examples = pipeline.source.train_examples - pipeline.config.data.valid_examples
     steps = max(round(config.epochs * (examples // config.batch_size)), len(shrinking.STAGES))
@@ -45,7 +45,7 @@ def _initial(pipeline: Pipeline) -> tuple[ShrinkingState, optax.GradientTransfor
 
 
 def run(pipeline: Pipeline) -> None:
-    """Trains the once-for-all network by progressive shrinking, from its newest checkpoint if it has one."""
+    """Trains the once-for-all network by progressive shrinking, resuming from its newest checkpoint."""
     if pipeline.done(f"{SUPERNET}/{SUMMARY}"):
         return
     config, space = pipeline.config.supernet, pipeline.space
@@ -104,30 +104,30 @@ def run(pipeline: Pipeline) -> None:
             stop=stop,
         )
     checkpoints.close()
-    found = record_task.read_batches(pipeline, dataset)
-    measure = record_task.make_measure(record_task.make_task("float", pipeline, state, found))
-    ends = {"largest": space.largest, "smallest": space.smallest}
+    record_batches = record_task.read_batches(pipeline, dataset)
+    measure = record_task.make_measure(record_task.make_task("float", pipeline, state, record_batches))
+    genomes = {"largest": space.largest, "smallest": space.smallest}
     pipeline.write(
         f"{SUPERNET}/{SUMMARY}",
         {
             "steps": steps,
             "seconds": round(recorder.seconds, 1),
             "state_sha256": state_digest(state),
-            "validation_accuracy": {name: measure(genome) for name, genome in ends.items()},
+            "validation_accuracy": {name: measure(genome) for name, genome in genomes.items()},
         },
     )
 
 
 def read_supernet(pipeline: Pipeline) -> ShrinkingState:
-    """The once-for-all network after training.
+    """The state of the trained once-for-all network.
 
     Raises:
-      ConfigError: it is not trained.
+      ConfigError: it is not trained yet, or has no checkpoint.
     """
     pipeline.read(f"{SUPERNET}/{SUMMARY}")
     checkpoints = Checkpoints(pipeline.workdir / SUPERNET / "checkpoints")
-    like = jax.device_put(_initial(pipeline)[0], replicated(data_mesh()))
-    restored = checkpoints.restore(like, say=pipeline.note)
+    template = jax.device_put(_initial(pipeline)[0], replicated(data_mesh()))
+    restored = checkpoints.restore(template, say=pipeline.note)
     checkpoints.close()
     if restored is None:
         raise ConfigError(f"{pipeline.workdir / SUPERNET} has no checkpoint")

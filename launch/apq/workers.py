@@ -1,4 +1,4 @@
-"""Who does work that falls into independent parts: this process, or a Ray cluster."""
+"""Workers for independent items of work: this process, or a Ray cluster."""
 
 import contextlib
 import importlib
@@ -8,28 +8,29 @@ from typing import Any
 
 from launch.training.experiment import ConfigError
 
-_SENT = ("apq_jax", "aqt_like", "fliqs_jax", "hwcost", "launch")  # nodes need requirements.txt, but not this project
+# Packages sent to the nodes of a cluster, which need requirements.txt installed, but not this project.
+_SENT_PACKAGES = ("apq_jax", "aqt_like", "fliqs_jax", "hwcost", "launch")
 
-Mapped = Callable[[Callable[[Any], Callable[[Any], Any]], Any, list[Any]], Iterator[Any]]
-"""`(make, task, items)` → what `make(task)` gives for each item, in order; the same whoever does it."""
+Mapper = Callable[[Callable[[Any], Callable[[Any], Any]], Any, list[Any]], Iterator[Any]]
+"""`(make, task, items)` → results of `make(task)` for each item, in order; they do not depend on the workers."""
 
 
 def in_process(make: Callable[[Any], Callable[[Any], Any]], task: Any, items: list[Any]) -> Iterator[Any]:
-    """One after the other."""
+    """Results of `make(task)` for each item, computed in this process one after the other."""
     return map(make(task), items)
 
 
 @contextlib.contextmanager
-def started(name: str) -> Iterator[Mapped]:
-    """Workers by name.
+def started(name: str) -> Iterator[Mapper]:
+    """The workers called `name`, shut down at the end of the context.
 
     Args:
-      name: `process`; or `ray` for one worker per GPU of the cluster that RAY_ADDRESS names, or per node where there is
-        no GPU; or `ray:N` for N of them. Without RAY_ADDRESS a cluster of this machine alone is started, which has to
-        happen before JAX starts: its threads do not survive Ray's forks.
+      name: `process`; or `ray`, one worker per GPU of the cluster at RAY_ADDRESS, or per node without GPUs; or `ray:N`,
+        N workers of that cluster. Without RAY_ADDRESS a cluster of this machine is started. That must happen before
+        JAX starts, since JAX's threads do not survive Ray's forks.
 
     Raises:
-      ConfigError: unknown workers, or Ray is not installed.
+      ConfigError: the name is unknown, or Ray is not installed.
     """
     kind, _, count = name.partition(":")
     if name == "process":
@@ -41,7 +42,9 @@ def started(name: str) -> Iterator[Mapped]:
         import ray
     except ImportError as error:
         raise ConfigError(f"--workers={name} needs ray: pip install -r requirements-ray.txt") from error
-    ray.init(include_dashboard=False, runtime_env={"py_modules": [importlib.import_module(name) for name in _SENT]})
+    ray.init(
+        include_dashboard=False, runtime_env={"py_modules": [importlib.import_module(name) for name in _SENT_PACKAGES]}
+    )
     try:
         yield partial(_over_ray, int(count or 0))
     finally:
@@ -61,6 +64,6 @@ def _over_ray(workers: int, make: Callable[[Any], Callable[[Any], Any]], task: A
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
     actor = ray.remote(Worker).options(num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0)
-    sent = ray.put(task)
-    pool = ActorPool([actor.remote(sent) for _ in range(workers or gpus or len(ray.nodes()))])
+    task_reference = ray.put(task)
+    pool = ActorPool([actor.remote(task_reference) for _ in range(workers or gpus or len(ray.nodes()))])
     return pool.map(lambda worker, item: worker.call.remote(item), items)

@@ -1,3 +1,3 @@
-"""Pages and pictures about finished runs."""
+"""Report pages and figures of finished runs."""
 
 __all__: list[str] = []  # for the commands

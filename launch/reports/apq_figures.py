@@ -1,4 +1,4 @@
-"""The pictures of APQ's report."""
+"""The figures of the APQ report, as SVG text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from matplotlib.patches import Patch, Rectangle
 
 from launch.reports.figures import ACCENT, INK, SECOND, STYLE, WIDTH, as_svg, bit_colour, spread
 
-Found = Mapping[str, Any]
+Network = Mapping[str, Any]
 
 
-def front(networks: Sequence[Found], cost: str, unit: str) -> str:
-    """Accuracy of the found networks against a cost: predicted, and as fine-tuned."""
+def front(networks: Sequence[Network], cost: str, unit: str) -> str:
+    """Accuracy of the networks found against a cost: predicted, and measured after fine-tuning."""
     words = cost.replace("_", " ")
     return _accuracy_against(
         unit if unit == words else f"{words} ({unit})",
@@ -29,8 +29,8 @@ def front(networks: Sequence[Found], cost: str, unit: str) -> str:
     )
 
 
-def joint_and_sequential(networks: Sequence[Found]) -> str:
-    """Test accuracy against latency of networks found either way (the paper's Figure 6)."""
+def joint_and_sequential(networks: Sequence[Network]) -> str:
+    """Test accuracy against latency of jointly and of sequentially searched networks (APQ, Figure 6, left)."""
     return _accuracy_against(
         "latency on BitFusion (ms)",
         {
@@ -44,7 +44,7 @@ def joint_and_sequential(networks: Sequence[Found]) -> str:
 
 
 def _accuracy_against(cost: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Points (cost, accuracy), joined in the order of their cost."""
+    """Lines through points (cost, accuracy), in ascending order of cost."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4))
         axes = figure.subplots()
@@ -59,7 +59,7 @@ def _accuracy_against(cost: str, lines: Mapping[str, Sequence[tuple[float, float
 
 
 def predictor_curve(curve: Sequence[Mapping[str, Any]]) -> str:
-    """Share of pairs put in order against the number of quantised records, and its range (the paper's Figure 7)."""
+    """Pairwise accuracy, mean and range, against the number of quantised records (APQ, Figure 7)."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4))
         axes = figure.subplots()
@@ -68,9 +68,9 @@ def predictor_curve(curve: Sequence[Mapping[str, Any]]) -> str:
             ("transferred", "transferred from float", ACCENT),
             ("from_scratch", "from scratch", SECOND),
         ):
-            each = 100 * np.asarray([point[key]["pairwise_of_each"] for point in curve])
-            axes.fill_between(counts, each.min(axis=1), each.max(axis=1), color=colour, alpha=0.15, linewidth=0)
-            axes.plot(counts, each.mean(axis=1), color=colour, marker="o", ms=4, label=label)
+            pairwise = 100 * np.asarray([point[key]["pairwise_of_each"] for point in curve])
+            axes.fill_between(counts, pairwise.min(axis=1), pairwise.max(axis=1), color=colour, alpha=0.15, linewidth=0)
+            axes.plot(counts, pairwise.mean(axis=1), color=colour, marker="o", ms=4, label=label)
         axes.set_xscale("log")
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.minorticks_off()
@@ -81,14 +81,14 @@ def predictor_curve(curve: Sequence[Mapping[str, Any]]) -> str:
 
 
 def evolution(history: Sequence[Sequence[float]], names: Sequence[str], generations: int) -> str:
-    """Best predicted accuracy over generations, a line for each set of budgets."""
+    """Best predicted accuracy over the generations, one line per set of budgets."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.0))
         axes = figure.subplots()
         shades = np.linspace(0.35, 1.0, len(history))
-        ends, reached = [100 * line[-1] for line in history], 100 * np.asarray(history)
-        heights = spread(ends, 0.05 * max(float(np.ptp(reached)), 0.1))
-        for line, name, shade, height in zip(reached, names, shades, heights, strict=True):
+        ends, accuracies = [100 * line[-1] for line in history], 100 * np.asarray(history)
+        heights = spread(ends, 0.05 * max(float(np.ptp(accuracies)), 0.1))
+        for line, name, shade, height in zip(accuracies, names, shades, heights, strict=True):
             axes.plot(np.linspace(0, generations, len(line)), line, color=ACCENT, alpha=shade)
             axes.text(1.02 * generations, height, name, va="center", fontsize=7)
         axes.set_xlabel("generation")
@@ -96,15 +96,17 @@ def evolution(history: Sequence[Sequence[float]], names: Sequence[str], generati
         return as_svg(figure, "Best predicted accuracy over the generations of evolution")
 
 
-def networks_by_block(networks: Sequence[Found], names: Sequence[str], most_channels: Mapping[str, int]) -> str:
-    """A row per network, a bar per block: as high as it has channels, as many as it could have being all; the colour
-    says the bits of its pointwise weights, the number its kernel. Skipped blocks are empty.
+def networks_by_block(networks: Sequence[Network], names: Sequence[str], most_channels: Mapping[str, int]) -> str:
+    """A row per network with a bar per block; skipped blocks have none.
+
+    The height of a bar is the number of expanded channels relative to the largest, its colour stands for the bits of
+    the pointwise weights, and its label is the kernel size.
     """
     blocks = list(most_channels)
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(2 * WIDTH, 0.62 * len(networks) + 0.7))
         axes = figure.subplots()
-        used = set()
+        bits_shown = set()
         for row, network in enumerate(networks):
             for column, block in enumerate(blocks):
                 shape = block_shape(network["choices"], block)
@@ -112,7 +114,7 @@ def networks_by_block(networks: Sequence[Found], names: Sequence[str], most_chan
                     axes.plot([column - 0.3, column + 0.3], [row, row], color="#c9ced6", linewidth=1)
                     continue
                 kernel, channels, bits = shape
-                used.add(bits)
+                bits_shown.add(bits)
                 height = 0.84 * channels / most_channels[block]
                 axes.add_patch(Rectangle((column - 0.38, row), 0.76, -height, color=bit_colour(bits), linewidth=0))
                 axes.text(column, row - 0.06, f"{kernel}×{kernel}", ha="center", va="bottom", fontsize=7, color="w")
@@ -122,13 +124,13 @@ def networks_by_block(networks: Sequence[Found], names: Sequence[str], most_chan
         axes.set_yticks(range(len(networks)), names)
         axes.tick_params(length=0)
         axes.spines[["left", "bottom"]].set_visible(False)
-        handles = [Patch(color=bit_colour(bits), label=f"{bits} bits") for bits in sorted(used)]
+        handles = [Patch(color=bit_colour(bits), label=f"{bits} bits") for bits in sorted(bits_shown)]
         axes.legend(handles=handles, fontsize=8, ncols=len(handles), loc="lower right", bbox_to_anchor=(1, 1))
         return as_svg(figure, "Kernel, channels and bits of each block of the found networks")
 
 
 def block_shape(choices: Mapping[str, str], block: str) -> tuple[int, int, int] | None:
-    """Kernel, channels inside and bits of pointwise weights of a block; None where it is skipped."""
+    """Kernel size, expanded channels and bits of the pointwise weights of a block; None if it is skipped."""
     stage, _, place = block.partition("_block")
     if int(choices.get(f"{stage}.depth", place)) < int(place):
         return None

@@ -1,4 +1,4 @@
-"""A page about an APQ experiment: fronts, found networks, predictors, evolution."""
+"""The report page of an APQ experiment: accuracy against costs, networks found, predictors and evolution."""
 
 import html
 import json
@@ -10,9 +10,22 @@ from rich.console import Console
 from rich.table import Table
 
 from apq_jax import architectures
-from launch.apq.pipeline import SUMMARY
+from launch.apq.pipeline import KIND, SUMMARY
 from launch.reports import apq_figures
 from launch.reports.page import card, html_table, page
+
+
+def holds_experiment(directory: pathlib.Path) -> bool:
+    """Whether a directory holds a finished APQ experiment; its summary named no kind in earlier versions."""
+    if not (directory / SUMMARY).exists():
+        return False
+    summary = read_summary(directory)
+    return summary["kind"] == KIND if "kind" in summary else "networks" in summary
+
+
+def read_summary(directory: pathlib.Path) -> dict[str, Any]:
+    """The summary in the directory of a finished experiment."""
+    return json.loads((directory / SUMMARY).read_text())
 
 
 def _columns(summary: dict[str, Any]) -> list[str]:
@@ -41,8 +54,13 @@ def _budget(network: dict[str, Any]) -> str:
     return ", ".join(f"{limit:g}" for limit in network["budget"].values())
 
 
+def rows(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """The table of the networks found: a dictionary by column name per network."""
+    return [dict(zip(_columns(summary), _row(network), strict=True)) for network in summary["networks"]]
+
+
 def print_table(summary: dict[str, Any], console: Console) -> None:
-    """Prints the found networks."""
+    """Prints the table of the networks found."""
     table = Table(*_columns(summary), box=box.SIMPLE_HEAD)
     for network in summary["networks"]:
         table.add_row(*_row(network))
@@ -50,24 +68,24 @@ def print_table(summary: dict[str, Any], console: Console) -> None:
 
 
 def predictor_table(curve: list[dict[str, Any]]) -> list[str]:
-    """Lines of Markdown: how predictors agree with held-out records, against the number that they learnt from."""
+    """The lines of a Markdown table: agreement of predictors with held-out records by number of training records."""
     lines = [
         "| quantised records | pairs in order, transferred / from scratch | Kendall τ | error (points) |",
         "|---|---|---|---|",
     ]
     for point in curve:
-        both = [point["transferred"], point["from_scratch"]]
+        agreements = [point["transferred"], point["from_scratch"]]
         cells = (
-            " / ".join(f"{100 * each['pairwise']:.1f} %" for each in both),
-            " / ".join(f"{each['kendall']:.2f}" for each in both),
-            " / ".join(f"{100 * each['error']:.1f}" for each in both),
+            " / ".join(f"{100 * agreement['pairwise']:.1f} %" for agreement in agreements),
+            " / ".join(f"{agreement['kendall']:.2f}" for agreement in agreements),
+            " / ".join(f"{100 * agreement['error']:.1f}" for agreement in agreements),
         )
         lines.append(f"| {point['records']} | {' | '.join(cells)} |")
     return lines
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """The tables of the README: the found networks, the predictors, and what it all cost."""
+    """The Markdown tables of the README: networks found, predictors and footprint (last columns of APQ, Table 2)."""
     columns = _columns(summary)
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [f"| {' | '.join(_row(network))} |" for network in summary["networks"]]
@@ -77,40 +95,40 @@ def markdown(summary: dict[str, Any]) -> str:
         ("once for all", "design", summary["supernet"]["seconds"]),
         ("for each device", "search", summary["search"]["seconds_with_compilation"]),
     ):
-        spent = summary["footprint"][key]
-        low, high = spent["dollars"]
-        lines.append(f"| {name} | {seconds:,.0f} | {1000 * spent['co2e_kilograms']:.2g} | {low:.2g} – {high:.2g} |")
+        footprint = summary["footprint"][key]
+        low, high = footprint["dollars"]
+        lines.append(f"| {name} | {seconds:,.0f} | {1000 * footprint['co2e_kilograms']:.2g} | {low:.2g} – {high:.2g} |")
     return "\n".join(lines) + "\n"
 
 
-def write(workdir: pathlib.Path) -> pathlib.Path:
-    """Writes `report.html` about a finished experiment; returns its path."""
-    summary = json.loads((workdir / SUMMARY).read_text())
-    networks, searched, config = summary["networks"], summary["search"], summary["config"]
+def write(workdir: pathlib.Path, path: pathlib.Path | None = None) -> pathlib.Path:
+    """Writes the page about a finished experiment to `path`, or to `report.html` in `workdir`; returns the path."""
+    summary = read_summary(workdir)
+    networks, search, config = summary["networks"], summary["search"], summary["config"]
     best = max(networks, key=lambda network: network["accuracy"])
     final = summary["predictor"]["final"]
     lead = (
         f"One once-for-all network of the space {config['space']!r}, and {len(networks)} networks searched in it in "
-        f"{searched['seconds']:.2f} s, cut out, quantised and fine-tuned."
+        f"{search['seconds']:.2f} s, cut out, quantised and fine-tuned."
     )
     tiles = [
         (f"{100 * best['accuracy']:.2f} %", "test accuracy of the best", "main"),
-        (f"{searched['seconds']:.2f} s", f"search for {len(networks)} budgets", ""),
+        (f"{search['seconds']:.2f} s", f"search for {len(networks)} budgets", ""),
         (f"{100 * final['pairwise']:.1f} %", "pairs the predictor puts in order", ""),
         (f"{summary['supernet']['seconds']:,.0f} s", "training once for all", ""),
     ]
-    path = workdir / "report.html"
+    path = path or workdir / "report.html"
     path.write_text(page(f"APQ on {config['data']['name']}", lead, tiles, _cards(summary)))
     return path
 
 
 def _cards(summary: dict[str, Any]) -> list[str]:
-    networks, searched, config = summary["networks"], summary["search"], summary["config"]
+    networks, search, config = summary["networks"], summary["search"], summary["config"]
     space = architectures.find(config["space"], config["image_size"])
     names = [_budget(network) for network in networks]
-    sets = [_budget({"budget": budget}) for budget in searched["budgets"]]
+    set_names = [_budget({"budget": budget}) for budget in search["budgets"]]
     settings = json.dumps(config, indent=1)
-    rows = [(_row(network), False) for network in networks]
+    table_rows = [(_row(network), False) for network in networks]
     low, high = summary["footprint"]["search"]["dollars"]
     grams = 1000 * summary["footprint"]["search"]["co2e_kilograms"]
     return [
@@ -120,7 +138,7 @@ def _cards(summary: dict[str, Any]) -> list[str]:
                 "Each point is a network searched for one budget.",
                 apq_figures.front(networks, cost, unit),
             )
-            for cost, unit in searched["units"].items()
+            for cost, unit in search["units"].items()
         ),
         card(
             "Predictors",
@@ -134,15 +152,15 @@ def _cards(summary: dict[str, Any]) -> list[str]:
             apq_figures.networks_by_block(networks, names, {b.name: b.channels[-1] for b in space.blocks}),
             wide=True,
         ),
-        card("Results", "", html_table(_columns(summary), rows), wide=True),
+        card("Results", "", html_table(_columns(summary), table_rows), wide=True),
         card(
             "Evolution",
             "Best predicted accuracy, a line for each budget.",
-            apq_figures.evolution(searched["history"], sets, config["search"]["generations"]),
+            apq_figures.evolution(search["history"], set_names, config["search"]["generations"]),
         ),
         card(
             "Settings",
-            f"A search for another device takes {searched['seconds_with_compilation']:.1f} s with compilation: "
+            f"A search for another device takes {search['seconds_with_compilation']:.1f} s with compilation: "
             f"{grams:.2g} g of CO2e, ${low:.1g} to ${high:.1g} of cloud computing.",
             f"<details><summary>config</summary><pre>{html.escape(settings)}</pre></details>",
         ),

@@ -1,4 +1,4 @@
-"""The report's pictures, as SVG text that takes the page's font."""
+"""The figures of reports, as SVG text in the font of the page."""
 
 import io
 import re
@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from launch.training.experiment import UNIFORM
 
-WIDTH = 5.0  # inches: narrow, so that text stays legible on a phone
+WIDTH = 5.0  # inches; narrow, so that text stays legible on a phone
 
 STYLE = {
     "svg.fonttype": "none",
@@ -38,7 +38,7 @@ INK, ACCENT, SECOND = "#3b4048", "#c2410c", "#2563eb"
 
 _LINE_COLOURS = (ACCENT, SECOND, INK)
 
-# Few bits are warm, many are cool (as in the paper's Figures 3 and 7), told apart without colour vision too.
+# Warm for few bits, cool for many; the lightness differs as well, for readers with colour vision deficiency.
 _BIT_COLOURS = {
     2: "#7f0000",
     3: "#a50f15",
@@ -54,12 +54,12 @@ Run = Mapping[str, Any]
 
 
 def bit_colour(bits: int) -> str:
-    """The colour of formats of so many bits."""
+    """The colour of formats with this number of bits."""
     return _BIT_COLOURS[min(_BIT_COLOURS, key=lambda known: abs(known - bits))]
 
 
 def as_svg(figure: Figure, description: str) -> str:
-    """Inline SVG that scales to its column and tells a screen reader what it shows."""
+    """Inline SVG that scales to the width of its column, with `description` as text for screen readers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
@@ -72,17 +72,17 @@ def as_svg(figure: Figure, description: str) -> str:
 
 
 def readable_cost(unit: str) -> tuple[float, str]:
-    """A factor on costs of a unit, and the unit after it, as people read it."""
+    """The factor from a unit to a more readable unit, and the name of that unit."""
     return {"bit operations": (1e-6, "Mbit ops"), "bytes": (1e-3, "KB")}.get(unit, (1.0, unit))
 
 
 def quality_on_test(run: Run) -> float:
-    """The quality on test, of the kind that the run's summary names."""
+    """The quality of a run on the test split, in the measure that its summary names."""
     return run[run["quality"]]
 
 
 def pareto(runs: Sequence[Run]) -> str:
-    """Quality on test against cost; the best of the uniform networks are joined by a line."""
+    """Test quality against cost, with the Pareto front of the uniform baselines as a line (FLIQS, Figure 5)."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.6))
         axes = figure.subplots()
@@ -126,7 +126,7 @@ def pareto(runs: Sequence[Run]) -> str:
 
 
 def cost_shares(run: Run) -> str:
-    """Each layer's share of the run's cost, and of bit operations where that is another cost."""
+    """Shares of the layers in the cost of a run, and in its bit operations (FLIQS, Eq. 1) if that is another cost."""
     with matplotlib.rc_context(STYLE):
         layers = run["layers"]
         shares = {run["cost_name"]: [layer["cost"] for layer in layers]}
@@ -146,16 +146,16 @@ def cost_shares(run: Run) -> str:
 
 
 def _name_layers(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
-    """Paths of layers below an axis, shortened."""
+    """Labels the x axis with the shortened paths of layers."""
     labels = [layer["path"].replace("_block", ".").replace("stage", "s") for layer in layers]
     axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights for labels of points at `heights`: near them, in the same order, at least `gap` apart."""
+    """Heights of labels for points at `heights`: close to them, in the same order, at least `gap` apart."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     placed = [heights[i] for i in order]
-    for _ in range(100):  # Neighbours that are too close push each other apart until none is.
+    for _ in range(100):  # neighbours that overlap are moved apart, until none do
         for k in range(1, len(placed)):
             overlap = gap - (placed[k] - placed[k - 1])
             if overlap > 0:
@@ -168,7 +168,7 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def formats_over_depth(runs: Sequence[Run]) -> str:
-    """Each layer's format as a bar over depth, one row of bars per run."""
+    """The formats of the layers over depth, one row of bars per run (FLIQS, Figures 3 and 7)."""
     with matplotlib.rc_context(STYLE):
         count = len(runs[0]["layers"])
         figure = Figure(figsize=(max(WIDTH, 0.16 * count), 0.9 * len(runs) + 1.3))
@@ -194,7 +194,7 @@ def formats_over_depth(runs: Sequence[Run]) -> str:
 
 
 def curve(lines: Sequence[Run], series: Mapping[str, str], ylabel: str, *, reference: float | None = None) -> str:
-    """Metrics over training steps; `series` maps their names to labels."""
+    """Metrics over training steps; `series` maps names of metrics to labels."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.3))
         axes = figure.subplots()
@@ -213,12 +213,12 @@ def curve(lines: Sequence[Run], series: Mapping[str, str], ylabel: str, *, refer
 def lines(
     series: Mapping[str, tuple[Sequence[Any], Sequence[float]]], *, xlabel: str, ylabel: str, log: bool = False
 ) -> str:
-    """Lines with a mark at each point, told apart by dash and mark too; names at the right."""
+    """Labelled lines (x, y) with different colours, dashes and markers."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.0))
         axes = figure.subplots()
-        looks = zip(_LINE_COLOURS * 2, ["-"] * 3 + ["--"] * 3, "os^Dvx", strict=True)
-        for (name, (x, y)), (colour, dash, marker) in zip(series.items(), looks, strict=False):
+        styles = zip(_LINE_COLOURS * 2, ["-"] * 3 + ["--"] * 3, "os^Dvx", strict=True)
+        for (name, (x, y)), (colour, dash, marker) in zip(series.items(), styles, strict=False):
             axes.plot(x, y, dash, color=colour, marker=marker, markersize=4, label=name)
         if log:
             axes.set_yscale("log")
@@ -234,7 +234,7 @@ def lines(
 def scatter(
     series: Mapping[str, tuple[np.ndarray, np.ndarray]], *, xlabel: str, ylabel: str, diagonal: bool = False
 ) -> str:
-    """Clouds of points, a panel each; `diagonal` draws the line where x equals y."""
+    """Scatter plots of series (x, y), one panel each; `diagonal` adds the line x = y."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.6))
         panels = figure.subplots(1, len(series), squeeze=False)[0]
@@ -253,7 +253,7 @@ def scatter(
 def roofline(
     points: Mapping[str, tuple[np.ndarray, np.ndarray]], *, peaks: Mapping[str, float], bytes_per_second: float
 ) -> str:
-    """Layers under a roofline: multiply-accumulates per byte and per second; a cloud and a roof for each name."""
+    """A roofline plot of layers: MACs per second against MACs per byte, with points and a roofline for each name."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4))
         axes = figure.subplots()
@@ -270,7 +270,7 @@ def roofline(
 
 
 def sensitivities(decibels: np.ndarray, layers: Sequence[str], formats: Sequence[str]) -> str:
-    """Signal-to-noise ratio of the logits when one layer alone has one format, [L, K], as a table of shades."""
+    """A heat map of the signal-to-noise ratio of logits in dB, float[L, K], with one layer quantised to one format."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.24 * len(layers) + 0.6))
         axes = figure.subplots()
@@ -287,11 +287,12 @@ def sensitivities(decibels: np.ndarray, layers: Sequence[str], formats: Sequence
 
 
 def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]]) -> str:
-    """The policy as a heat map: a band per decision, a row per option in it, darker where it is more probable.
+    """A heat map of the policy over steps: a band per decision and a row per option, darker for higher probability.
 
     Args:
-      lines: metrics, whose `"policy"` is [D, Kmax].
-      decisions: the D decisions: `"name"`, `"options"` (formats), `"bits"` of each. Those with one option are left out.
+      lines: logged metrics; `"policy"` holds probabilities, [D, Kmax].
+      decisions: the D decisions, with `"name"`, `"options"` (formats) and the `"bits"` of each option. Decisions with a
+        single option are left out.
     """
     with matplotlib.rc_context(STYLE):
         probabilities = np.asarray([line["policy"] for line in lines])  # [T, D, K]
@@ -312,16 +313,16 @@ def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]
         axes.grid(visible=False)
         axes.set_yticks(ticks, names, fontsize=7.5)
         axes.set_xlabel("step")
-        bits_of = {
+        bits_by_label = {
             name: b for decision in decisions for name, b in zip(decision["options"], decision["bits"], strict=True)
         }
-        if len(bits_of) > 6:
-            bits_of = {f"{b} bits": b for b in sorted(set(bits_of.values()))}
-        handles = [Patch(color=bit_colour(b), label=label) for label, b in bits_of.items()]
+        if len(bits_by_label) > 6:
+            bits_by_label = {f"{b} bits": b for b in sorted(set(bits_by_label.values()))}
+        handles = [Patch(color=bit_colour(b), label=label) for label, b in bits_by_label.items()]
         axes.legend(handles=handles, ncols=6, loc="lower left", bbox_to_anchor=(0, 1), handlelength=1, columnspacing=1)
         return as_svg(figure, "Probability of each format of each decision over training")
 
 
 def is_uniform(run: Run) -> bool:
-    """Whether a run is a uniform baseline: one format in all layers that are not pinned."""
+    """Whether a run is a uniform baseline: one format in all layers without a pinned format."""
     return run["kind"] == UNIFORM

@@ -1,4 +1,4 @@
-"""The page about a run, or about several: one self-contained HTML file."""
+"""The report page of one or several FLIQS runs: one self-contained HTML file."""
 
 import html
 import json
@@ -14,7 +14,7 @@ from aqt_like.formats import parse_layer_format
 from launch.reports import figures
 from launch.reports.figures import quality_on_test
 from launch.reports.page import card, html_table, page
-from launch.reports.recorded_runs import RecordedRun, paying_alike, read_runs, uniform_gap
+from launch.reports.recorded_runs import RecordedRun, read_runs, runs_of_first_cost, uniform_gap
 from launch.training import progress
 from launch.training.run_directory import METRICS
 
@@ -29,12 +29,12 @@ def _columns(runs: Sequence[RecordedRun]) -> tuple[str, ...]:
 def _row(run: RecordedRun, runs: Sequence[RecordedRun]) -> tuple[str, ...]:
     s = run.summary
     factor, unit = figures.readable_cost(s["cost_unit"])
-    paid = s["cost"] * factor
-    own_unit = "" if run in paying_alike(runs) else f" {unit}"
+    cost = s["cost"] * factor
+    own_unit = "" if run in runs_of_first_cost(runs) else f" {unit}"
     return (
         s["name"],
         f"{100 * quality_on_test(s):.2f} %",
-        f"{paid:,.{1 if paid >= 0.5 else 4}f}{own_unit}",
+        f"{cost:,.{1 if cost >= 0.5 else 4}f}{own_unit}",
         f"{s['relative_cost']:.3f}",
         f"{run.mean_bits:.2f}",
         run.bits_over_depth,
@@ -42,12 +42,12 @@ def _row(run: RecordedRun, runs: Sequence[RecordedRun]) -> tuple[str, ...]:
 
 
 def rows(runs: Sequence[RecordedRun]) -> list[dict[str, str]]:
-    """The comparison of `runs` by column names, as the JSON file holds it."""
+    """The table that compares `runs`: a dictionary by column name per run."""
     return [dict(zip(_columns(runs), _row(run, runs), strict=True)) for run in runs]
 
 
 def print_table(runs: Sequence[RecordedRun], console: Console) -> None:
-    """Prints the comparison of `runs`."""
+    """Prints the table that compares `runs`."""
     table = Table(box=box.SIMPLE_HEAD)
     columns = _columns(runs)
     for i, column in enumerate(columns):
@@ -59,7 +59,7 @@ def print_table(runs: Sequence[RecordedRun], console: Console) -> None:
 
 
 def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
-    """Writes the page about the runs in `directories`, the first of which is told in full; returns `path`."""
+    """Writes the page about the runs in `directories`, with the training curves of the first; returns `path`."""
     runs = read_runs(directories)
     main = runs[0]
     summary = main.summary
@@ -96,18 +96,18 @@ def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Pa
 def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list[str]:
     main = runs[0].summary
     searched = [run.summary for run in runs if run.searched] or [main]
-    alike = [summary for summary in searched if _paths(summary) == _paths(searched[0])]
+    same_layers = [summary for summary in searched if _paths(summary) == _paths(searched[0])]
     settings = json.dumps({key: main[key] for key in ("config", "versions", "device", "seed")}, indent=1)
     return [
         card(
             f"{_capital(main['quality'])} against cost",
             "Stars are searched, dots have one format in all layers.",
-            figures.pareto([run.summary for run in paying_alike(runs)]),
+            figures.pareto([run.summary for run in runs_of_first_cost(runs)]),
         ),
         card(
             "Format of each layer",
             "From input to output; the warmer, the fewer bits.",
-            figures.formats_over_depth(alike),
+            figures.formats_over_depth(same_layers),
         ),
         card(
             "Where the cost is",
@@ -133,7 +133,7 @@ def _shares_of(summary: dict[str, Any]) -> str:
 
 
 def _footprint(summary: dict[str, Any]) -> str:
-    """What training took, in a sentence."""
+    """A sentence about the energy, emissions and price of training."""
     footprint, rates = summary["footprint"], summary["config"]["footprint"]
     low, high = footprint["dollars"]
     return (
@@ -143,7 +143,7 @@ def _footprint(summary: dict[str, Any]) -> str:
 
 
 def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]:
-    """Pictures of the course of one run."""
+    """Cards with the curves of one run over its training steps."""
     config = summary["config"]
     warmup = round(config["warmup_fraction"] * lines[-1]["step"])
     timed = [line | {"milliseconds": 1000 / line["steps_per_second"]} for line in lines]

@@ -1,4 +1,4 @@
-"""The frame of the pages that reports are: one file each, with pictures inside."""
+"""The HTML frame of report pages: one self-contained file each, figures included."""
 
 import html
 import pathlib
@@ -9,7 +9,7 @@ _TEMPLATE = pathlib.Path(__file__).parent / "page_template.html"
 
 
 def page(title: str, lead: str, tiles: Iterable[tuple[str, str, str]], cards: Iterable[str]) -> str:
-    """A page: a title, a sentence or two, tiles of (figure, label, `"main"` or nothing), and cards."""
+    """A page, as HTML: a title, a lead sentence, tiles of (number, label, CSS class `"main"` or `""`), and cards."""
     return string.Template(_TEMPLATE.read_text()).substitute(
         title=html.escape(title),
         lead=html.escape(lead),
@@ -21,13 +21,13 @@ def page(title: str, lead: str, tiles: Iterable[tuple[str, str, str]], cards: It
 
 
 def card(heading: str, text: str, body: str, *, wide: bool = False) -> str:
-    """A card: heading, a line of text if any, and HTML."""
+    """A card, as HTML: a heading, an optional line of plain text, and a body of HTML."""
     paragraph = f"<p>{html.escape(text)}</p>" if text else ""
     return f'<section class="card{" wide" if wide else ""}"><h2>{html.escape(heading)}</h2>{paragraph}{body}</section>'
 
 
 def html_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], bool]]) -> str:
-    """A table; rows are told with whether they stand out."""
+    """A table, as HTML, of rows (cells, whether the row is highlighted)."""
 
     def cells(tag: str, texts: Sequence[str]) -> str:
         return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)

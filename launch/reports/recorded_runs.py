@@ -1,4 +1,4 @@
-"""Finished runs as their directories hold them, and how they compare."""
+"""Finished runs read from their directories, and their comparison."""
 
 import dataclasses
 import itertools
@@ -12,24 +12,24 @@ from launch.reports.figures import quality_on_test
 from launch.training.experiment import FIXED, RANDOM_SEARCH, SEARCHED, UNIFORM
 from launch.training.run_directory import SUMMARY
 
-SMALLEST_GAP_POINTS = 1.0  # Two seeds of one network differ by about half a point on these data sets.
+SMALLEST_GAP_POINTS = 1.0  # two seeds of one network differ by about half a point
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordedRun:
-    """A finished run, as its directory holds it."""
+    """A finished run: its directory and its summary."""
 
     directory: pathlib.Path
     summary: dict[str, Any]
 
     @property
     def searched(self) -> bool:
-        """Whether the network is no uniform baseline."""
+        """Whether the run is not a uniform baseline."""
         return self.summary["kind"] != UNIFORM
 
     @property
     def bits_over_depth(self) -> str:
-        """Bits of the layers in order; `4×5` stands for five layers of 4 bits."""
+        """Bits of the layers in order, as text; `4×5` stands for five layers of 4 bits."""
         runs = [
             (bits, len(list(group))) for bits, group in itertools.groupby(x["bits"] for x in self.summary["layers"])
         ]
@@ -37,27 +37,27 @@ class RecordedRun:
 
     @property
     def mean_bits(self) -> float:
-        """Bits per layer, weighted by MACs."""
+        """Mean bits of the layers, weighted by MACs."""
         layers = self.summary["layers"]
         return sum(layer["bits"] * layer["macs"] for layer in layers) / sum(layer["macs"] for layer in layers)
 
 
 def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
-    """The runs in `directories`, each once and followed by those in the uniform-* directories below it, cheapest first.
+    """The runs in `directories`, each followed by the uniform baselines below it in ascending cost, without duplicates.
 
-    Runs of the same name are told apart by their directories.
+    Runs with equal names get the names of their directories appended.
 
     Raises:
-      ValueError: a directory without a finished run.
+      ValueError: a directory holds no finished run.
     """
-    found: dict[pathlib.Path, RecordedRun] = {}
+    runs_by_path: dict[pathlib.Path, RecordedRun] = {}
     for directory in directories:
         if not (directory / SUMMARY).exists():
             raise ValueError(f"{directory} holds no finished run: it has no {SUMMARY}")
         below = [_read(path.parent) for path in directory.glob(f"uniform-*/{SUMMARY}")]
         for run in (_read(directory), *sorted(below, key=lambda run: run.summary["cost"])):
-            found[run.directory.resolve()] = run
-    runs = list(found.values())
+            runs_by_path[run.directory.resolve()] = run
+    runs = list(runs_by_path.values())
     names = [run.summary["name"] for run in runs]
     for run, name in zip(runs, names, strict=True):
         if names.count(name) > 1:
@@ -73,7 +73,7 @@ def _read(directory: pathlib.Path) -> RecordedRun:
 
 
 def _kind_of_earlier_version(config: dict[str, Any]) -> str:
-    """What a run is whose summary does not say it."""
+    """The kind of a run whose summary does not name it."""
     if config["policy"] == "fixed":
         return FIXED if names_genome_file(config["genome"]) else UNIFORM
     return RANDOM_SEARCH if config["policy"] == "uniform" else SEARCHED
@@ -81,31 +81,32 @@ def _kind_of_earlier_version(config: dict[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """The quality that the cheapest format loses against the dearest one, both in all layers."""
+    """The loss of quality from the most to the least expensive uniform baseline, given by their summaries."""
 
     cheapest: dict[str, Any]
     dearest: dict[str, Any]
 
     @property
     def points(self) -> float:
-        """Its size in percentage points."""
+        """The gap in percentage points."""
         return 100 * (quality_on_test(self.dearest) - quality_on_test(self.cheapest))
 
     def recovered(self, summary: dict[str, Any]) -> float | None:
-        """The share of it that a network wins back; None where the gap is within the noise of a run."""
+        """The share of the gap that a run recovers; None if the gap is within the noise of a single run."""
         if self.points < SMALLEST_GAP_POINTS:
             return None
         return 100 * (quality_on_test(summary) - quality_on_test(self.cheapest)) / self.points
 
 
-def paying_alike(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
-    """Those whose cost is of the kind of the first one's; others cannot be compared with it."""
+def runs_of_first_cost(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
+    """The runs whose cost is of the same kind as that of the first run; other costs cannot be compared with it."""
     return [run for run in runs if run.summary["cost_name"] == runs[0].summary["cost_name"]]
 
 
 def uniform_gap(runs: Sequence[RecordedRun]) -> Gap | None:
-    """The gap between the uniform networks of the same kind of cost as the first run; None where there are no two."""
+    """The gap between the uniform baselines of the first run's kind of cost; None if there are fewer than two."""
     uniform = sorted(
-        (run.summary for run in paying_alike(runs) if not run.searched), key=lambda s: (s["cost"], -quality_on_test(s))
+        (run.summary for run in runs_of_first_cost(runs) if not run.searched),
+        key=lambda s: (s["cost"], -quality_on_test(s)),
     )
     return Gap(uniform[0], uniform[-1]) if len(uniform) > 1 else None

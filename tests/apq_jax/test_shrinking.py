@@ -21,7 +21,9 @@ def cross_entropy(logits, batch):
 
 OBJECTIVE = shrinking.Objective(
     loss=cross_entropy,
-    taught_loss=lambda logits, batch, teacher: cross_entropy(logits, batch) + jnp.mean(jnp.square(logits - teacher)),
+    distillation_loss=lambda logits, batch, teacher: (
+        cross_entropy(logits, batch) + jnp.mean(jnp.square(logits - teacher))
+    ),
     quality=lambda logits, batch: jnp.mean(jnp.argmax(logits, -1) == batch["label"]),
 )
 BATCH = {"input": jax.random.normal(jax.random.key(5), (8, 8, 8, 1)), "label": jnp.arange(8) % 3}

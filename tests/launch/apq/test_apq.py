@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -16,6 +17,7 @@ from apq_jax.evolution import BudgetError
 from configs import apq_common, apq_digits
 from hwcost import workload
 from hwcost.genome_file import read_genome
+from launch import report
 from launch.apq import evolve, finish, fit_predictor, measure_records, train_supernet
 from launch.apq.pipeline import RECORD_FILES, SEARCH, SUMMARY, prepare_pipeline
 from launch.journal import JournalError
@@ -24,6 +26,7 @@ from launch.training import loop
 from launch.training.budgets import BudgetSettingError
 from launch.training.experiment import ConfigError
 
+ROOT = pathlib.Path(__file__).parents[3]
 STEPS = (
     train_supernet.run,
     measure_records.run,
@@ -121,6 +124,35 @@ def test_the_report(workdir):
     for text in ("Found networks", "Predictors", "Accuracy against bitfusion latency", "Accuracy against bit operat"):
         assert text in page
     apq_page.print_table(json.loads((workdir / SUMMARY).read_text()), Console(quiet=True))
+
+
+def test_the_report_command_writes_the_page_and_the_table(finished, tmp_path, capsys):
+    page, table = tmp_path / "page.html", tmp_path / "table.json"
+    report.main([str(finished), f"--out={page}", f"--json={table}"])
+    (network,) = json.loads((finished / SUMMARY).read_text())["networks"]
+    (row,) = json.loads(table.read_text())
+    assert (row["budget"], row["test"]) == ("0.0105", f"{100 * network['accuracy']:.2f} %")
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in (row["budget"], row["predicted"], row["test"], f"report: {page}"))
+    assert "<h2>Found networks</h2>" in page.read_text()
+
+
+def test_the_report_command_reads_summaries_of_earlier_versions(tmp_path):
+    """Their summary names no kind."""
+    stored = ROOT / "benchmarks" / "results" / "apq_digits.json"
+    assert "kind" not in json.loads(stored.read_text())
+    shutil.copy(stored, tmp_path / SUMMARY)
+    report.main([str(tmp_path)])
+    assert "<h2>Evolution</h2>" in (tmp_path / "report.html").read_text()
+
+
+def test_the_report_command_refuses_an_experiment_among_runs(finished):
+    run_directory = next((finished / "found").iterdir()) / "run"
+    with pytest.raises(
+        SystemExit, match=f"error: {finished} is an APQ experiment: expected it alone, got 2 directories"
+    ):
+        report.main([str(run_directory), str(finished)])
+    assert not (run_directory / "report.html").exists()
 
 
 def test_what_is_done_is_not_done_again_and_another_search_needs_nothing_else(config, workdir):
