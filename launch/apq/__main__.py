@@ -12,9 +12,12 @@
     search      finds the best genome for each set of budgets
     finish      cuts out, fine-tunes and evaluates the networks found, and writes the report
 
-`--budget` may be repeated, and replaces `config.search.budgets`. `--budget=bitfusion_latency=6,8,12
---budget=bitfusion_energy=9` asks for three networks, each within 9 mJ; the costs are those of hwcost/costs.py. With
-`--config.search.selection=nsga2` each set of budgets gives the Pareto front of accuracy and costs within it.
+`--budget` may be repeated, one network each, and replaces `config.search.budgets`; it is a budget, or a tuple of budgets
+that hold at once, over the costs of hwcost/costs.py (launch/training/budgets.py):
+
+    --budget="{'cost': 'bitfusion_latency', 'target': 0.2, 'target_unit': 'absolute'}"
+
+With `--config.search.selection=nsga2` each set of budgets gives the Pareto front of accuracy and costs within it.
 """
 
 import pathlib
@@ -29,7 +32,7 @@ from rich.console import Console
 
 from launch import command_line
 
-_BUDGET = flags.DEFINE_multi_string("budget", [], "NAME=VALUE[,VALUE…], instead of config.search.budgets.")
+_BUDGET = flags.DEFINE_multi_string("budget", [], "A budget, or a tuple of budgets; may be repeated, one network each.")
 _WORKERS = flags.DEFINE_string("workers", "process", "What measures records: process, ray or ray:N.")
 _COUNT = flags.DEFINE_integer("count", None, "Number of records, instead of config.records.", lower_bound=1)
 _QUANTIZED = flags.DEFINE_bool("quantized", False, "Whether --count is of quantised records, instead of float ones.")
