@@ -38,8 +38,11 @@ def main(argv: list[str]) -> None:
     except loop.Stopped:
         console.print("stopped after a checkpoint; the same command goes on from there")
         raise
-    fliqs_page.print_table(recorded_runs.read_runs(directories), console)
+    finished = recorded_runs.read_runs(directories)
+    fliqs_page.print_table(finished, console)
     console.print(f"report: {fliqs_page.write(directories, workdir / 'report.html')}", soft_wrap=True)
+    if gained := recorded_runs.gain(finished):
+        console.print(gained, soft_wrap=True, highlight=False)
 
 
 def run() -> None:

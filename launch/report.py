@@ -19,7 +19,7 @@ if not __package__:  # run as a file: packages beside launch/ and the user's own
 from rich.console import Console
 
 from launch.reports import apq_page, fliqs_page
-from launch.reports.recorded_runs import read_runs
+from launch.reports.recorded_runs import gain, read_runs
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(f"report: {path}")
 
 
 def _report_runs(directories: Sequence[pathlib.Path], path: pathlib.Path, console: Console) -> list[dict[str, str]]:
@@ -55,6 +54,9 @@ def _report_runs(directories: Sequence[pathlib.Path], path: pathlib.Path, consol
     fliqs_page.write(directories, path)
     runs = read_runs(directories)
     fliqs_page.print_table(runs, console)
+    console.print(f"report: {path}", soft_wrap=True)
+    if gained := gain(runs):
+        console.print(gained, soft_wrap=True, highlight=False)
     return fliqs_page.rows(runs)
 
 
@@ -63,6 +65,7 @@ def _report_experiment(directory: pathlib.Path, path: pathlib.Path, console: Con
     apq_page.write(directory, path)
     summary = apq_page.read_summary(directory)
     apq_page.print_table(summary, console)
+    console.print(f"report: {path}", soft_wrap=True)
     return apq_page.rows(summary)
 
 

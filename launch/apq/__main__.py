@@ -12,8 +12,8 @@
     search      finds the best genome for each set of budgets
     finish      cuts out, fine-tunes and evaluates the networks found, and writes the report
 
-`--budget` may be repeated, one network each, and replaces `config.search.budgets`; it is a budget, or a tuple of budgets
-that hold at once, over the costs of hwcost/costs.py (launch/training/budgets.py):
+`--budget` may be repeated, one network each, and replaces `config.search.budgets`; it is a budget, or a tuple of
+budgets that hold at once, over the costs of hwcost/costs.py (launch/training/budgets.py):
 
     --budget="{'cost': 'bitfusion_latency', 'target': 0.2, 'target_unit': 'absolute'}"
 

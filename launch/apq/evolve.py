@@ -28,7 +28,7 @@ def run(pipeline: Pipeline) -> None:
       evolution.BudgetError: no network found meets a set of budgets.
     """
     if not pipeline.budgets:
-        raise ConfigError("no budgets: give --budget=NAME=VALUE or --config.search.budgets")
+        raise ConfigError("no budgets: give --budget or --config.search.budgets")
     config, tables = pipeline.config.search, pipeline.tables
     budgets = [dict(budget) for budget in pipeline.budgets]
     predictor_summary = pipeline.read(f"{PREDICTOR}/{SUMMARY}")

@@ -14,7 +14,7 @@ from aqt_like.formats import parse_layer_format
 from launch.reports import figures
 from launch.reports.figures import quality_on_test
 from launch.reports.page import card, html_table, page
-from launch.reports.recorded_runs import RecordedRun, read_runs, runs_of_first_cost, uniform_gap
+from launch.reports.recorded_runs import RecordedRun, gain, read_runs, runs_of_first_cost, uniform_gap
 from launch.training import progress
 from launch.training.run_directory import METRICS
 
@@ -55,7 +55,9 @@ def print_table(runs: Sequence[RecordedRun], console: Console) -> None:
         table.add_column(column, justify="left" if i == 0 or last else "right", overflow="fold", no_wrap=not last)
     for run in runs:
         table.add_row(*_row(run, runs), style="bold" if run.searched else None)
-    console.print(table)
+    # Where it goes to a file, columns of a narrow terminal would be cut.
+    wide = console if console.is_terminal else Console(file=console.file, width=max(console.width, 120))
+    wide.print(table)
 
 
 def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
@@ -66,9 +68,9 @@ def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Pa
     lines = progress.read_metrics(main.directory / METRICS)
     factor, unit = figures.readable_cost(summary["cost_unit"])
     name, data_name = summary["quality"], summary["config"]["data"]["name"]
+    sentence = gain(runs) or f"{summary['name']}: {100 * quality_on_test(summary):.2f} % on test."
     lead = (
-        f"Test {name} {100 * quality_on_test(summary):.2f} % at {summary['relative_cost']:.3f} × the cost target of "
-        f"{summary['target'] * factor:,.4g} {unit}."
+        f"{sentence} It costs {summary['relative_cost']:.3f} × the target of {summary['target'] * factor:,.4g} {unit}."
     ) + "".join(
         f" Of {budget['name']}, {budget['cost']:,.4g} {budget['unit']} where {budget['target']:,.4g} were allowed."
         for budget in summary["budgets"][1:]
@@ -80,14 +82,11 @@ def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Pa
         (f"{summary['seconds']:,.0f} s", f"training, {summary['steps_per_second']:.1f} steps/s", ""),
     ]
     if main.searched and (gap := uniform_gap(runs)):
-        lead += (
-            f" From {gap.cheapest['name']} ({100 * quality_on_test(gap.cheapest):.2f} %) to {gap.dearest['name']} "
-            f"({100 * quality_on_test(gap.dearest):.2f} %) is a gap of {gap.points:.2f} points"
-        )
+        lead += f" Between {gap.cheapest['name']} and {gap.dearest['name']} lie {gap.points:.2f} points"
         if (share := gap.recovered(summary)) is None:
             lead += ", which is within the noise of a single run."
         else:
-            lead += f"; the search recovers {100 * share:.0f} % of it."
+            lead += f", of which it recovers {100 * share:.0f} %."
             tiles.insert(1, (f"{100 * share:.0f} %", f"of the {name} gap recovered", ""))
     path.write_text(page(f"{summary['name']} on {data_name}", lead, tiles, _cards(runs, lines)))
     return path

@@ -110,3 +110,28 @@ def uniform_gap(runs: Sequence[RecordedRun]) -> Gap | None:
         key=lambda s: (s["cost"], -quality_on_test(s)),
     )
     return Gap(uniform[0], uniform[-1]) if len(uniform) > 1 else None
+
+
+def gain(runs: Sequence[RecordedRun]) -> str | None:
+    """A sentence on what the first run gained, for how much, against what; None if there is no baseline.
+
+    The run stands between two uniform baselines: the best of those that cost no more, and the cheapest of the others.
+    """
+    main = runs[0].summary
+    uniform = [run.summary for run in runs_of_first_cost(runs) if not run.searched]
+    if not runs[0].searched or not uniform:
+        return None
+    below = max((s for s in uniform if s["cost"] <= main["cost"]), key=quality_on_test, default=None)
+    above = min((s for s in uniform if s["cost"] > main["cost"]), key=lambda s: s["cost"], default=None)
+    against = [_against(main, baseline) for baseline in (below, above) if baseline is not None]
+    return f"{main['name']}: {100 * quality_on_test(main):.2f} % on test, {', and '.join(against)}."
+
+
+def _against(summary: dict[str, Any], baseline: dict[str, Any]) -> str:
+    """How a run compares with a baseline; what is less than the noise of a single run is no difference."""
+    points = 100 * (quality_on_test(summary) - quality_on_test(baseline))
+    if abs(points) < SMALLEST_GAP_POINTS:
+        difference = f"within a point of {baseline['name']} ({100 * quality_on_test(baseline):.2f} %)"
+    else:
+        difference = f"{abs(points):.2f} points {'above' if points > 0 else 'below'} {baseline['name']}"
+    return f"{difference} for {summary['cost'] / baseline['cost']:.2f} × its cost"

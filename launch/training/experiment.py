@@ -299,15 +299,21 @@ def _trials(config: ConfigDict, plan: FormatPlan, given: Genome | None) -> tuple
     elif config.policy == "fixed":
         asked = _uniform_trial(config.genome, "", config, plan)
     elif config.policy == "uniform":
-        asked = Trial(f"random search {config.formats}", RANDOM_SEARCH, "", config, None)
+        asked = Trial(f"random search {_short(config.formats)}", RANDOM_SEARCH, "", config, None)
     else:
-        asked = Trial(f"FLIQS {config.formats}", SEARCHED, "", config, None)
+        asked = Trial(f"FLIQS {_short(config.formats)}", SEARCHED, "", config, None)
     baselines = []
     for baseline in config.baselines:
         fixed = config.copy_and_resolve_references()
         fixed.policy, fixed.genome, fixed.baselines = "fixed", baseline, ()
         baselines.append(_uniform_trial(baseline, f"uniform-{baseline}", fixed, plan))
     return (asked, *baselines)
+
+
+def _short(formats: str) -> str:
+    """A format space as people are told it: of a long list, the first and the last."""
+    names = formats.split(",")
+    return formats if len(names) < 3 else f"{names[0].strip()}…{names[-1].strip()}"
 
 
 def _uniform_trial(name: str, directory: str, config: ConfigDict, plan: FormatPlan) -> Trial:
