@@ -1,4 +1,4 @@
-"""Schedules of the entropy weight β_H (FLIQS, Eq. 8) over the progress s: 0 at the end of warm-up, 1 at the end."""
+"""Schedules of the entropy weight β_H (FLIQS, Eq. 8) over the progress s, 0…1 from warm-up to the end of training."""
 
 from collections.abc import Callable
 

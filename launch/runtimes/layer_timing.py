@@ -27,7 +27,7 @@ NETWORK = "network "  # prefix of the keys of whole networks
 
 
 class Setting(NamedTuple):
-    """What is timed: key of a layer or network, and its (weight, activation) bits."""
+    """Timed setting: key of a layer or network, and its (weight, activation) bits."""
 
     key: str
     bits: Bits

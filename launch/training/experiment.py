@@ -1,4 +1,4 @@
-"""From a config to an experiment: all settings are checked here, before data is read or anything is compiled."""
+"""Experiments: checks all settings of a config, before data is read or anything is compiled, and builds the search."""
 
 import dataclasses
 import pathlib
