@@ -1,11 +1,11 @@
-"""FLIQS against formats that are assigned beforehand, at the same cost: CIFAR-10, ResNet-8, 1.15 × int4.
+"""FLIQS against formats assigned before training, at equal cost: CIFAR-10, ResNet-8, 1.15 × int4.
 
     python -m benchmarks.assignments --data_dir=DIR [--seeds=2] [--workdir=runs/cifar10]
 
-Assigned at random, or from the sensitivities of the trained bf16 network, greedily or by knapsack
-(`launch.sensitivity`); each such network is then trained from scratch as long as the search was. The search and the
-bf16 network are those of `benchmarks.cifar10` with the same work directory, and trained first if they are not there.
-Writes results/assignments.json beside this file.
+Formats are assigned at random, or greedily or by knapsack from the sensitivities of the trained bf16 network
+(`launch.sensitivity`). Each such network is trained from scratch for as many epochs as the search. The search and the
+bf16 network are those of `benchmarks.cifar10` in the same work directory; they are trained first if missing. Writes
+results/assignments.json beside this file.
 """
 
 import json
@@ -34,34 +34,34 @@ NAMES = {"random": "random assignment", "greedy": "greedy by sensitivity", "knap
 
 
 def random_genomes(prepared: Experiment, seed: int) -> list[np.ndarray]:
-    """Random genomes that cost 95 to 100 % of the target."""
+    """Random genomes, int[D], that cost 95 to 100 % of the target."""
     rng, search = np.random.default_rng(seed), prepared.search
     counts = prepared.plan.space.option_counts
-    found: list[np.ndarray] = []
-    while len(found) < RANDOM_GENOMES:
-        # How likely each format is, is drawn too: formats drawn evenly would nearly always cost too much.
+    genomes: list[np.ndarray] = []
+    while len(genomes) < RANDOM_GENOMES:
+        # Format frequencies are random too, since uniformly sampled formats almost always cost too much.
         weights = rng.dirichlet(np.ones(counts.max()))
         genome = rng.choice(counts.max(), size=len(counts), p=weights)
         cost = pricing.price_exactly(search.budgets[0].table, genome) / search.budgets[0].target
         if 0.95 <= cost <= 1:
-            found.append(genome)
-    return found
+            genomes.append(genome)
+    return genomes
 
 
 def train(config: ConfigDict, directory: pathlib.Path, console: Console, stop: Any) -> dict[str, Any]:
-    """The summary of a run, which is done if it is not there."""
+    """Summary of a run, which is trained first if it is missing."""
     runs.run_all(prepare_experiment(config), directory, console, stop)
     return recorded_runs.read_runs([directory])[0].summary
 
 
 def run_seed(seed: int, data_dir: str, workdir: pathlib.Path, console: Console) -> dict[str, list[dict[str, Any]]]:
-    """Summaries by method."""
+    """Trains all networks of a seed; returns their summaries by method."""
     variants = cifar10.variants()
     for config in variants.values():
         config.seed, config.data.data_dir = seed, data_dir
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_method: dict[str, list[dict[str, Any]]] = {}
     with stop_on_signals() as stop:
-        found["FLIQS"] = [train(variants["int_s"], workdir / "int_s", console, stop)]
+        by_method["FLIQS"] = [train(variants["int_s"], workdir / "int_s", console, stop)]
         train(variants["int"], workdir / "int", console, stop)
         sensitivity.main([str(workdir / "int" / "uniform-bf16")])
         prepared = prepare_experiment(variants["int_s"])
@@ -77,12 +77,12 @@ def run_seed(seed: int, data_dir: str, workdir: pathlib.Path, console: Console) 
                 config = variants["int_s"].copy_and_resolve_references()
                 config.update({"policy": "fixed", "genome": str(file)})
                 summary = train(config, workdir / f"assigned-{method}-{number}", console, stop)
-                found.setdefault(NAMES[method], []).append(summary)
-    return found
+                by_method.setdefault(NAMES[method], []).append(summary)
+    return by_method
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The table of the README."""
+    """Table of the README in Markdown."""
     lines = ["| formats | test accuracy (%), each run | mean | cost / int4 |", "|---|---|---|---|"]
     for row in document["methods"]:
         accuracies = ", ".join(f"{100 * a:.2f}" for a in row["accuracy"])
@@ -94,15 +94,15 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Trains what is missing and writes the table."""
+    """Trains missing networks, stores and prints the table."""
     arguments = cifar10.parse_arguments(str(__doc__))
     logging.set_verbosity(logging.WARNING)
     console = Console()
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_method: dict[str, list[dict[str, Any]]] = {}
     for seed in range(arguments.seeds):
         seed_summaries = run_seed(seed, arguments.data_dir, arguments.workdir / f"seed{seed}", console)
         for method, summaries in seed_summaries.items():
-            found.setdefault(method, []).extend(summaries)
+            by_method.setdefault(method, []).extend(summaries)
     document = {
         "command": f"python -m benchmarks.assignments --data_dir=DIR --seeds={arguments.seeds}",
         "methods": [
@@ -112,7 +112,7 @@ def main() -> None:
                 "cost_over_int4": [s["relative_cost"] * s["config"]["target"] for s in summaries],
                 "formats": [[layer["format"] for layer in s["layers"]] for s in summaries],
             }
-            for method, summaries in found.items()
+            for method, summaries in by_method.items()
         ],
     }
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")

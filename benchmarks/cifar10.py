@@ -1,9 +1,9 @@
-"""CIFAR-10, ResNet-8: uniform networks against searches over three spaces, and two ablations.
+"""CIFAR-10, ResNet-8: searches over three format spaces against uniform networks, and two ablations.
 
     python -m benchmarks.cifar10 --data_dir=DIR [--seeds=2] [--workdir=runs/cifar10]
 
-Trains ten networks per seed, all by the loop of `launch.fliqs`, and writes results/cifar10.json beside this file. Runs
-that are in the work directory already are not run again.
+Trains ten networks per seed as `launch.fliqs` does, and writes results/cifar10.json beside this file. Finished runs in
+the work directory are reused.
 """
 
 import argparse
@@ -31,7 +31,7 @@ ABLATIONS = {PAPER_CONTROLLER: "FLIQS int_s (paper's controller)", SIGNED_INPUTS
 
 
 def variants() -> dict[str, ConfigDict]:
-    """The experiments, by the name of their directory. Uniform networks stand apart: no search setting is theirs."""
+    """Experiments by directory name; uniform networks are separate ones, since search settings do not affect them."""
 
     def variant(**changes: Any) -> ConfigDict:
         config = fliqs_cifar10_resnet8.get_config()
@@ -52,27 +52,27 @@ def variants() -> dict[str, ConfigDict]:
 
 
 def read(workdir: pathlib.Path, seeds: int) -> dict[str, list[dict[str, Any]]]:
-    """The summaries of each network, one per seed, by name."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Summaries of each network, one per seed, by name of the network."""
+    networks: dict[str, list[dict[str, Any]]] = {}
     for seed in range(seeds):
         for variant in variants():
             for run in recorded_runs.read_runs([workdir / f"seed{seed}" / variant]):
                 name = ABLATIONS.get(variant, run.summary["name"])
-                found.setdefault(name, []).append(run.summary)
-    return found
+                networks.setdefault(name, []).append(run.summary)
+    return networks
 
 
-def tabulate(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One row per network: accuracy and relative cost of each seed, and the share of the gap that it recovers.
+def tabulate(networks: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row per network: accuracy and relative cost of each seed, and the fraction of the gap that it recovers.
 
-    The gap is that between the mean accuracies of uniform bf16 and of the uniform network of 4 bits: int4 for spaces of
-    integers, e2m1 for those of floats.
+    The gap is the difference of the mean accuracies of uniform bf16 and the uniform 4-bit network, which is int4 for
+    integer spaces and e2m1 for float spaces.
     """
-    mean = {name: statistics.mean(s["accuracy"] for s in summaries) for name, summaries in found.items()}
+    mean = {name: statistics.mean(s["accuracy"] for s in summaries) for name, summaries in networks.items()}
     high = mean["uniform bf16"]
 
     def recovered(name: str) -> float:
-        floats = found[name][0]["config"]["formats"].startswith("fp")
+        floats = networks[name][0]["config"]["formats"].startswith("fp")
         low = mean["uniform e2m1" if floats else "uniform int4"]
         return (mean[name] - low) / (high - low)
 
@@ -87,12 +87,12 @@ def tabulate(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
             "steps_per_second": [s["steps_per_second"] for s in summaries],
             "search_step_compilations": [s["search_step_compilations"] for s in summaries],
         }
-        for name, summaries in found.items()
+        for name, summaries in networks.items()
     ]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table of the README."""
+    """Table of the README in Markdown."""
     lines = [
         "| network | test accuracy (%), each seed | cost / int4 | recovered of the gap to bf16 |",
         "|---|---|---|---|",
@@ -104,21 +104,21 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(found: dict[str, list[dict[str, Any]]]) -> None:
-    """The pictures of the README: means over seeds against cost, and what was chosen with the first seed."""
+def draw(networks: dict[str, list[dict[str, Any]]]) -> None:
+    """Draws the pictures of the README: mean accuracy against cost, and formats that the first seed found."""
     means = [
         summaries[0]
         | {key: statistics.mean(s[key] for s in summaries) for key in ("accuracy", "cost")}
         | {"name": name.removeprefix("FLIQS ")}
-        for name, summaries in found.items()
+        for name, summaries in networks.items()
     ]
     pictures.write("cifar10_pareto.svg", figures.pareto(means))
-    chosen = [summaries[0] for name, summaries in found.items() if name.startswith("FLIQS") and "paper" not in name]
+    chosen = [summaries[0] for name, summaries in networks.items() if name.startswith("FLIQS") and "paper" not in name]
     pictures.write("cifar10_formats.svg", figures.formats_over_depth(chosen))
 
 
 def parse_arguments(description: str) -> argparse.Namespace:
-    """The command line of benchmarks on CIFAR-10."""
+    """Parses the command line of benchmarks on CIFAR-10."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True, help="where tfds has cifar10 prepared")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/cifar10"))
@@ -127,7 +127,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Trains what is missing and writes the table."""
+    """Trains missing networks, stores and prints the table, and draws the pictures."""
     arguments = parse_arguments(str(__doc__))
     logging.set_verbosity(logging.WARNING)
     console = Console()
@@ -136,9 +136,9 @@ def main() -> None:
             for name, config in variants().items():
                 config.seed, config.data.data_dir = seed, arguments.data_dir
                 runs.run_all(prepare_experiment(config), arguments.workdir / f"seed{seed}" / name, console, stop)
-    found = read(arguments.workdir, arguments.seeds)
-    rows = tabulate(found)
-    draw(found)
+    networks = read(arguments.workdir, arguments.seeds)
+    rows = tabulate(networks)
+    draw(networks)
     epochs = fliqs_cifar10_resnet8.get_config().epochs
     command = f"python -m benchmarks.cifar10 --data_dir=DIR --seeds={arguments.seeds}"
     RESULTS.write_text(json.dumps({"command": command, "epochs": epochs, "networks": rows}, indent=1) + "\n")

@@ -1,11 +1,11 @@
-"""BitFusion against APQ's published table, how well bit operations tell what a device takes, and a roofline.
+"""BitFusion model against APQ's published table, rank correlation of bit operations with device costs, and a roofline.
 
     python -m benchmarks.devices --apq_table=FILE
 
-FILE is APQ's table of BitFusion's latencies and energies, or a part of it.
-Rank correlations (Spearman) of bit operations with other costs over 20,000 random genomes of int4 … int8. A genome's
-formats are drawn with frequencies that are drawn as well, so that all costs occur. Writes results/devices.json beside
-this file and the pictures docs/bitfusion_ranks.svg and docs/bitfusion_roofline.svg.
+FILE is APQ's lookup table of latencies and energies on BitFusion, or a part of it. Rank correlations (Spearman) of bit
+operations with other costs are over 20,000 random genomes of int4 … int8; each has random format frequencies, so they
+cover the range of costs. Writes results/devices.json beside this file, docs/bitfusion_ranks.svg and
+docs/bitfusion_roofline.svg.
 """
 
 import argparse
@@ -39,13 +39,13 @@ COMPARED = (
 GENOMES = 20_000
 
 
-def layers_of(name: str) -> Workload:
-    """Of a network as published."""
+def published_workload(name: str) -> Workload:
+    """Workload of a network with its published input shape and classes."""
     return workload.trace(models.create(name, classes=1000), models.find(name).input_shape, train=False)
 
 
 def random_genomes(plan: FormatPlan) -> np.ndarray:
-    """int32[N, D]."""
+    """Random genomes, int32[GENOMES, D], with random format frequencies."""
     rng = np.random.default_rng(0)
     options = len(plan.formats)
     frequencies = np.cumsum(rng.dirichlet(np.ones(options), GENOMES), axis=1)
@@ -54,25 +54,25 @@ def random_genomes(plan: FormatPlan) -> np.ndarray:
 
 
 def prices(name: str) -> dict[str, np.ndarray]:
-    """Each cost of the same random genomes."""
-    plan = format_plan(layers_of(name), format_space("int4,int5,int6,int7,int8"))
+    """Costs, float64[GENOMES], of the same random genomes, by name of the cost."""
+    plan = format_plan(published_workload(name), format_space("int4,int5,int6,int7,int8"))
     genomes = random_genomes(plan)
-    found = {}
+    costs = {}
     for cost in ("bit_operations", *COMPARED):
         table = COSTS[cost].table(plan)
         price = jax.jit(jax.vmap(lambda genome, table=table: pricing.price(table, genome)))
-        found[cost] = np.asarray(price(genomes), np.float64)
-    return found
+        costs[cost] = np.asarray(price(genomes), np.float64)
+    return costs
 
 
 def against_apq(path: pathlib.Path) -> dict[str, Any]:
-    """How far our model is from the published table, and from MobileNetV2 at 8 bits in APQ's Table 2."""
+    """Errors of our model against the published table, and its cost of MobileNetV2 at 8 bits (APQ, Table 2)."""
     published = json.loads(path.read_text())
     ours = lut.build_bitfusion(list(published))
     clock = bitfusion.APQ_ACCELERATOR.clock * 1e-3
     cycles_off = [round((ours[key]["latency"] - values["latency"]) * clock) for key, values in published.items()]
     energy_errors = [abs(ours[key]["energy"] / values["energy"] - 1) for key, values in published.items()]
-    layers, int8 = layers_of("mobilenetv2"), parse_format("int8")
+    layers, int8 = published_workload("mobilenetv2"), parse_format("int8")
     return {
         "settings": len(published),
         "latencies_off": int(np.count_nonzero(cycles_off)),
@@ -84,7 +84,7 @@ def against_apq(path: pathlib.Path) -> dict[str, Any]:
 
 
 def roofline_points(layers: Workload, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Multiply-accumulates per byte that a layer has to move at least, and per second that it reaches on BitFusion."""
+    """MACs per byte of minimum traffic, and MACs per second on BitFusion, of each layer: float64[L] each."""
     fmt = parse_format(f"int{bits}")
     model = bitfusion.cost_models()["latency"]
 
@@ -97,7 +97,7 @@ def roofline_points(layers: Workload, bits: int) -> tuple[np.ndarray, np.ndarray
 
 
 def main() -> None:
-    """Compares, draws and stores."""
+    """Compares, stores, draws and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--apq_table", type=pathlib.Path, required=True)
     arguments = parser.parse_args()
@@ -123,7 +123,7 @@ def main() -> None:
     pictures.write("bitfusion_ranks.svg", figures.scatter(series, xlabel="GBOPs", ylabel="latency on BitFusion (ms)"))
     array = bitfusion.APQ_ACCELERATOR
     peak = array.rows * array.columns * array.clock
-    layers = layers_of("mobilenetv2")
+    layers = published_workload("mobilenetv2")
     pictures.write(
         "bitfusion_roofline.svg",
         figures.roofline(
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def markdown(ranks: dict[str, dict[str, float]]) -> str:
-    """The table of the README."""
+    """Table of the README in Markdown."""
     lines = ["| rank correlation with bit operations | " + " | ".join(ranks) + " |", "|---" * (len(ranks) + 1) + "|"]
     lines += [f"| `{cost}` | " + " | ".join(f"{ranks[name][cost]:.3f}" for name in ranks) + " |" for cost in COMPARED]
     return "\n".join(lines) + "\n"

@@ -1,10 +1,10 @@
-"""The quantiser against a copy of the same tensor.
+"""Time of the quantisation kernels relative to a copy of the same tensor.
 
 Each turn runs a kernel several times inside one compiled loop, since a single call on a large tensor is bound by page
-faults. Ratios of medians over interleaved turns to `x · 1.0001`, under e4m3 as a traced row. The copy of a tensor that
-fits the cores' own caches runs at one of two speeds, by where its pages happen to lie, so every size is measured on
-several tensors, and the range of the ratios is told beside their median. There the quantiser is bound by instructions,
-of which XLA's default vectors of 256 bits take twice as many as AVX-512 needs; both are measured.
+faults. Ratios are those of medians over interleaved turns, relative to `x · 1.0001`, with e4m3 as a traced row. A copy
+of a tensor that fits in the cores' own caches has one of two speeds, depending on the location of its pages, so every
+size is measured on several tensors, and median and range of the ratios are reported. There the quantiser is bound by
+instructions; XLA's default vectors of 256 bits need twice as many as AVX-512, so both are measured.
 """
 
 import json
@@ -25,32 +25,32 @@ from benchmarks import timing
 SIZES_MIB = (64, 2)
 VECTOR_BITS = (256, 512)
 TENSORS = 5
-LOOPED_MIB = 1024  # read in one turn
+LOOPED_MIB = 1024  # total read in one turn
 CLIP = 3.0
 
 Kernel = Callable[[jax.Array, FormatTable], jax.Array]
 
 
 def copy(x: jax.Array, row: FormatTable) -> jax.Array:
-    """The yardstick: reads and writes the tensor, as any kernel has to; the multiplication is `looped`'s."""
+    """Reference kernel: reads and writes the tensor; the multiplication is in `looped`."""
     del row
     return x
 
 
 def static_int8(x: jax.Array, row: FormatTable) -> jax.Array:
-    """What a quantiser written for int8 alone does."""
+    """Fake quantisation with int8 as a constant."""
     del row
     scale = CLIP / 127
     return jnp.clip(jnp.round(x / scale), -127, 127) * scale
 
 
 def fake_quantize(x: jax.Array, row: FormatTable) -> jax.Array:
-    """The whole of `gradients.straight_through`, with a given threshold."""
+    """`gradients.straight_through` with a constant clip threshold."""
     return gradients.straight_through(x, row, jnp.float32(CLIP))
 
 
 def calibrated(x: jax.Array, row: FormatTable) -> jax.Array:
-    """The same, with the threshold a multiple of the tensor's own root mean square."""
+    """`gradients.straight_through` with a multiple of the root mean square of the tensor as clip threshold."""
     return gradients.straight_through(x, row, CLIP * calibration.root_mean_square(x))
 
 
@@ -64,12 +64,12 @@ KERNELS: dict[str, Kernel] = {
 
 
 def ratios(size_mib: int, seed: int) -> dict[str, float]:
-    """Median time of each kernel over that of the copy, on a tensor of so many MiB."""
+    """Median time of each kernel relative to the copy, on a random tensor of `size_mib` MiB."""
     x = jnp.asarray(np.random.default_rng(seed).standard_normal(size_mib * 2**18), jnp.float32)
     row = format_table([parse_format("e4m3")], [1.0]).row(0)
 
     def looped(kernel: Kernel) -> Callable[[], None]:
-        # Multiplied in each round, so that no round sees numbers that are on the grid already.
+        # The multiplication moves values off the grid again before the next iteration.
         def body(x: jax.Array, row: FormatTable) -> jax.Array:
             return kernel(x, row) * 1.0001
 
@@ -81,16 +81,16 @@ def ratios(size_mib: int, seed: int) -> dict[str, float]:
 
 
 def measure() -> dict[str, dict[str, dict[str, float]]]:
-    """Ratios by size, vector width and kernel: least, median and largest over the tensors."""
+    """Ratios by size, vector width and kernel: minimum, median and maximum over the tensors."""
     return {
-        f"{size} MiB, {width}-bit vectors": _in_a_process_of_its_own(size, width)
+        f"{size} MiB, {width}-bit vectors": _measure_in_subprocess(size, width)
         for size in SIZES_MIB
         for width in VECTOR_BITS
     }
 
 
-def _in_a_process_of_its_own(size_mib: int, vector_bits: int) -> dict[str, dict[str, float]]:
-    """XLA reads its options when it starts."""
+def _measure_in_subprocess(size_mib: int, vector_bits: int) -> dict[str, dict[str, float]]:
+    """Measures in a subprocess, since XLA reads its flags only at start."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_prefer_vector_width={vector_bits}"
     command = [sys.executable, "-m", "benchmarks.kernel", str(size_mib)]
     done = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, stdout=subprocess.PIPE, check=True)

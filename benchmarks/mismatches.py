@@ -1,10 +1,10 @@
-"""How often other emulations of small floats differ from the exact grid.
+"""Exactness of emulated small floats: ours, AQT's and `lax.reduce_precision`.
 
-The same normal values, scaled to a third of each format's range, are rounded by us, by AQT's v2 floating-point numerics
-(aqtp 0.9, which rounds to bfloat16 first) and by `lax.reduce_precision`; a value counts where the result is not the
-nearest one of the format, ties to even, of its grid enumerated in NumPy float64. AQT's smallest normal number is 1, so
-it gets the values on that scale; `lax.reduce_precision` has IEEE semantics (the highest exponent is infinity), so
-values that only our grids reach are left out for it.
+Normally distributed values, with a standard deviation of a third of the largest value of the format, are rounded by us,
+by the floating-point numerics of AQT v2 (aqtp 0.9, which first rounds to bfloat16) and by `lax.reduce_precision`. A
+mismatch is a result that is not the nearest value, ties to even, of the format's grid, which is enumerated in NumPy
+float64. AQT's smallest normal number is 1, so its inputs are scaled accordingly. `lax.reduce_precision` has IEEE
+semantics (the highest exponent is infinity), so values beyond its range are excluded for it.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Rounding = Callable[[np.ndarray], np.ndarray]
 
 
 def nearest(x: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """The nearest value of an ascending `grid` of magnitudes, ties to the even position, saturating; float64."""
+    """Nearest values of an ascending `grid` of magnitudes, ties to even positions, saturating: float64, shape of x."""
     magnitude = np.minimum(np.abs(x.astype(np.float64)), grid[-1])
     upper = np.clip(np.searchsorted(grid, magnitude), 1, len(grid) - 1)
     below, above = magnitude - grid[upper - 1], grid[upper] - magnitude
@@ -32,13 +32,13 @@ def nearest(x: np.ndarray, grid: np.ndarray) -> np.ndarray:
 
 
 def ours(fmt: Format) -> Rounding:
-    """`numerics.round_to_grid`."""
+    """Rounding by `numerics.round_to_grid`."""
     row = format_table([fmt], [1.0]).row(0)
     return lambda x: np.asarray(jax.jit(numerics.round_to_grid)(x, row))
 
 
 def aqt(fmt: Format) -> Rounding:
-    """AQT's `FpNumerics`, on its own scale."""
+    """Rounding by AQT's `FpNumerics`, at its own scale."""
     from aqt.jax.v2 import utils
     from aqt.jax.v2.numerics import fp_numerics
 
@@ -53,20 +53,20 @@ def aqt(fmt: Format) -> Rounding:
 
 
 def reduce_precision(fmt: Format) -> Rounding:
-    """`lax.reduce_precision` with the same numbers of exponent and mantissa bits."""
+    """Rounding by `lax.reduce_precision` with the same numbers of exponent and mantissa bits."""
     exponent_bits = int(fmt.name[1])
     return lambda x: np.asarray(jax.lax.reduce_precision(x, exponent_bits, fmt.mantissa_bits))
 
 
 def share_of_mismatches(fmt: Format, rounding: Rounding, largest: float) -> float:
-    """The share of values up to `largest` that `rounding` does not take to the nearest of the format."""
+    """Fraction of the values up to `largest` that `rounding` does not round to the nearest value of the format."""
     x = (np.random.default_rng(0).standard_normal(VALUES) * fmt.largest / 3).astype(np.float32)
     x = x[np.abs(x) <= largest]
     return float(np.mean(rounding(x) != nearest(x, fmt.magnitudes())))
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Shares of mismatches, by format and emulation."""
+    """Fractions of mismatches by format and emulation."""
     table = {}
     for name in FORMATS:
         fmt = parse_format(name)

@@ -1,4 +1,4 @@
-"""The pictures in docs/."""
+"""Pictures in docs/."""
 
 import pathlib
 
@@ -6,5 +6,5 @@ DIRECTORY = pathlib.Path(__file__).parents[1] / "docs"
 
 
 def write(name: str, svg: str) -> None:
-    """Stores an SVG on white, so that it can be read on a dark page too."""
+    """Writes an SVG to docs/ with a white background, for dark pages."""
     (DIRECTORY / name).write_text(svg.replace("<svg ", '<svg style="background: #ffffff" ', 1))

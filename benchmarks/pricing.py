@@ -1,9 +1,9 @@
-"""How many genomes a second are priced: ResNet-18's 22 decisions, populations of 2^20, float32.
+"""Throughput of pricing in genomes per second: ResNet-18 with 22 decisions, populations of 2^20, float32.
 
     python -m benchmarks.pricing
 
-Ours under vmap, against one gather of all terms at once (what the formula says, written down) and NumPy. Medians of 15
-interleaved turns; a core's share is taken from the processor time used. Writes results/pricing.json beside this file.
+Compares `pricing.price` under vmap, a direct implementation of the formula with one gather of all terms, and NumPy.
+Medians of 15 interleaved turns; figures per core are from the CPU time. Writes results/pricing.json beside this file.
 """
 
 import json
@@ -28,7 +28,7 @@ POPULATION = 1 << 20
 
 
 def pricers(space: str) -> dict[str, Callable[[], None]]:
-    """By name, functions that price the same population."""
+    """Functions by name, which price the same population."""
     layers = workload.trace(models.create("resnet18", classes=1000), (224, 224, 3), train=False)
     plan = format_plan(layers, format_space(space))
     table = COSTS["bit_operations"].table(plan)
@@ -36,7 +36,7 @@ def pricers(space: str) -> dict[str, Callable[[], None]]:
     host = rng.integers(0, plan.space.option_counts, (POPULATION, len(plan.space))).astype(np.int32)
     genomes, flat, host_flat = jnp.asarray(host), jnp.asarray(table.flat, jnp.float32), table.flat.astype(np.float32)
 
-    def at_once(genome: jax.Array) -> jax.Array:
+    def gather_all_terms(genome: jax.Array) -> jax.Array:
         return jnp.sum(flat[table.offset + (table.stride * genome[table.decision]).sum(axis=1)])
 
     def jitted(price: Callable[[jax.Array], jax.Array]) -> Callable[[], None]:
@@ -45,21 +45,21 @@ def pricers(space: str) -> dict[str, Callable[[], None]]:
 
     return {
         "ours": jitted(lambda genome: pricing.price(table, genome)),
-        "one gather of all terms": jitted(at_once),
+        "one gather of all terms": jitted(gather_all_terms),
         "NumPy": lambda: host_flat[table.offset + host[:, table.decision[:, 0]]].sum(axis=1),
     }
 
 
 def measure(space: str) -> dict[str, dict[str, float]]:
-    """Millions of genomes per second, and per second of a core."""
+    """Millions of genomes per second, and per second of CPU time, by implementation."""
     functions = pricers(space)
-    cores: dict[str, list[float]] = {name: [] for name in functions}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in functions}
 
     def counted(name: str) -> Callable[[], None]:
         def run() -> None:
             start = time.process_time()
             functions[name]()
-            cores[name].append(time.process_time() - start)
+            cpu_seconds[name].append(time.process_time() - start)
 
         return run
 
@@ -67,7 +67,7 @@ def measure(space: str) -> dict[str, dict[str, float]]:
     return {
         name: {
             "million_per_second": POPULATION / seconds[name] / 1e6,
-            "million_per_second_core": POPULATION / statistics.median(cores[name][1:]) / 1e6,
+            "million_per_second_core": POPULATION / statistics.median(cpu_seconds[name][1:]) / 1e6,
             "time_over_ours": seconds[name] / seconds["ours"],
         }
         for name in functions
@@ -75,7 +75,7 @@ def measure(space: str) -> dict[str, dict[str, float]]:
 
 
 def markdown(measured: dict[str, dict[str, dict[str, float]]]) -> str:
-    """The table of the README."""
+    """Table of the README in Markdown."""
     lines = ["| formats | pricing | million genomes / s | per core | time / ours |", "|---|---|---|---|---|"]
     for space, rows in measured.items():
         for name, row in rows.items():
@@ -87,7 +87,7 @@ def markdown(measured: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    """Measures, prints and stores."""
+    """Measures, stores and prints."""
     measured = {space: measure(space) for space in ("int_s", "fp_l")}
     RESULTS.write_text(json.dumps({"command": "python -m benchmarks.pricing", "spaces": measured}, indent=1) + "\n")
     print(markdown(measured))

@@ -1,6 +1,6 @@
-"""All that is measured of the quantiser: the kernel, training steps against peers and branching, and exactness.
+"""All measurements of the quantiser: kernels, training steps against other libraries and branched searches, exactness.
 
-    pip install aqtp==0.9.0 qwix==0.1.8     (the peers; nothing else needs them)
+    pip install aqtp==0.9.0 qwix==0.1.8     (the other libraries)
     python -m benchmarks.quantizers         (about ten minutes on two cores)
 
 Writes results/quantizers.json beside this file and the page docs/quantizers.md.
@@ -27,7 +27,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def kernel_table(document: Document) -> str:
-    """Kernels over the copy."""
+    """Markdown table of kernel times relative to the copy."""
     sizes = document["kernel"]
     rows = []
     for name in kernel.KERNELS:
@@ -37,7 +37,7 @@ def kernel_table(document: Document) -> str:
 
 
 def peers_table(document: Document) -> str:
-    """Training steps over fp32."""
+    """Markdown table of training steps relative to fp32."""
     return _table(
         ["training step of ResNet-20", "time / fp32", "temporary memory / fp32"],
         [
@@ -48,7 +48,7 @@ def peers_table(document: Document) -> str:
 
 
 def branching_table(document: Document) -> str:
-    """Branched searches over ours."""
+    """Markdown table of branched searches relative to ours."""
     rows = []
     for count, steps in document["branching"].items():
         for name, row in steps.items():
@@ -57,7 +57,7 @@ def branching_table(document: Document) -> str:
 
 
 def mismatch_table(document: Document) -> str:
-    """Shares of values that are not rounded to the nearest."""
+    """Markdown table of the fractions of mismatches."""
     table = document["mismatches"]
     emulations = list(next(iter(table.values())))
     rows = [[name, *(f"{row[emulation]:.2%}" for emulation in emulations)] for name, row in table.items()]
@@ -65,7 +65,7 @@ def mismatch_table(document: Document) -> str:
 
 
 def page(document: Document) -> str:
-    """The page, in Markdown."""
+    """The page docs/quantizers.md in Markdown."""
     return f"""# The quantiser, measured
 
 Made by `{document["command"]}` on {document["device"]}; medians of {document["repetitions"]} interleaved turns. The
@@ -102,15 +102,15 @@ through bfloat16 and rounds ties away from zero; `lax.reduce_precision` reserves
 
 
 def main() -> None:
-    """Measures, prints and stores."""
+    """Measures, stores and prints."""
     install = "pip install " + " ".join(f"{name}=={version}" for name, version in training_step.PEERS.items())
     for name, version in training_step.PEERS.items():
         try:
-            found = importlib.metadata.version(name)
+            installed = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found = "nothing"
-        if found != version:
-            sys.exit(f"error: found {found}, expected {name} {version}: {install}")
+            installed = "nothing"
+        if installed != version:
+            sys.exit(f"error: found {installed}, expected {name} {version}: {install}")
     document = {
         "command": "python -m benchmarks.quantizers",
         "device": f"{jax.device_count()} {jax.devices()[0].device_kind} device",

@@ -1,9 +1,9 @@
-"""The paper's Table 6: the memory of a search over `int_s` on ResNet-18, one format at a time against branches.
+"""Memory of one-shot and branched searches over `int_s` on ResNet-18 (FLIQS, Table 6).
 
     python -m benchmarks.search_memory
 
-The estimate, from the workload, for batches of 32 and half precision, beside the paper's; and what XLA plans for the
-compiled training steps in float32, of which none is run. Writes results/search_memory.json beside this file.
+Compares our estimates from the workload, for batches of 32 in half precision, with the paper's, and adds XLA's memory
+analysis of compiled float32 training steps, which are not run. Writes results/search_memory.json beside this file.
 """
 
 import json
@@ -20,14 +20,14 @@ from hwcost.workload import Workload
 RESULTS = pathlib.Path(__file__).parent / "results" / "search_memory.json"
 SETTING = Setting(models.create("resnet18", classes=1000), (224, 224, 3), 32)
 SPACE = "int_s"
-# Gradient, weight and activation (MB), and parameters of the search.
+# Table 6: gradient, weight and activation (MB), and number of search parameters.
 PAPER = {"FLIQS": (46.8, 23.4, 73.6, 51), "branched": (92.6, 70.2, 220.8, 51)}
 WEIGHT_BYTES = ACTIVATION_BYTES = 2  # "model weights and activations are stored in half-precision"
 GRADIENT_BYTES = 4  # "gradients are full-precision with no gradient checkpointing"
 
 
 class SearchMemory(NamedTuple):
-    """Bytes of gradients, weights and kept activations, and the number of parameters that the search itself adds."""
+    """Memory in bytes of gradients, weights and stored activations, and number of parameters that the search adds."""
 
     gradient: int
     weight: int
@@ -36,7 +36,7 @@ class SearchMemory(NamedTuple):
 
 
 def one_shot(workload: Workload, *, batch_size: int, formats: int) -> SearchMemory:
-    """A search that runs each layer under one of its formats: the memory of training, whatever their number."""
+    """Memory of a one-shot search, which runs one format per layer: that of training, for any number of formats."""
     weights = sum(layer.weights for layer in workload)
     return SearchMemory(
         gradient=GRADIENT_BYTES * weights,
@@ -47,7 +47,7 @@ def one_shot(workload: Workload, *, batch_size: int, formats: int) -> SearchMemo
 
 
 def branched(workload: Workload, *, batch_size: int, formats: int) -> SearchMemory:
-    """A search that runs each layer once for every format, each with weights of its own, and mixes the results."""
+    """Memory of a branched search, which runs each layer once per format, with separate weights for each."""
     single = one_shot(workload, batch_size=batch_size, formats=formats)
     return SearchMemory(
         gradient=formats * single.gradient,
@@ -58,7 +58,7 @@ def branched(workload: Workload, *, batch_size: int, formats: int) -> SearchMemo
 
 
 def estimates() -> dict[str, dict[str, Any]]:
-    """From the workload."""
+    """Estimated memory of each search, from the workload."""
     layers = workload.trace(SETTING.model, SETTING.image, train=False)
     count = len(format_space(SPACE))
     searches = {"FLIQS": one_shot, "branched": branched}
@@ -69,7 +69,7 @@ def estimates() -> dict[str, dict[str, Any]]:
 
 
 def paper_reading() -> dict[str, int]:
-    """What gives the paper's activations and parameters: the main path's convolutions, a byte for each output."""
+    """Reading that reproduces the paper's activations and parameters: main-path convolutions, one byte per output."""
     layers = workload.trace(SETTING.model, SETTING.image, train=False)
     main_path = [layer for layer in layers if "shortcut" not in layer.path and layer.kind == "conv"]
     return {
@@ -79,7 +79,7 @@ def paper_reading() -> dict[str, int]:
 
 
 def planned() -> dict[str, dict[str, int]]:
-    """Bytes that XLA plans for each compiled step: its arguments (weights, their momentum, the batch) and the rest."""
+    """Bytes that XLA plans for each compiled step: arguments (weights, momentum, batch) and temporary memory."""
     steps = {
         "fp32": training_step.fp32(SETTING),
         "FLIQS": training_step.ours(SPACE, setting=SETTING),
@@ -93,7 +93,7 @@ def planned() -> dict[str, dict[str, int]]:
 
 
 def markdown(measured: dict[str, Any]) -> str:
-    """The table of the README."""
+    """Table of the README in Markdown."""
     lines = [
         "| search | gradient (MB) | weight (MB) | activation (MB) | parameters | planned in float32 (MB) |",
         "|---|---|---|---|---|---|",
@@ -110,7 +110,7 @@ def markdown(measured: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Estimates, compiles, prints and stores."""
+    """Estimates, compiles, stores and prints."""
     measured = {
         "command": "python -m benchmarks.search_memory",
         "estimates": estimates(),

@@ -1,9 +1,9 @@
-"""The search step against an fp32 training step plus an fp32 validation forward, and 16 formats against 3.
+"""Time and memory of the search step against fp32 training plus validation, and with 16 formats against 3.
 
     python -m benchmarks.search_step
 
-ResNet-20 of width 16 on 32×32 images, batch 128, the same optimiser; ratios of medians over interleaved turns, and
-temporary memory as XLA plans it. Writes results/search_step.json beside this file.
+ResNet-20 of width 16 on 32×32 images, batch size 128, the same optimiser; ratios of medians over interleaved turns, and
+temporary memory by XLA's memory analysis. Writes results/search_step.json beside this file.
 """
 
 import dataclasses
@@ -37,20 +37,20 @@ Batch = dict[str, jax.Array]
 
 
 def images() -> data.Arrays:
-    """Stands for a data set of such images: only their shape matters here."""
+    """Placeholder data set, of which only the shapes matter."""
     few = data.Split(np.zeros((2 * BATCH, *IMAGE), np.float32), np.zeros(2 * BATCH, np.int32))
     return data.Arrays(train=few, test=few, classes=10)
 
 
 def batch(seed: int) -> Batch:
-    """Random images: time does not depend on what they show."""
+    """Batch of random images and labels; the time does not depend on their values."""
     rng = np.random.default_rng(seed)
     images = rng.standard_normal((BATCH, *IMAGE)).astype(np.float32)
     return {"input": jnp.asarray(images), "label": jnp.asarray(rng.integers(0, 10, BATCH), jnp.int32)}
 
 
 def search_step(formats: str, estimator: gradients.Estimator = gradients.straight_through) -> tuple[Any, Any]:
-    """The compiled search step over `formats`, and its first state."""
+    """Compiled search step over `formats`, and its initial state."""
     config = fliqs_digits.get_config()
     config.update({"formats": formats, "baselines": (), "model": {"depth": 20, "width": 16}})
     config.data.valid_examples = BATCH
@@ -62,7 +62,7 @@ def search_step(formats: str, estimator: gradients.Estimator = gradients.straigh
 
 
 def fp32_step() -> tuple[Any, Any]:
-    """A compiled fp32 training step followed by a validation forward, and its first state."""
+    """Compiled fp32 training step with a forward pass on a validation batch, and its initial state."""
     model = ResNet(classes=10, depth=20, width=16)
     optimizer = optimizers.weight_optimizer(fliqs_digits.get_config().optimizer, 1000)
     apply: Callable[..., Any] = model.apply
@@ -89,7 +89,7 @@ def fp32_step() -> tuple[Any, Any]:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The table of the README."""
+    """Table of the README in Markdown."""
     lines = ["| step | time / fp32 | temporary memory |", "|---|---|---|"]
     names = {
         "fp32": "fp32 training step + fp32 validation forward",
@@ -104,7 +104,7 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measures, prints and stores."""
+    """Measures, stores and prints."""
     steps = {
         "fp32": fp32_step(),
         "3 formats": search_step("int_s"),

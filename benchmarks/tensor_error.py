@@ -1,16 +1,15 @@
-"""Quantisation errors of single tensors: FLIQS's Figure 4a (set-up in A.8) and, at tensor level, its Table 7 (A.9).
+"""Quantisation errors of single tensors: FLIQS, Figure 4a (setup in A.8), and the formats of Table 7 (A.9).
 
     python -m benchmarks.tensor_error        (about a minute)
 
 Tensors are Gaussian or Laplacian, without or with outliers (A.8; `aqt_like.clip_multiples`). Writes
 results/tensor_error.json beside this file and three pictures in docs/.
 
-* Switching error: root mean square difference (Eq. 5) between a tensor under k and under k + 1 bits, with the same clip
-  threshold, its largest magnitude, relative to the tensor's root mean square; the mean over 1,000 tensors and the fit
-  A · exp(−B k) + C. (Where outliers set the threshold, two and three bits hold little but zeros, and no exponential
-  fits.)
-* Clipping: the percentile of magnitudes, 1 to 100, at which the mean squared error over 100 tensors is least.
-* 8-bit floats: root mean square error relative to that of the tensor, clipped at the stored multiples, 100 tensors.
+* Switching error (FLIQS, Eq. 5): root mean square difference between a tensor at k and at k + 1 bits, relative to the
+  root mean square of the tensor, both clipped at its largest magnitude; mean over 1,000 tensors, and the fit
+  A · exp(−B k) + C. (If outliers set the threshold, nearly all values at 2 and 3 bits are zero, and the fit is poor.)
+* Clipping: the percentile of magnitudes, 1 to 100, that minimises the mean squared error over 100 tensors.
+* 8-bit floats: relative root mean square error with the stored clip multiples, over 100 tensors.
 """
 
 import json
@@ -35,7 +34,7 @@ VALUES = 2**12
 
 
 def tensors(distribution: str, count: int) -> jax.Array:
-    """Independent samples, float32[count, VALUES], whose outliers are ±3 × each tensor's largest magnitude."""
+    """Independent tensors, float32[count, VALUES], with outliers of ±3 × the largest magnitude (FLIQS, A.8)."""
     shape, _, rate = distribution.partition("-1:")
     key, places, signs = jax.random.split(jax.random.key(0), 3)
     draw = jax.random.normal if shape == "gaussian" else jax.random.laplace
@@ -47,13 +46,13 @@ def tensors(distribution: str, count: int) -> jax.Array:
 
 
 def rows(names: list[str], multiples: list[float] | None = None) -> FormatTable:
-    """A format table; clip multiples of 1 unless given."""
+    """Format table of the names, with clip multiples of 1 by default."""
     return format_table([parse_format(name) for name in names], multiples or [1.0] * len(names))
 
 
 @jax.jit
 def switching_errors(x: jax.Array, table: FormatTable) -> jax.Array:
-    """Relative difference between neighbouring formats of `table`, mean over tensors: float32[K − 1]."""
+    """Relative switching error of adjacent formats of `table` (FLIQS, Eq. 5), mean over tensors: float32[K − 1]."""
 
     def tensor_difference(x: jax.Array) -> jax.Array:
         clip = calibration.absolute_max(x)
@@ -65,7 +64,7 @@ def switching_errors(x: jax.Array, table: FormatTable) -> jax.Array:
 
 @jax.jit
 def clipping_errors(x: jax.Array, table: FormatTable) -> jax.Array:
-    """Mean squared error at each percentile from 1 to 100, mean over tensors: float32[K, 100]."""
+    """Mean squared error of each format clipped at each percentile, mean over tensors: float32[K, 100]."""
 
     def tensor_difference(x: jax.Array) -> jax.Array:
         clips = jnp.percentile(jnp.abs(x), jnp.arange(1, 101))
@@ -80,7 +79,7 @@ def clipping_errors(x: jax.Array, table: FormatTable) -> jax.Array:
 
 @jax.jit
 def relative_errors(x: jax.Array, table: FormatTable) -> jax.Array:
-    """Relative error under each format at its clip multiple, mean over tensors: float32[K]."""
+    """Relative error of each format with its clip multiple, mean over tensors: float32[K]."""
 
     def tensor_difference(x: jax.Array) -> jax.Array:
         error = jax.vmap(lambda row: calibration.clipped_error(x, row, row.clip_multiple))(table)
@@ -90,7 +89,7 @@ def relative_errors(x: jax.Array, table: FormatTable) -> jax.Array:
 
 
 def exponential_fit(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """A, B and C, none negative, of the least-squares A · exp(−B x) + C, and the share of variance that it explains."""
+    """Least-squares fit A · exp(−B x) + C with A, B, C ≥ 0 (FLIQS, A.8), and its coefficient of determination."""
 
     def curve(x: np.ndarray, a: float, b: float, c: float) -> np.ndarray:
         return a * np.exp(-b * x) + c
@@ -101,7 +100,7 @@ def exponential_fit(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 
 def measure(distribution: str) -> dict[str, Any]:
-    """All three, for one distribution."""
+    """All three measurements for one distribution."""
     integers = rows([f"int{bits}" for bits in BITS])
     switching = np.asarray(switching_errors(tensors(distribution, 1000), integers))
     clipping = np.asarray(clipping_errors(tensors(distribution, 100), integers))
@@ -116,7 +115,7 @@ def measure(distribution: str) -> dict[str, Any]:
 
 
 def draw(results: dict[str, dict[str, Any]]) -> None:
-    """The three pictures."""
+    """Draws the three pictures."""
     bits = list(BITS)
     pictures.write(
         "switching_error.svg",
@@ -147,7 +146,7 @@ def draw(results: dict[str, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Measures, draws and stores."""
+    """Measures, stores, draws and prints."""
     results = {distribution: measure(distribution) for distribution in DISTRIBUTIONS}
     document = {"command": "python -m benchmarks.tensor_error", "values_per_tensor": VALUES, "distributions": results}
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")

@@ -1,11 +1,11 @@
-"""How far a table measured on this machine can be trusted, and how well bit operations rank what it takes.
+"""Accuracy of a lookup table measured on this machine, and rank correlation of bit operations with latency.
 
     python -m benchmarks.this_device
 
-For ResNet-18 and MobileNetV2 at batch 1, with ONNX Runtime: the sum over layers measured alone against the whole
-network, at 8 and 32 bits, and for networks of which every layer is at random int8 or float. For ResNet-18 also with
-OpenVINO and with JAX. Needs requirements-devices.txt; takes three minutes. Writes results/this_device.json beside this
-file and the picture docs/measured.svg.
+For ResNet-18 and MobileNetV2 at batch size 1 in ONNX Runtime, compares the sum over single layers with the measured
+network, at 8 and 32 bits, and for networks whose layers are randomly int8 or float. ResNet-18 is also measured in
+OpenVINO and JAX. Needs requirements-devices.txt; takes three minutes. Writes results/this_device.json beside this file
+and docs/measured.svg.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from launch.runtimes.layer_timing import Network, Samples, Setting
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "this_device.json"
 NETWORKS = ("resnet18", "mobilenetv2")
-MIXED = 24
+MIXED = 24  # networks of random formats
 REPETITIONS = 25
 
 
 def random_widths(layers: int) -> np.ndarray:
-    """int[MIXED, layers], 8 or 32; how many are 8 differs from network to network."""
+    """Random bit widths 8 or 32, int[MIXED, layers]; the fraction of 8 bits increases from network to network."""
     rng = np.random.default_rng(0)
     share = np.linspace(0.05, 0.95, MIXED)
     return np.where(rng.random((MIXED, layers)) < share[:, None], 8, 32)
@@ -47,7 +47,7 @@ def random_widths(layers: int) -> np.ndarray:
 def measured_with(
     runtime: Runtime, network: Network, mixed: Mapping[Setting, Callable[[], Run]], console: Console
 ) -> Samples:
-    """Samples of a network, its layers, and mixtures of formats."""
+    """Measures a network, its layers, and networks of mixed formats."""
     with tempfile.TemporaryDirectory() as directory:
         samples = Samples(pathlib.Path(directory, "samples.jsonl"), device=runtime.device, batch=1)
         layer_timing.take(
@@ -61,12 +61,15 @@ def measured_with(
 
 
 def compare(network: Network, runtime: Runtime, console: Console) -> dict[str, Any]:
-    """Measured and predicted milliseconds of the uniform and of the mixed networks."""
+    """Measured and predicted latency in milliseconds of uniform and mixed networks, and rank correlations."""
     widths = random_widths(len(network.layers))
     paths = [layer.path for layer in network.layers]
     mixed = {
         Setting(f"{network.key} mixed {number}", (8, 8)): partial(
-            runtime.whole, network.whole, 8, [path for path, width in zip(paths, row, strict=True) if width == 32]
+            runtime.prepare_network,
+            network.whole,
+            8,
+            [path for path, width in zip(paths, row, strict=True) if width == 32],
         )
         for number, row in enumerate(widths)
     }
@@ -97,14 +100,14 @@ def compare(network: Network, runtime: Runtime, console: Console) -> dict[str, A
 
 
 def markdown(networks: dict[str, dict[str, Any]]) -> str:
-    """The table of docs/devices.md."""
+    """Table of docs/devices.md in Markdown."""
     lines = [
         "| network | sum / whole, float | sum / whole, int8 | rank of mixed networks: table | bit operations |",
         "|---|---|---|---|---|",
     ]
-    for name, found in networks.items():
-        ratio = {check["width"]: check["predicted"] / check["measured"] for check in found["uniform"]}
-        ranks = found["rank_correlation_with_measured"].values()
+    for name, comparison in networks.items():
+        ratio = {check["width"]: check["predicted"] / check["measured"] for check in comparison["uniform"]}
+        ranks = comparison["rank_correlation_with_measured"].values()
         lines.append(
             f"| {name} | {ratio[32]:.2f} | {ratio[8]:.2f} | " + " | ".join(f"{rank:.3f}" for rank in ranks) + " |"
         )
@@ -112,7 +115,7 @@ def markdown(networks: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measures, draws and stores."""
+    """Measures, stores, draws and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
@@ -123,28 +126,29 @@ def main() -> None:
         )
         for name in NETWORKS
     }
-    found = {name: compare(network, runtime, console) for name, network in networks.items()}
-    others = {}
+    comparisons = {name: compare(network, runtime, console) for name, network in networks.items()}
+    other_runtimes = {}
     for backend in ("openvino", "jax"):
-        other, network = engines.find(backend, threads=arguments.threads), networks[NETWORKS[0]]
-        samples = measured_with(other, network, {}, console)
-        others[other.device] = [check._asdict() for check in layer_timing.check(network, samples, other.widths)]
+        backend_runtime, network = engines.find(backend, threads=arguments.threads), networks[NETWORKS[0]]
+        samples = measured_with(backend_runtime, network, {}, console)
+        checks = layer_timing.check(network, samples, backend_runtime.widths)
+        other_runtimes[backend_runtime.device] = [check._asdict() for check in checks]
     document = {
         "command": "python -m benchmarks.this_device",
         "device": runtime.device,
         "repetitions": REPETITIONS,
-        "networks": found,
-        f"{NETWORKS[0]} with other runtimes": others,
+        "networks": comparisons,
+        f"{NETWORKS[0]} with other runtimes": other_runtimes,
     }
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
 
     def column(name: str, key: str) -> np.ndarray:
-        return np.asarray([row[key] for row in found[name]["mixed"]])
+        return np.asarray([row[key] for row in comparisons[name]["mixed"]])
 
-    series = {name: (column(name, "measured"), column(name, "predicted")) for name in found}
+    series = {name: (column(name, "measured"), column(name, "predicted")) for name in comparisons}
     picture = figures.scatter(series, xlabel="measured (ms)", ylabel="sum over layers (ms)", diagonal=True)
     pictures.write("measured.svg", picture)
-    print(markdown(found))
+    print(markdown(comparisons))
 
 
 if __name__ == "__main__":

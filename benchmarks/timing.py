@@ -1,4 +1,4 @@
-"""Interleaved timing: what is compared runs in turn, so that a noisy machine disturbs all alike."""
+"""Interleaved timing: functions run in turn, so that noise of the machine affects all alike."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ REPETITIONS = 15
 def interleaved_medians(
     functions: Mapping[str, Callable[[], object]], repetitions: int = REPETITIONS
 ) -> dict[str, float]:
-    """Median seconds of each function, which has to wait for its result, over turns after one untimed turn."""
+    """Median seconds of each function over interleaved turns after a warm-up turn; functions must block on results."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repetitions + 1):
         for name, function in functions.items():

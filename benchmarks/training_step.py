@@ -1,17 +1,17 @@
-"""One full training step of a ResNet-20 under different quantisers: time and temporary memory.
+"""Time and temporary memory of one training step of ResNet-20 with different quantisers and searches.
 
-Width 16, 32×32 images, batch 128, momentum SGD; weights and inputs of every convolution and of the classifier are
-quantised. Ours: traced formats from `int_s`, all of them int8 here, with the inputs profiled at every step. Peers, from
-`pip install aqtp==0.9.0 qwix==0.1.8`, at int8:
+Width 16, 32×32 images, batch size 128, momentum SGD; weights and inputs of all convolutions and of the classifier are
+quantised. Ours: traced formats from `int_s`, all of them int8 here, with inputs profiled at every step. Other libraries
+(`pip install aqtp==0.9.0 qwix==0.1.8`), at int8:
 
 * AQT: its fake quantiser (`aqt_quantizer.make_fake_quant`) with a straight-through gradient on the same tensors, since
   the gradients of its own v2 convolution are zero (`aqt_convolution_gradient` checks it).
-* Qwix: `QtProvider` (quantised training) and `OdmlQatProvider` (fake quantisation), as they come.
+* Qwix: `QtProvider` (quantised training) and `OdmlQatProvider` (fake quantisation), with default settings.
 
-Against branching, for 3, 5 and 16 formats (FLIQS, A.6, gives an estimate of memory):
+Branched searches, for 3, 5 and 16 formats (FLIQS, A.6 and Table 6, estimates their memory):
 
-* DNAS-style: a convolution per format and layer, outputs mixed by the softmax of trained logits (Wu et al., 2018).
-* EdMIPS-style: one convolution, whose weights and input are mixed over the formats (Cai and Vasconcelos, 2020).
+* DNAS-style: one convolution per format and layer, outputs mixed by the softmax of trained logits (Wu et al., 2018).
+* EdMIPS-style: one convolution, with weights and inputs mixed over the formats (Cai and Vasconcelos, 2020).
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ Forward = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
 
 
 class Setting(NamedTuple):
-    """What is trained: a model whose layers have no bias but the last, on images of a shape, so many at a time."""
+    """Model, shape of an image, and batch size; only the last layer of the model has a bias."""
 
     model: nn.Module
     image: tuple[int, int, int]
@@ -44,11 +44,11 @@ class Setting(NamedTuple):
 
     @property
     def paths(self) -> list[str]:
-        """Of the layers that are quantised."""
+        """Paths of the quantised layers."""
         return [layer.path for layer in workload.trace(self.model, self.image, train=False)]
 
     def batch(self) -> tuple[jax.Array, jax.Array]:
-        """Random images and labels: time does not depend on what they show."""
+        """Random images and labels; the time does not depend on their values."""
         rng = np.random.default_rng(0)
         images = jnp.asarray(rng.standard_normal((self.batch_size, *self.image)), jnp.float32)
         return images, jnp.asarray(rng.integers(0, 10, self.batch_size))
@@ -58,19 +58,19 @@ RESNET20 = Setting(ResNet(classes=10, depth=20, width=16), (32, 32, 3), 128)
 
 
 class Step(NamedTuple):
-    """A compiled training step `(state, images, labels) → state`, and its first state."""
+    """Compiled training step `(state, images, labels) → state`, and its initial state."""
 
     compiled: Any
     state: Any
 
     @property
     def temporary_mebibytes(self) -> float:
-        """As XLA plans it."""
+        """Temporary memory in MiB by XLA's memory analysis."""
         return self.compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 
 def training_step(setting: Setting, params: Any, collections: Any, forward: Forward) -> Step:
-    """The step that trains `params`, where `forward(params, collections, images) → (logits, collections)`."""
+    """Compiles the training step of `params`; `forward` is `(params, collections, images) → (logits, collections)`."""
     optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
 
     def step(state: Any, images: jax.Array, labels: jax.Array) -> Any:
@@ -90,7 +90,7 @@ def training_step(setting: Setting, params: Any, collections: Any, forward: Forw
 
 
 def model_step(setting: Setting, apply: Callable[..., Any] = nn.Module.apply) -> Step:
-    """The training step of a linen model, all of whose collections but the parameters are updated."""
+    """Training step of a linen model; `apply` updates all collections other than the parameters."""
     model = setting.model
     collections = dict(model.init(jax.random.key(0), setting.batch()[0], train=True))
     params = collections.pop("params")
@@ -103,12 +103,12 @@ def model_step(setting: Setting, apply: Callable[..., Any] = nn.Module.apply) ->
 
 
 def fp32(setting: Setting = RESNET20) -> Step:
-    """Nothing quantised."""
+    """Training step without quantisation."""
     return model_step(setting)
 
 
 def bank_and_multiples(space: Any, layer_count: int) -> tuple[format_choice.FormatBank, format_choice.ClipMultiples]:
-    """The formats of a space, and their stored clip multiples for every layer."""
+    """Formats of a space, and their precomputed clip multiples for every layer."""
     members = format_space(space)
     multiples = format_choice.precomputed_clip_multiples(members, layer_count, "gaussian", use_unsigned=True)
     return format_choice.format_bank(members, use_unsigned=True), multiples
@@ -119,7 +119,7 @@ def ours(
     estimator: gradients.Estimator = gradients.straight_through,
     setting: Setting = RESNET20,
 ) -> Step:
-    """Formats traced: the genome, int8 for every layer in `int_s`, is part of the state."""
+    """Training step with traced formats; the genome, int8 for all layers in `int_s`, is part of the state."""
     model, paths = setting.model, setting.paths
     bank, multiples = bank_and_multiples(space, len(paths))
     variables = model.init(jax.random.key(0), setting.batch()[0], train=True)
@@ -154,7 +154,7 @@ def ours(
 
 @jax.custom_vjp
 def straight_through_by_custom_vjp(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
-    """The other realisation of the straight-through estimator, for comparison only."""
+    """Straight-through estimator as a `custom_vjp`, for comparison only."""
     scale = numerics.scale_for(row, clip)
     return numerics.round_to_grid(x / scale, row) * scale
 
@@ -173,7 +173,7 @@ straight_through_by_custom_vjp.defvjp(_custom_vjp_forward, _custom_vjp_backward)
 
 
 def aqt() -> Step:
-    """AQT's int8 fake quantiser on the same tensors as ours: per tensor for inputs, per output channel for kernels."""
+    """Training step with AQT's int8 fake quantiser: per-tensor scales for inputs, per-channel scales for kernels."""
     from aqt.jax.v2 import aqt_quantizer
 
     quantizer = aqt_quantizer.quantizer_make(8)
@@ -200,7 +200,7 @@ def aqt() -> Step:
 
 
 def qwix(provider: str) -> Step:
-    """Qwix at int8 for weights and activations, `QtProvider` or `OdmlQatProvider`."""
+    """Training step with Qwix at int8 for weights and activations; `provider` names its class."""
     import qwix as library
 
     rule = library.QuantizationRule(weight_qtype=jnp.int8, act_qtype=jnp.int8)
@@ -209,7 +209,10 @@ def qwix(provider: str) -> Step:
 
 
 def branched(space: Any, *, mix_outputs: bool, setting: Setting = RESNET20) -> Step:
-    """A search step of the branching kind: every format computed, mixed by the softmax of trained logits."""
+    """Training step of a branched search, which mixes all formats by the softmax of trained logits.
+
+    It mixes the outputs of a layer (DNAS-style) if `mix_outputs`, and else weights and inputs (EdMIPS-style).
+    """
     model, paths = setting.model, setting.paths
     bank, multiples = bank_and_multiples(space, len(paths))
     variables = model.init(jax.random.key(0), setting.batch()[0], train=True)
@@ -258,7 +261,7 @@ def _at(collection: Any, path: tuple[str, ...]) -> Any:
 
 
 def _linear(layer: Any, x: Any, kernel: Any) -> jax.Array:
-    """What a convolution or dense layer of this network computes, with a given kernel."""
+    """Output of a convolution or dense layer of this network with the given kernel."""
     if isinstance(layer, nn.Conv):
         padding: Any = layer.padding
         strides: Any = layer.strides if isinstance(layer.strides, tuple) else (layer.strides or 1,) * 2
@@ -267,7 +270,7 @@ def _linear(layer: Any, x: Any, kernel: Any) -> jax.Array:
 
 
 def aqt_convolution_gradient() -> float:
-    """Largest gradient to the kernel of AQT's own v2 convolution at int8, of one that is not zero in float."""
+    """Largest kernel gradient of AQT's own v2 convolution at int8, for a loss whose float gradient is not zero."""
     from aqt.jax.v2 import aqt_conv_general
 
     config = aqt_conv_general.conv_general_dilated_make(2, 8, 8)
@@ -291,7 +294,7 @@ def aqt_convolution_gradient() -> float:
 
 
 def measure_variants(variants: dict[str, Callable[[], Step]], reference: str) -> dict[str, dict[str, float]]:
-    """Time and temporary memory of each step, and both over those of `reference`."""
+    """Time and temporary memory of each step, absolute and relative to the step `reference`."""
     steps = {name: build() for name, build in variants.items()}
     images, labels = RESNET20.batch()
 
@@ -317,7 +320,7 @@ def measure_variants(variants: dict[str, Callable[[], Step]], reference: str) ->
 
 
 def against_peers() -> dict[str, dict[str, float]]:
-    """Ours, its gradient's other realisation, fp32 and the peers."""
+    """Compares ours, ours as a `custom_vjp`, and the other libraries with fp32."""
     return measure_variants(
         {
             "fp32": fp32,
@@ -332,7 +335,7 @@ def against_peers() -> dict[str, dict[str, float]]:
 
 
 def against_branching() -> dict[str, dict[str, dict[str, float]]]:
-    """Ours and both branched searches, by the number of formats."""
+    """Compares both branched searches with ours, by the number of formats."""
     return {
         count: measure_variants(
             {

@@ -1,3 +1,3 @@
-"""Experiments, one a file: `--config=NAME` finds them, and so does `launch.load_config`; none is imported from here."""
+"""Experiments, one per file; `--config=NAME` and `launch.load_config` load them by name."""
 
 __all__: list[str] = []

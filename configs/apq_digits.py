@@ -1,9 +1,8 @@
-"""APQ from end to end on scikit-learn's digits, which need no download.
+"""APQ from end to end on scikit-learn's digits, without any download.
 
     python -m launch.apq all --config=configs/apq_digits.py --workdir=runs/apq        (or: make apq)
 
-Between four and five minutes on two cores. What is found is in
-benchmarks/results/apq_digits.json.
+Takes four to five minutes on two cores. Results are in benchmarks/results/apq_digits.json.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""The paper's APQ: 21 blocks at 224 pixels, ImageNet, 80,000 float and 5,000 quantised records.
+"""APQ as in the paper (APQ, §4): ImageNet at 224 pixels, 21 blocks, 80,000 float and 5,000 quantised records.
 
     python -m launch.apq all --config=configs/apq_imagenet.py --workdir=runs/apq_imagenet \\
         --config.data.data_dir=TFDS_DIR
 
-For accelerators; it has not been run. The paper gives 2,400 GPU hours to the once-for-all network and its records.
+For accelerators; we have not run it. The paper reports 2,400 GPU hours for the once-for-all network (APQ, Table 2).
 """
 
 from ml_collections import ConfigDict

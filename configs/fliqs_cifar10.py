@@ -1,11 +1,11 @@
-"""CIFAR-10 at 32×32, any network of the paper with a stem for small images, trained as in its Table 4, but shorter.
+"""CIFAR-10 at 32×32, any network of FLIQS with a stem for small images, trained as in its Table 4, but shorter.
 
     python -m launch.fliqs --config=configs/fliqs_cifar10.py:resnet18 --workdir=runs/cifar10-resnet18 \\
         --config.data.data_dir=TFDS_DIR
 
-The name after the colon is the network's, as in fliqs_imagenet.py. Thirty epochs, for one GPU; rates are scaled to the
-batch of 128. Our figures are those of the smaller fliqs_cifar10_resnet8.py, fliqs_cifar10_mobilenetv2.py and
-fliqs_cifar10_deit.py, which two CPU cores can train.
+The name after the colon is that of the network, see fliqs_imagenet.py. Thirty epochs, for one GPU; learning rates are
+scaled to the batch size of 128. Our results are from the smaller fliqs_cifar10_resnet8.py, fliqs_cifar10_mobilenetv2.py
+and fliqs_cifar10_deit.py, which run on two CPU cores.
 """
 
 from ml_collections import ConfigDict

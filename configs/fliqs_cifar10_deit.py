@@ -1,9 +1,9 @@
-"""CIFAR-10 averaged to 16×16, a DeiT of four blocks with patches of 4 pixels: a search over its dense layers.
+"""CIFAR-10 at 16×16 pixels (averaged), DeiT with four blocks and patches of 4 pixels: a search over its dense layers.
 
     python -m launch.fliqs --config=configs/fliqs_cifar10_deit.py --workdir=runs/deit --config.data.data_dir=TFDS_DIR
 
-Five epochs, to see it run: about two minutes a network on two cores. One seed gave 49.0 % at 1.09 × the cost of int4,
-which alone gave 47.2 %, where bf16 gave 50.3 % (stored by `python -m launch.report runs/deit
+A short demonstration of five epochs: about two minutes per network on two cores. With one seed, the search reached
+49.0 % at 1.09 × the cost of int4, uniform int4 47.2 %, and bf16 50.3 % (stored by `python -m launch.report runs/deit
 --json=benchmarks/results/cifar10_deit.json`).
 """
 

@@ -1,10 +1,10 @@
-"""CIFAR-10 averaged to 16×16, ResNet-8 of width 16: a search over int4, int8 and bf16, and the three uniform networks.
+"""CIFAR-10 at 16×16 pixels (averaged), ResNet-8 of width 16: a search over int4, int8, bf16, and uniform baselines.
 
     python -m launch.fliqs --config=configs/fliqs_cifar10_resnet8.py --workdir=runs/cifar10 \\
         --config.data.data_dir=TFDS_DIR
 
-About two and a half minutes a network on two cores. Expect about 74 % at 1.14 × the cost of int4, which alone reaches
-72 %, where bf16 reaches 75 % (benchmarks/results/cifar10.json). `--config.data.image_size=32` takes four times as long.
+About two and a half minutes per network on two cores. The search reaches about 74 % at 1.14 × the cost of int4, uniform
+int4 72 %, and bf16 75 % (benchmarks/results/cifar10.json). `--config.data.image_size=32` takes four times as long.
 """
 
 from ml_collections import ConfigDict

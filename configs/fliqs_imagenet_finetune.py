@@ -1,11 +1,12 @@
-"""ImageNet, from published weights: a search, or quantisation-aware training of one format, in ten epochs.
+"""ImageNet, from published weights: a search, or quantisation-aware training in one format, in ten epochs.
 
     python -m launch.fliqs --config=configs/fliqs_imagenet_finetune.py:resnet18 --workdir=runs/resnet18-finetuned \\
         --config.init_from=resnet18.safetensors --config.data.data_dir=TFDS_DIR \\
         [--config.policy=fixed --config.genome=int8]
 
-Weights are torchvision's or timm's, saved by safetensors under their own names. The rates are a hundredth of Table 4's,
-without warm-up, for a batch of 256; inputs are quantised from the second epoch on. We have not trained it.
+The file has the weights of torchvision or timm under their own names. Learning rates are a hundredth of those in FLIQS,
+Table 4, scaled to a batch size of 256, without warm-up; inputs are quantised from the second epoch on. We have not
+trained it.
 """
 
 from ml_collections import ConfigDict
@@ -23,6 +24,6 @@ def get_config(network: str = "resnet18") -> ConfigDict:
     config.data.augment, config.data.mixup, config.data.cutmix, config.data.erasing = "resized_crop_flip", 0.0, 0.0, 0.0
     config.init_from = f"{network}.safetensors"
     if network.startswith("resnet"):
-        config.model.project_first = False  # as torchvision's
+        config.model.project_first = False  # as in torchvision
     common.short_search(config)
     return config

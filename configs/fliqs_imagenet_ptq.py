@@ -1,12 +1,12 @@
-"""ImageNet, published weights as they are: post-training quantisation to int8 with fifty batches of calibration.
+"""ImageNet, published weights: post-training quantisation to int8, calibrated on fifty batches.
 
     python -m launch.fliqs --config=configs/fliqs_imagenet_ptq.py:resnet18 --workdir=runs/resnet18-int8 \\
         --config.init_from=resnet18.safetensors --config.data.data_dir=TFDS_DIR
 
-Weights stay; clip thresholds are those of least squared error on the data, batch statistics are recalibrated.
-`--config.genome` names another format or a genome file; `--config.policy=reinforce --config.genome=` with a few epochs
-searches formats for the frozen network. `python -m launch.sensitivity runs/resnet18-int8` then tells which layers
-suffer, and assigns formats. We have not run it on ImageNet.
+Weights are constant; clip thresholds minimise the squared error on the data; batch statistics are recalibrated.
+`--config.genome` selects another format or a genome file. `--config.policy=reinforce --config.genome=` with a few
+epochs searches formats for the constant weights. `python -m launch.sensitivity runs/resnet18-int8` shows which layers
+are sensitive, and assigns formats. We have not run it on ImageNet.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""How the paper trains its networks on ImageNet (FLIQS, A.2 to A.4 and Table 4)."""
+"""Training recipes of the paper on ImageNet (FLIQS, A.2, A.3 and Table 4)."""
 
 from ml_collections import ConfigDict
 
@@ -11,13 +11,13 @@ TRANSFORMER = ("deit_ti16", "deit_s16", "deit_b16")
 
 
 def train_as_in_table4(config: ConfigDict, network: str) -> None:
-    """Makes `config` one that trains the network of that name.
+    """Sets `config` to train the named network by its recipe (FLIQS, Table 4).
 
-    What Table 4 leaves open (weight decay, augmentation) is as in the networks' own papers. Left out of those are
-    AutoAugment (RandAugment stands for it), averaged weights, dropout, stochastic depth and repeated augmentation.
+    Weight decay and augmentation, which Table 4 does not state, are those of the networks' own papers. Not included are
+    AutoAugment (RandAugment replaces it), weight averaging, dropout, stochastic depth and repeated augmentation.
 
     Raises:
-      ValueError: no such network.
+      ValueError: there is no recipe for this network.
     """
     config.model = ConfigDict({"name": network})
     optimizer, data = config.optimizer, config.data
@@ -43,13 +43,13 @@ def train_as_in_table4(config: ConfigDict, network: str) -> None:
 
 
 def _column(config: ConfigDict, *, epochs: int, warmup_epochs: int, input_quantization_step: int) -> None:
-    """Lengths, as shares of training where they shrink with it."""
+    """Sets a column of Table 4; lengths other than `epochs` become fractions of training."""
     config.batch_size, config.epochs = BATCH_SIZE, float(epochs)
     config.optimizer.warmup_fraction = warmup_epochs / epochs
     config.input_quantization_fraction = input_quantization_step / (epochs * STEPS_PER_EPOCH)
 
 
 def use_batch_size(config: ConfigDict, batch_size: int) -> None:
-    """Another batch size, and the learning rate in proportion (Goyal et al., 2017)."""
+    """Changes the batch size, and the learning rate in proportion (linear scaling; Goyal et al., 2017)."""
     config.optimizer.learning_rate *= batch_size / config.batch_size
     config.batch_size = config.valid_batch_size = batch_size

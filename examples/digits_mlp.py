@@ -1,8 +1,8 @@
-"""A network that is not ours, searched unchanged: formats for every layer of a perceptron on scikit-learn's digits.
+"""FLIQS on your own network, unchanged: formats for all layers of an MLP on scikit-learn's digits.
 
     python -m examples.digits_mlp
 
-The model below knows nothing of quantisation. What rules can name, and where the cost is:
+The model below has no quantisation code. This command lists the layer paths for rules, and the cost of each layer:
 
     python -m launch.layers --model=examples.digits_mlp:make_model --input=8,8,1
 """
@@ -20,13 +20,13 @@ from launch.training.experiment import prepare_experiment
 
 
 class Perceptron(nn.Module):
-    """Two hidden layers."""
+    """MLP with two hidden layers."""
 
     classes: int = 10
 
     @nn.compact
     def __call__(self, x):  # noqa: ANN001, ANN204
-        """Logits of images."""
+        """Logits, float32[B, classes], of images, float32[B, 8, 8, 1]."""
         x = x.reshape(len(x), -1)
         x = nn.relu(nn.Dense(64, name="hidden1")(x))
         x = nn.relu(nn.Dense(64, name="hidden2")(x))
@@ -34,12 +34,12 @@ class Perceptron(nn.Module):
 
 
 def make_model(classes: int = 10) -> nn.Module:
-    """What `--model` and `config.model.name` refer to."""
+    """Makes the model; `--model` and `config.model.name` refer to this function."""
     return Perceptron(classes)
 
 
 def main(workdir: pathlib.Path, epochs: float = 100.0) -> None:
-    """Searches with the first layer in 8 bits, and prints what was found."""
+    """Searches with the first layer at int8, and prints the results."""
     config = fliqs_digits.get_config()
     config.model = {"name": "examples.digits_mlp:make_model"}
     config.rules = ("hidden1: int8",)

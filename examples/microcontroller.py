@@ -1,10 +1,10 @@
-"""A device of your own in thirty lines: a microcontroller on which four bits save memory, but no time.
+"""Your own device as a cost model in thirty lines: on this microcontroller, 4 bits save memory but no time.
 
     python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/microcontroller \\
         --config.cost=examples.microcontroller:LATENCY --config.target=1.1 --config.target_unit=int8
 
-Its rates stand for what you would measure: an instruction multiplies two pairs of 8 bits, and narrower values have to
-be unpacked first; weights come from a flash memory of two bytes a cycle.
+Its rates are examples of what you would measure: an instruction multiplies two pairs of 8-bit values; narrower weights
+are unpacked first; the flash memory delivers two bytes of weights per cycle.
 """
 
 from aqt_like.formats import LayerFormat
@@ -18,7 +18,11 @@ FLASH_BYTES_PER_CYCLE = 2
 
 
 def milliseconds(layer: LayerSpec, fmt: LayerFormat) -> float:
-    """The slower of arithmetic and flash."""
+    """Latency of a layer in milliseconds: the longer of arithmetic and flash reads.
+
+    Raises:
+      ValueError: the format is wider than the device supports.
+    """
     width = width_on_device(CYCLES_PER_MAC, fmt)
     if width is None:
         raise ValueError(f"{layer.path}: {fmt.name} is wider than the {max(CYCLES_PER_MAC)} bits of this device")

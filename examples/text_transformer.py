@@ -1,8 +1,8 @@
-"""A transformer that is not ours, on text that is not images: formats for a network that predicts the next character.
+"""FLIQS on your own transformer and data: formats for a network that predicts the next character of a text.
 
     python -m examples.text_transformer
 
-Model, data and loss are plain functions, named in the config. The three inputs of an attention share one decision.
+The config names model, data and loss by `module:function`. Query, key and value of an attention share one decision.
 """
 
 import inspect
@@ -26,7 +26,7 @@ LENGTH = 64
 
 
 class Transformer(nn.Module):
-    """Two blocks, each with attention to what came before."""
+    """Transformer with two blocks of causal attention."""
 
     classes: int
 
@@ -45,7 +45,7 @@ class Transformer(nn.Module):
 
 
 def documentation() -> data.Arrays:
-    """NumPy's own, cut into windows."""
+    """NumPy's documentation, cut into windows: inputs and labels are int32[N, LENGTH]."""
     text = "\n".join(inspect.getdoc(getattr(np, name)) or "" for name in sorted(np.__all__))
     codes = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int32)
     windows = codes[: len(codes) // (LENGTH + 1) * (LENGTH + 1)].reshape(-1, LENGTH + 1)
@@ -54,12 +54,12 @@ def documentation() -> data.Arrays:
 
 
 def loss(logits, batch):  # noqa: ANN001, ANN201
-    """Cross-entropy per character, in nats."""
+    """Mean cross-entropy per character, in nats."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))
 
 
 def main(workdir: pathlib.Path, epochs: float = 8.0) -> None:
-    """Searches, and prints what was found."""
+    """Searches, and prints the results."""
     config = common.get_config()
     common.short_search(config)
     config.model = {"name": "examples.text_transformer:Transformer"}

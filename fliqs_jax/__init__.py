@@ -1,6 +1,6 @@
-"""FLIQS: one-shot search for every layer's number format while the network trains.
+"""FLIQS: one-shot search for the number format of every layer while the network trains.
 
-Public is what `__all__` names. It is loaded when it is asked for: APQ uses `fliqs_jax.models` without this search.
+`__all__` lists the public names. They are imported on first access: APQ uses `fliqs_jax.models` without this search.
 """
 
 import importlib

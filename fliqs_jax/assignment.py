@@ -1,6 +1,6 @@
-"""Formats from sensitivities under a budget: what FLIQS has to beat, and an answer for those who cannot train.
+"""Format assignment from layer sensitivities under a cost budget: baselines of FLIQS that need no training.
 
-Both take it that losses add up over layers. On the host, in NumPy: they run once.
+Greedy and knapsack assignment both assume that the losses of layers add up. They run once, on the host, in NumPy.
 """
 
 from typing import NamedTuple
@@ -11,21 +11,21 @@ from hwcost import pricing
 from hwcost.format_plan import FormatPlan
 from hwcost.pricing import CostTable
 
-_KEPT = 50_000  # partial genomes of the knapsack
+_MAX_PARTIAL_GENOMES = 50_000  # that the knapsack keeps after each decision
 
 
 class Options(NamedTuple):
-    """Loss and cost of each option of each decision, float64[D, Kmax] both; infinite where there is no such option."""
+    """Loss and cost of each option of each decision, both float64[D, Kmax], infinite where there is no such option."""
 
     loss: np.ndarray
     cost: np.ndarray
 
 
 def options(plan: FormatPlan, cost_table: CostTable, layer_losses: np.ndarray) -> Options:
-    """Losses of layers, float64[L, K], and their costs, summed up over the layers that share a decision.
+    """Loss and cost of each option, summed over the layers that share a decision; `layer_losses` is float64[L, K].
 
     Raises:
-      ValueError: a cost that depends on two decisions at once, which have no cost of their own, or that is no sum.
+      ValueError: the cost of a layer depends on several decisions, or the total cost is not a sum over layers.
     """
     if cost_table.peak:
         raise ValueError("the dearest layer alone makes the cost: only FLIQS searches such costs")
@@ -44,15 +44,15 @@ def options(plan: FormatPlan, cost_table: CostTable, layer_losses: np.ndarray) -
 
 
 def greedy(choices: Options, budget: float) -> np.ndarray:
-    """From the cheapest genome, the option that saves most loss per cost, again and again while the budget allows.
+    """Greedy genome: from the cheapest one on, repeatedly takes the affordable option that saves most loss per cost.
 
     Returns:
       int32[D].
 
     Raises:
-      ValueError: a budget below the cheapest genome.
+      ValueError: the budget is below the cost of the cheapest genome.
     """
-    genome = _cheapest(choices, budget)
+    genome = _cheapest_genome(choices, budget)
     rows = np.arange(len(genome))
     while True:
         saved = choices.loss[rows, genome][:, None] - choices.loss
@@ -68,32 +68,32 @@ def greedy(choices: Options, budget: float) -> np.ndarray:
 
 
 def knapsack(choices: Options, budget: float) -> np.ndarray:
-    """The genome of least total loss within the budget, by dynamic programming.
+    """Genome of the lowest total loss within the budget, by dynamic programming.
 
-    Decision by decision, the partial genomes are kept that no other beats in both cost and loss. That is exact while
-    they are fewer than 50,000; of more, an even selection over cost is kept, always within the budget.
+    After each decision the Pareto front of the partial genomes over cost and loss is kept. The result is exact as long
+    as a front has at most 50,000 members; a larger one is thinned evenly over cost. The budget always holds.
 
     Returns:
       int32[D].
 
     Raises:
-      ValueError: a budget below the cheapest genome.
+      ValueError: the budget is below the cost of the cheapest genome.
     """
-    _cheapest(choices, budget)
-    # What the decisions that are still to come cost at least.
-    reserved = np.append(np.cumsum(choices.cost.min(axis=1)[::-1])[::-1][1:], 0.0)
+    _cheapest_genome(choices, budget)
+    # Lower bound on the cost of the remaining decisions.
+    remaining_cost = np.append(np.cumsum(choices.cost.min(axis=1)[::-1])[::-1][1:], 0.0)
     cost, loss = np.zeros(1), np.zeros(1)
     history = []
-    for losses, costs, still_to_come in zip(choices.loss, choices.cost, reserved, strict=True):
+    for losses, costs, remaining in zip(choices.loss, choices.cost, remaining_cost, strict=True):
         exists = np.flatnonzero(np.isfinite(costs))
         parent, option = (grid.ravel() for grid in np.meshgrid(np.arange(len(cost)), exists, indexing="ij"))
         cost, loss = cost[parent] + costs[option], loss[parent] + losses[option]
         order = np.lexsort((loss, cost))
-        order = order[cost[order] <= (budget - still_to_come) * (1 + 1e-12)]
+        order = order[cost[order] <= (budget - remaining) * (1 + 1e-12)]
         better = np.append(np.inf, np.minimum.accumulate(loss[order])[:-1])
         kept = order[loss[order] < better]
-        if len(kept) > _KEPT:
-            kept = kept[np.linspace(0, len(kept) - 1, _KEPT).astype(int)]
+        if len(kept) > _MAX_PARTIAL_GENOMES:
+            kept = kept[np.linspace(0, len(kept) - 1, _MAX_PARTIAL_GENOMES).astype(int)]
         history.append((parent[kept], option[kept]))
         cost, loss = cost[kept], loss[kept]
 
@@ -104,7 +104,7 @@ def knapsack(choices: Options, budget: float) -> np.ndarray:
     return genome
 
 
-def _cheapest(choices: Options, budget: float) -> np.ndarray:
+def _cheapest_genome(choices: Options, budget: float) -> np.ndarray:
     genome = np.argmin(choices.cost, axis=1).astype(np.int32)
     lowest = choices.cost.min(axis=1).sum()
     if lowest > budget:

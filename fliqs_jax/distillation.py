@@ -1,4 +1,4 @@
-"""Learning from a teacher: its logits come with the training batch, its soft targets enter the loss (Hinton, 2015)."""
+"""Knowledge distillation (Hinton et al., 2015): the logits of the teacher are part of the training batch."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ TEACHER_LOGITS = "teacher_logits"
 
 
 def distilled(loss: Loss, *, weight: float, temperature: float) -> Loss:
-    """`loss` mixed with the divergence of the network's from the teacher's distribution, both softened.
+    """Mixture of `loss` and the KL divergence between the softened outputs of teacher and network, mean over examples.
 
-    (1 − weight) · loss + weight · temperature² · KL(softmax(teacher / temperature) ‖ softmax(logits / temperature)),
-    the mean over examples. Batches hold the teacher's logits, float32[B, classes], as `"teacher_logits"`.
+    (1 − weight) · loss + weight · temperature² · KL(softmax(teacher / temperature) ‖ softmax(logits / temperature)).
+    Batches contain the logits of the teacher, float32[B, classes], as `"teacher_logits"`.
 
     Raises:
-      ValueError: a weight outside 0…1, or a temperature that is not above 0.
+      ValueError: the weight is outside 0…1, or the temperature is not above 0.
     """
     if not 0 <= weight <= 1 or temperature <= 0:
         raise ValueError(f"weight {weight}, temperature {temperature}: expected 0…1 and a number above 0")

@@ -1,7 +1,7 @@
-"""What each layer loses under each format when it alone is quantised: no training, a few batches.
+"""Layer sensitivity: quality drop and noise of the logits when a single layer is quantised, on a few batches.
 
-The cheap answer to which layers need more bits, and the usual input to the assignments in `assignment`; what it cannot
-see is how layers act together, and what training would mend.
+It shows at low cost which layers need more bits, and is the input of the methods in `assignment`. It ignores how the
+errors of several layers interact, and what training would recover.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,12 +18,12 @@ from fliqs_jax.search import Search, SearchState
 
 
 class Sensitivity(NamedTuple):
-    """Measured on N examples, for L layers and K formats.
+    """Sensitivity of L layers to K formats.
 
     Attributes:
-      quality: of the float network.
-      quality_drop: float64[L, K], by how much it falls.
-      noise_to_signal: float64[L, K], power of the change of the logits over that of the logits about their mean.
+      quality: quality of the float network.
+      quality_drop: float64[L, K], decrease of the quality when only that layer is quantised.
+      noise_to_signal: float64[L, K], power of the change of the logits over that of the centred float logits.
     """
 
     quality: float
@@ -32,13 +32,20 @@ class Sensitivity(NamedTuple):
 
     @property
     def signal_to_noise_db(self) -> np.ndarray:
-        """float64[L, K], in decibels; infinite where nothing changes."""
+        """Signal-to-noise ratio of the logits in decibels, float64[L, K]; infinite where the logits do not change."""
         with np.errstate(divide="ignore"):
             return -10 * np.log10(self.noise_to_signal)
 
 
 class _Sums(NamedTuple):
-    """Over examples: of the quality's statistics, the second with leading axes L and K, and of squares."""
+    """Sums over examples.
+
+    Attributes:
+      statistics: statistics of the quality of the float network.
+      statistics_quantized: the same with one layer quantised, leaves `[L, K, …]`.
+      signal: float32, squares of the centred float logits.
+      noise: float32[L, K], squares of the change of the logits.
+    """
 
     statistics: Any
     statistics_quantized: Any
@@ -47,7 +54,7 @@ class _Sums(NamedTuple):
 
 
 def make_measure(search: Search) -> Callable[[SearchState, Batch], _Sums]:
-    """A function `(state, batch) → sums`; one compiled loop over layers and formats."""
+    """Makes `(state, batch) → sums`, which loops over all layers and formats inside one compiled function."""
     count, formats = len(search.paths), search.bank.signed.bits.shape[0]
     inference = models.mode(search.model, train=False)
 
@@ -64,19 +71,20 @@ def make_measure(search: Search) -> Callable[[SearchState, Batch], _Sums]:
             )
 
         reference = logits(jnp.zeros(count, jnp.int32), jnp.zeros(count, bool))
-        # Padding has the label −1. What is added to all logits of a softmax says nothing; a single logit has no others.
+        # Padding has the label −1. A softmax ignores an offset of all logits, so they are centred over classes; a
+        # single logit is centred over the batch.
         real = (batch["label"] >= 0).reshape(*batch["label"].shape, *[1] * (reference.ndim - batch["label"].ndim))
         several = reference.shape[-1] > 1
         centred = reference - jnp.mean(reference, axis=-1 if several else 0, keepdims=True)
 
-        def one(layer_and_format: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+        def quantize_one_layer(layer_and_format: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
             layer, fmt = layer_and_format
             changed = logits(jnp.full(count, fmt), jnp.arange(count) == layer)
             return search.quality.statistics(changed, batch), jnp.sum(jnp.square(changed - reference) * real)
 
         grid = jnp.meshgrid(jnp.arange(count), jnp.arange(formats), indexing="ij")
-        found = jax.lax.map(one, tuple(axis.ravel() for axis in grid))
-        statistics, noise = jax.tree.map(lambda leaf: leaf.reshape(count, formats, *leaf.shape[1:]), found)
+        sums = jax.lax.map(quantize_one_layer, tuple(axis.ravel() for axis in grid))
+        statistics, noise = jax.tree.map(lambda leaf: leaf.reshape(count, formats, *leaf.shape[1:]), sums)
         reference_statistics = search.quality.statistics(reference, batch)
         return _Sums(reference_statistics, statistics, jnp.sum(jnp.square(centred) * real), noise)
 
@@ -84,10 +92,10 @@ def make_measure(search: Search) -> Callable[[SearchState, Batch], _Sums]:
 
 
 def measure_over(search: Search, state: SearchState, batches: Iterable[Any]) -> Sensitivity:
-    """The sensitivity over all `batches`, whose leaves may be NumPy arrays.
+    """Sensitivity over all `batches`, whose leaves may be NumPy arrays.
 
     Raises:
-      ValueError: there are none.
+      ValueError: there are no batches.
     """
     measure = jax.jit(make_measure(search))
     total = None

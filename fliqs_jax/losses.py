@@ -1,4 +1,4 @@
-"""What training minimises: functions `(logits, batch) → scalar`. A batch has at least `"input"` and `"label"`."""
+"""Training losses: functions `(logits, batch) → scalar`. A batch has at least `"input"` and `"label"`."""
 
 from collections.abc import Callable
 
@@ -15,8 +15,8 @@ MIXED_LABEL, LABEL_SHARE = "mixed_label", "label_share"
 def cross_entropy(label_smoothing: float) -> Loss:
     """Mean softmax cross-entropy against smoothed labels (FLIQS, A.4: 0.1).
 
-    Labels are int32, of the shape of the logits but for their last axis. Where images were mixed, `"mixed_label"` is
-    that of the other image, and `"label_share"`, float32[B], the share of the first (Zhang et al., 2017).
+    Logits are float32[…, classes], labels int32[…]. For mixed images (mixup, Zhang et al., 2017), `"label_share"`,
+    float32[B], is the weight of `"label"`, and 1 − share the weight of `"mixed_label"`, the label of the second image.
     """
 
     def loss(logits: jax.Array, batch: Batch) -> jax.Array:

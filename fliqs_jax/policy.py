@@ -1,6 +1,6 @@
-"""The controller: an independent softmax per decision (FLIQS, Eq. 2).
+"""Policy of the controller: an independent softmax per decision (FLIQS, Eq. 2).
 
-A policy is plain data, its logits, so that one compiled step serves searching, uniform sampling and a fixed genome.
+A policy is plain data (logits), so one compiled step serves the search, uniform sampling and a fixed genome.
 """
 
 from collections.abc import Sequence
@@ -19,48 +19,48 @@ class Policy(NamedTuple):
     """Independent categorical distributions over the options of each decision.
 
     Attributes:
-      logits: float32[D, Kmax]; −inf where a decision has no such option, or where it may not be sampled.
-      learns: bool, whether `logits` are updated from rewards. One that does not learn is left as it is.
+      logits: float32[D, Kmax], θ in Eq. 2; −inf where the option does not exist or must not be sampled.
+      learns: bool scalar, whether `logits` are updated from rewards.
     """
 
     logits: jax.Array
     learns: jax.Array
 
     def uniform(self) -> "Policy":
-        """The policy in which all options that may be sampled are equally probable."""
+        """Policy that samples all allowed options with equal probability."""
         return self._replace(logits=_flat_logits(jnp.isfinite(self.logits)))
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """A genome drawn at random, int32[D]."""
+        """Samples a genome, int32[D]."""
         return jax.random.categorical(key, self.logits).astype(jnp.int32)
 
     def log_prob(self, genome: jax.Array) -> jax.Array:
-        """Log-probability of a genome, int32[D]: a sum over decisions, float32 scalar (FLIQS, Eq. 3)."""
+        """Log-probability of a genome, int32[D]: sum over decisions, float32 scalar (FLIQS, Eq. 3)."""
         log_probs = jax.nn.log_softmax(self.logits)
         return jnp.sum(jnp.take_along_axis(log_probs, genome[:, None], axis=1))
 
     def entropy(self) -> jax.Array:
-        """Entropy in nats: a sum over decisions, float32 scalar (FLIQS, Eq. 6)."""
+        """Entropy H_M in nats: sum over decisions, float32 scalar (FLIQS, Eq. 6)."""
         log_probs = jax.nn.log_softmax(self.logits)
         # −inf logits have probability 0 and must give neither NaN nor a NaN gradient.
         finite = jnp.where(jnp.isfinite(self.logits), log_probs, 0.0)
         return -jnp.sum(jnp.exp(log_probs) * finite)
 
     def mode(self) -> jax.Array:
-        """The most probable genome, int32[D]."""
+        """Most probable genome, int32[D]: the result of a search."""
         return jnp.argmax(self.logits, axis=1).astype(jnp.int32)
 
 
 def init_policy(space: SearchSpace, kind: str, genome: Sequence[int] | np.ndarray | None = None) -> Policy:
-    """A new policy.
+    """Initial policy of a run.
 
     Args:
-      space: its decisions.
-      kind: `"reinforce"` learns from a uniform start; `"uniform"` never learns; `"fixed"` always gives `genome`.
+      space: decisions and their options.
+      kind: `"reinforce"` starts uniform and learns; `"uniform"` does not learn; `"fixed"` always samples `genome`.
       genome: int[D], for `"fixed"` only.
 
     Raises:
-      ValueError: an unknown kind, or a genome that is missing, superfluous or does not fit.
+      ValueError: unknown kind, or a genome that is missing, not allowed for this kind, or not in `space`.
     """
     if kind not in POLICIES:
         raise ValueError(f"unknown policy {kind!r}: expected one of {', '.join(POLICIES)}")

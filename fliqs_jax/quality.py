@@ -1,6 +1,6 @@
-"""The quality Q of a network: what the reward weighs against cost, and what is told at the end.
+"""Quality of a network: Q in the reward (FLIQS, Eq. 1), and the metric that is reported at the end.
 
-Both come from the same definition: statistics of a batch that add up over batches, and the value of their sum.
+A quality is defined by batch statistics that add up over batches, and by the value of their sum.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ AUC_BINS = 8192
 
 
 class Quality(NamedTuple):
-    """A quality, by functions that are traced.
+    """A quality metric; its functions are traced by JAX.
 
     Attributes:
-      name: for people, and the key in summaries.
+      name: label in tables, and key in summaries.
       statistics: `(logits, batch) → pytree of arrays`, to be summed over batches. Labels of −1 are padding.
       value: `(statistics) → scalar`, between 0 and 1, higher is better.
     """
@@ -28,32 +28,32 @@ class Quality(NamedTuple):
     value: Callable[[Any], jax.Array]
 
     def on_batch(self, logits: jax.Array, batch: Batch) -> jax.Array:
-        """The quality on one batch."""
+        """Quality on one batch, scalar."""
         return self.value(self.statistics(logits, batch))
 
 
-def _right_and_all(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """How many labels, of any shape, are predicted, and how many there are."""
+def _correct_and_total(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Numbers of correct predictions and of labels; labels are int32 of any shape, −1 is padding."""
     label = batch["label"]
     return jnp.sum(jnp.argmax(logits, -1) == label), jnp.sum(label >= 0)
 
 
-def _share(counts: tuple[jax.Array, jax.Array]) -> jax.Array:
-    right, total = counts
-    return right / jnp.maximum(total, 1)
+def _fraction_correct(counts: tuple[jax.Array, jax.Array]) -> jax.Array:
+    correct, total = counts
+    return correct / jnp.maximum(total, 1)
 
 
-accuracy = Quality("accuracy", _right_and_all, _share)
+accuracy = Quality("accuracy", _correct_and_total, _fraction_correct)
 
 
 def _score_histograms(logits: jax.Array, batch: Batch) -> jax.Array:
-    """How many examples of label 0 and of label 1 there are in each bin of predicted probability: int32[2, bins]."""
+    """Histograms of the predicted probability for label 0 and for label 1: int32[2, bins]."""
     label = batch["label"]
     bins = jnp.clip(jnp.int32(jax.nn.sigmoid(logits[..., 0]) * AUC_BINS), 0, AUC_BINS - 1)
     return jnp.zeros((2, AUC_BINS), jnp.int32).at[jnp.maximum(label, 0), bins].add(jnp.int32(label >= 0))
 
 
-def _area(histograms: jax.Array) -> jax.Array:
+def _area_under_curve(histograms: jax.Array) -> jax.Array:
     negative, positive = jnp.float32(histograms)
     below = jnp.cumsum(negative) - negative
     # A pair within one bin counts as a tie.
@@ -62,8 +62,9 @@ def _area(histograms: jax.Array) -> jax.Array:
     return jnp.where(pairs > 0, ordered / jnp.maximum(pairs, 1.0), 0.5)
 
 
-auc = Quality("AUC", _score_histograms, _area)
-"""Area under the ROC curve of a two-class network with one logit: the share of pairs, one example of each label, that
-the logit puts in order (FLIQS, A.13). Probabilities closer than 1/8192 count as tied; with one label only it is 0.5."""
+auc = Quality("AUC", _score_histograms, _area_under_curve)
+"""Area under the ROC curve of a binary classifier with one logit (FLIQS, A.13): the fraction of (negative, positive)
+pairs that the logit ranks correctly. Probabilities in the same of the 8,192 bins count as ties; it is 0.5 if all labels
+are equal."""
 
 QUALITIES: dict[str, Quality] = {"accuracy": accuracy, "auc": auc}

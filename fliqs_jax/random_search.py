@@ -1,4 +1,4 @@
-"""Random search on a network trained under uniformly drawn formats: the baseline that a learned policy has to beat."""
+"""Random search on a network that was trained with uniformly sampled formats: a baseline of the learned policy."""
 
 from collections.abc import Callable
 
@@ -19,21 +19,21 @@ def best_of_random(
     draws: int,
     evaluated: int,
 ) -> jax.Array:
-    """The genome of highest reward among the `evaluated` ones nearest to the cost target, out of `draws` uniform draws.
+    """Genome of the highest reward among random genomes near the cost target.
 
     Args:
-      search: gives cost, target and reward.
-      state: gives the policy, whose allowed options are drawn uniformly.
-      quality: validation quality of a genome under the weights in `state`.
-      key: PRNG key.
-      draws: genomes drawn and priced, in one vmapped call.
-      evaluated: how many of them `quality` is called on.
+      search: defines cost, target and reward.
+      state: state after training; its policy defines the allowed options, which are sampled uniformly.
+      quality: `(genome) → float`, validation quality under the weights in `state`.
+      key: PRNG key, consumed.
+      draws: number of genomes that are sampled and priced, in one vmapped call.
+      evaluated: number of genomes, those nearest to the target, that `quality` is called on.
 
     Returns:
       int32[D].
     """
-    flat = state.policy.uniform()
-    drawn = jax.jit(jax.vmap(flat.sample))(jax.random.split(key, draws))
+    uniform = state.policy.uniform()
+    drawn = jax.jit(jax.vmap(uniform.sample))(jax.random.split(key, draws))
     genomes = jnp.unique(drawn, axis=0)
     relative = jax.jit(jax.vmap(lambda g: pricing.price_relative(search.budgets, g)))(genomes)
     nearest = jnp.argsort(jnp.abs(relative - 1))[:evaluated]

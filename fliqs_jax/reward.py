@@ -1,6 +1,6 @@
-"""Rewards: quality against relative cost. Each is a function `(quality, relative_cost, gamma) -> reward` of scalars.
+"""Reward functions `(quality, relative_cost, gamma) -> reward` of scalars.
 
-`relative_cost` is cost / target, and `gamma` > 0 says how much a relative excess weighs.
+`relative_cost` is C / C_T, cost over target, and `gamma` > 0 is the weight of the cost.
 """
 
 from collections.abc import Callable
@@ -13,22 +13,25 @@ Reward = Callable[[jax.Array, jax.Array, Scalar], jax.Array]
 
 
 def absolute(quality: jax.Array, relative_cost: jax.Array, gamma: Scalar) -> jax.Array:
-    """Q − γ·|C/C_T − 1| (FLIQS, Eq. 1; TuNAS): misses on either side cost alike."""
+    """Absolute reward Q − γ·|C/C_T − 1|: penalises deviations from the target on both sides.
+
+    (FLIQS, Eq. 1, which prints +γ, that is, a negative γ; TuNAS.)
+    """
     return quality - gamma * jnp.abs(relative_cost - 1)
 
 
 def one_sided(quality: jax.Array, relative_cost: jax.Array, gamma: Scalar) -> jax.Array:
-    """Q − γ·max(C/C_T − 1, 0): being cheaper than the target is neither punished nor rewarded."""
+    """Reward Q − γ·max(C/C_T − 1, 0): penalises only a cost above the target."""
     return quality - gamma * jnp.maximum(relative_cost - 1, 0)
 
 
 def soft_exponential(quality: jax.Array, relative_cost: jax.Array, gamma: Scalar) -> jax.Array:
-    """Q · (C/C_T)^−γ (MnasNet, soft constraint): cost is traded at a fixed rate on both sides of the target."""
+    """Reward Q · (C/C_T)^−γ (MnasNet, soft constraint): trades cost at a fixed rate on both sides of the target."""
     return quality * relative_cost**-gamma
 
 
 def hard_exponential(quality: jax.Array, relative_cost: jax.Array, gamma: Scalar) -> jax.Array:
-    """Q · max(C/C_T, 1)^−γ (MnasNet, hard constraint): only an excess is punished."""
+    """Reward Q · max(C/C_T, 1)^−γ (MnasNet, hard constraint): penalises only a cost above the target."""
     return quality * jnp.maximum(relative_cost, 1.0) ** -gamma
 
 

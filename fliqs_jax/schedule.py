@@ -1,4 +1,4 @@
-"""Schedules of the entropy weight β_H over search progress `s` in [0, 1]: warm-up's end is 0, training's end is 1."""
+"""Schedules of the entropy weight β_H (FLIQS, Eq. 8) over the progress s, 0…1 from warm-up to the end of training."""
 
 from collections.abc import Callable
 
@@ -10,22 +10,22 @@ EntropySchedule = Callable[[jax.Array, Scalar], jax.Array]
 
 
 def cosine(s: jax.Array, end: Scalar) -> jax.Array:
-    """end · (1 − cos πs) / 2 (FLIQS, Eq. 9): free exploration first, a settled policy at the end."""
+    """Cosine schedule β_H = end · (1 − cos πs) / 2 (FLIQS, Eq. 9): explores first, settles the policy at the end."""
     return end * (1 - jnp.cos(jnp.pi * s)) / 2
 
 
 def linear(s: jax.Array, end: Scalar) -> jax.Array:
-    """end · s."""
+    """Linear schedule β_H = end · s."""
     return end * s
 
 
 def constant(s: jax.Array, end: Scalar) -> jax.Array:
-    """end."""
+    """Constant weight β_H = end."""
     return end * jnp.ones_like(s)
 
 
 def none(s: jax.Array, end: Scalar) -> jax.Array:
-    """0: no entropy regularisation."""
+    """Zero weight: no entropy regularisation."""
     del end
     return jnp.zeros_like(s)
 

@@ -1,7 +1,7 @@
-"""FLIQS: one training run in which a controller picks every layer's number format at every step (paper, §3, Figure 2).
+"""One-shot search: a controller samples the format of every layer at every training step (FLIQS, §3, Figure 2).
 
-`make_search_step` gives the one step; `SearchState` is all that it reads and writes. Searching, training a uniform
-network, sampling uniformly and training a found genome differ in `SearchState.policy` alone.
+`make_search_step` makes the one step, which reads and writes a `SearchState`. Searches, uniform baselines, random
+search and training with a fixed genome differ only in `SearchState.policy`.
 """
 
 import dataclasses
@@ -30,30 +30,30 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-    """What a search is made of; nothing in it changes while it runs.
+    """Constant part of a search.
 
     Attributes:
-      model: linen module called as `model(inputs, train=…)`, or without `train` if it takes none; gives logits.
+      model: linen module called as `model(inputs, train=…)`, or without `train` if it has no such argument.
       paths: paths of the L layers whose formats are searched.
-      choice: `(genome) -> int32[L]`, the index into `bank` of each layer's format.
-      bank: the formats that each layer chooses from.
-      budgets: the costs C of a genome and their targets C_T, the main one first. The reward sees the largest C / C_T.
+      choice: `(genome) -> int32[L]`, index into `bank` of the format of each layer.
+      bank: K formats that each layer chooses from.
+      budgets: costs C of a genome and their targets C_T, the main one first. The reward uses the largest C / C_T.
       optimizer: updates the weights.
-      policy_optimizer: updates the policy's logits.
-      loss: `(logits, train_batch) -> scalar`, to be minimised in training.
-      quality: Q in the reward, and of the finished network.
-      reward: `(Q, C/C_T, γ) -> scalar`.
-      gamma: γ > 0, the weight of cost in the reward.
-      entropy_schedule: `(progress, end) -> β_H`.
+      policy_optimizer: updates the logits of the policy.
+      loss: `(logits, train_batch) -> scalar`, training loss of the weights.
+      quality: Q in the reward, and metric of the finished network.
+      reward: `(Q, C/C_T, γ) -> scalar` (FLIQS, Eq. 1).
+      gamma: γ > 0, the weight of the cost in the reward.
+      entropy_schedule: `(progress, end) -> β_H` (FLIQS, Eq. 9).
       entropy_end: β_H at the end of training.
-      baseline_momentum: of the running means of reward and quality.
-      cost_samples: 0 estimates the policy gradient from the one genome that is trained, as the paper does. N > 1 draws
-        N more for the cost's part of it, which needs no network: see `_reinforcement`.
-      total_steps: length of training.
-      warmup_steps: steps during which formats are drawn uniformly and the policy is not updated.
-      input_quantization_step: first step at which inputs (activations) are quantised.
+      baseline_momentum: momentum of the running means of reward and quality.
+      cost_samples: 0 estimates the policy gradient from the trained genome only, as in the paper. N > 1 samples N more
+        genomes for the part of the gradient that depends on the cost only: see `_reinforcement`.
+      total_steps: number of training steps.
+      warmup_steps: number of steps with uniformly sampled formats, in which the policy is not updated (FLIQS, A.4).
+      input_quantization_step: first step at which inputs (activations) are quantised (FLIQS, A.2).
       profile_steps: first step at which inputs are no longer profiled.
-      quantizer: gradient, granularity and scales of the fake quantisation.
+      quantizer: gradient estimator, granularity and scales of the fake quantisation.
     """
 
     model: nn.Module
@@ -79,17 +79,17 @@ class Search:
 
 
 class SearchState(NamedTuple):
-    """All that changes. A checkpoint holds it whole.
+    """Complete state of a search; checkpoints store all of it.
 
     Attributes:
-      step: int32, number of steps done; also the position in the data.
-      key: typed PRNG key; each step folds its number into it.
+      step: int32, number of completed steps; also the position in the data.
+      key: typed PRNG key of the run; each step folds in its number.
       params, batch_stats, calibration: variable collections of the model.
-      opt_state: of the weights.
-      clip_multiples: leaves `[L, K]`.
-      policy: the controller.
-      policy_opt_state: of its logits.
-      reward_mean, quality_mean: float32, running means of reward (r̄) and quality so far.
+      opt_state: optimiser state of the weights.
+      clip_multiples: clip thresholds in units of the root mean square, leaves `[L, K]`.
+      policy: policy of the controller.
+      policy_opt_state: optimiser state of the logits of the policy.
+      reward_mean, quality_mean: float32, running means of the reward (r̄ in FLIQS, §3) and of the quality.
     """
 
     step: jax.Array
@@ -112,7 +112,7 @@ def init_state(
     key: jax.Array,
     inputs: jax.Array,
 ) -> SearchState:
-    """The state before the first step; `inputs` is a batch of any size, for its shape and type."""
+    """Initial state of a search; of `inputs`, `[B, …]`, only shape and type are used."""
     init_key, run_key = jax.random.split(key)
     variables = search.model.init(init_key, inputs, **models.mode(search.model, train=False))
     return SearchState(
@@ -122,7 +122,7 @@ def init_state(
         batch_stats=variables.get("batch_stats", {}),
         calibration=interception.empty_calibration(search.paths),
         opt_state=search.optimizer.init(variables["params"]),
-        # Copies: a step donates its state, and other runs start from the same multiples.
+        # Copied because a step donates its state, while other runs start from the same multiples.
         clip_multiples=jax.tree.map(jnp.copy, clip_multiples),
         policy=policy,
         policy_opt_state=search.policy_optimizer.init(policy.logits),
@@ -132,7 +132,7 @@ def init_state(
 
 
 def quantized_variables(search: Search, state: SearchState, genome: jax.Array, quantize_inputs: Any) -> dict[str, Any]:
-    """The model's variables under `genome`, for `interception.apply_quantized`."""
+    """Variables of the model with the formats of `genome`, int32[D], for `interception.apply_quantized`."""
     formats = format_choice.format_state(
         search.paths,
         search.bank,
@@ -150,9 +150,10 @@ def quantized_variables(search: Search, state: SearchState, genome: jax.Array, q
 
 
 def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, Metrics]]:
-    """The step `(state, train_batch, valid_batch) -> (state, metrics)`; jit it with `state` donated.
+    """Makes the search step `(state, train_batch, valid_batch) -> (state, metrics)`, to be jitted with `state` donated.
 
-    Batches hold `"input"` (`[B, …]`), `"label"`, and what else the loss reads. Metrics are scalars, but for `"genome"`.
+    Batches contain `"input"`, `[B, …]`, `"label"`, and whatever else the loss reads. Metrics are scalars except
+    `"genome"`, int32[D].
     """
     apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
     training = models.mode(search.model, train=True)
@@ -163,11 +164,11 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
         quantize_inputs = state.step >= search.input_quantization_step
 
         # Sample a genome: uniformly in warm-up, from the policy afterwards.
-        flat = state.policy.uniform()
-        sampled_from = state.policy._replace(logits=jnp.where(exploring, flat.logits, state.policy.logits))
+        uniform = state.policy.uniform()
+        sampled_from = state.policy._replace(logits=jnp.where(exploring, uniform.logits, state.policy.logits))
         genome = sampled_from.sample(jax.random.fold_in(state.key, state.step))
 
-        # Train the weights under it.
+        # Train the weights with the formats of this genome.
         def train_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             variables = quantized_variables(search, state._replace(params=params), genome, quantize_inputs)
             logits, updated = apply(
@@ -188,8 +189,8 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             opt_state=opt_state,
         )
 
-        # Its quality on data that the weights are not trained on. Running batch statistics lag behind formats that
-        # change at every step, so this batch is normalised by its own.
+        # Measure the quality on validation data. Running batch statistics lag behind formats that change at every step,
+        # so this batch is normalised by its own statistics.
         valid_logits, _ = apply(
             search.model,
             quantized_variables(search, state, genome, quantize_inputs),
@@ -201,7 +202,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
         relative_cost = pricing.price_relative(search.budgets, genome)
         reward = search.reward(quality, relative_cost, search.gamma)
 
-        # Reinforce what did better than usual, before this step counts as usual.
+        # Update the policy. The baseline r̄ does not contain the reward of this step yet.
         state = state._replace(
             reward_mean=jnp.where(state.step == 0, reward, state.reward_mean),
             quality_mean=jnp.where(state.step == 0, quality, state.quality_mean),
@@ -211,6 +212,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
         entropy_weight = search.entropy_schedule(jnp.clip(progress, 0.0, 1.0), search.entropy_end)
 
         def policy_loss(logits: jax.Array) -> jax.Array:
+            """−(r − r̄)·Σ log π(α) + β_H·H_M (FLIQS, Eq. 3 and Eq. 8, with signs such that descent reduces entropy)."""
             policy = state.policy._replace(logits=logits)
             log_probs = jax.vmap(policy.log_prob)(genomes)
             return -jnp.sum(advantages * log_probs) + entropy_weight * policy.entropy()
@@ -254,32 +256,33 @@ def _reinforcement(
     relative_cost: jax.Array,
     reward: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Which genomes to make more probable, int32[N, D], and by how much each, float32[N]; the trained one is the first.
+    """Genomes of the policy gradient, int32[N, D], and their advantages, float32[N]; the trained genome is the first.
 
-    The paper reinforces the trained genome alone, by r − r̄ (FLIQS, Eq. 3; signs as in REINFORCE). Most of the noise in
-    r − r̄ is that of the cost, which is known for any genome without training it. So with `cost_samples` the reward is
-    split in two: what it would be at usual quality, whose gradient is averaged over many genomes drawn and priced for
-    the purpose, and the rest, which only the trained genome can tell. Either way the expected gradient is the same.
+    The paper uses only the trained genome, with the advantage r − r̄ (FLIQS, §3 and Eq. 3; signs as in REINFORCE). Most
+    of the variance of r − r̄ comes from the cost, which can be computed for any genome without training it. With
+    `cost_samples` the reward is therefore split into the reward at the mean quality, whose gradient is averaged over
+    genomes that are sampled and priced for this purpose, and the remainder, which needs the trained genome. The
+    expected gradient is the same.
     """
     if not search.cost_samples:
         return genome[None], (reward - state.reward_mean)[None]
 
-    def at_usual_quality(relative_cost: jax.Array) -> jax.Array:
+    def reward_at_mean_quality(relative_cost: jax.Array) -> jax.Array:
         return search.reward(state.quality_mean, relative_cost, search.gamma)
 
     keys = jax.random.split(jax.random.fold_in(state.key, search.total_steps + state.step), search.cost_samples)
-    drawn = jax.vmap(sampled_from.sample)(keys)
-    rewards = at_usual_quality(jax.vmap(lambda genome: pricing.price_relative(search.budgets, genome))(drawn))
-    # Each genome's baseline is the mean of the others, hence N − 1.
+    sampled = jax.vmap(sampled_from.sample)(keys)
+    rewards = reward_at_mean_quality(jax.vmap(lambda genome: pricing.price_relative(search.budgets, genome))(sampled))
+    # Leave-one-out baseline: the mean reward of the other N − 1 genomes.
     advantages = (rewards - jnp.mean(rewards)) / (search.cost_samples - 1)
     return (
-        jnp.concatenate([genome[None], drawn]),
-        jnp.concatenate([(reward - at_usual_quality(relative_cost))[None], advantages]),
+        jnp.concatenate([genome[None], sampled]),
+        jnp.concatenate([(reward - reward_at_mean_quality(relative_cost))[None], advantages]),
     )
 
 
 def make_recalibrate(search: Search) -> Callable[[SearchState, jax.Array, Batch], SearchState]:
-    """A function `(state, genome, train_batch) -> state` that moves batch statistics towards those under `genome`."""
+    """Makes `(state, genome, train_batch) -> state`, which updates batch statistics with the formats of `genome`."""
     apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
     training = models.mode(search.model, train=True)
 
@@ -292,7 +295,7 @@ def make_recalibrate(search: Search) -> Callable[[SearchState, jax.Array, Batch]
 
 
 def make_logits(search: Search) -> Callable[[SearchState, jax.Array, jax.Array], jax.Array]:
-    """A function `(state, genome, inputs) -> logits` of the trained network."""
+    """Makes `(state, genome, inputs) -> logits`, inference of the network with the formats of `genome`."""
     apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
     inference = models.mode(search.model, train=False)
 
@@ -303,7 +306,7 @@ def make_logits(search: Search) -> Callable[[SearchState, jax.Array, jax.Array],
 
 
 def make_evaluate(search: Search) -> Callable[[SearchState, jax.Array, Batch], Any]:
-    """A function `(state, genome, batch) -> statistics` of the search's quality, to be summed over batches."""
+    """Makes `(state, genome, batch) -> statistics` of the quality, to be summed over batches."""
     logits = make_logits(search)
 
     def evaluate(state: SearchState, genome: jax.Array, batch: Batch) -> Any:
@@ -315,7 +318,10 @@ def make_evaluate(search: Search) -> Callable[[SearchState, jax.Array, Batch], A
 def make_profile_clip_multiples(
     search: Search, criterion: calibration.Criterion
 ) -> Callable[[SearchState, Batch], SearchState]:
-    """A function `(state, train_batch) -> state` that replaces the clip multiples by the best ones on that batch."""
+    """Makes `(state, train_batch) -> state`, which replaces the clip multiples by those that are best on the batch.
+
+    This is switchable clipping with thresholds from real data (FLIQS, §3).
+    """
 
     def profile(state: SearchState, batch: Batch) -> SearchState:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -336,15 +342,15 @@ def quality_over(
     genome: jax.Array,
     batches: Iterable[Any],
 ) -> float:
-    """The quality over all `batches` to six decimals, from `make_evaluate`'s function, jitted.
+    """Quality over all `batches`, rounded to six decimals; `evaluate` is the jitted function of `make_evaluate`.
 
     Raises:
-      ValueError: there are none.
+      ValueError: there are no batches.
     """
     total = None
     for batch in batches:
-        found = jax.device_get(evaluate(state, genome, batch))
-        total = found if total is None else jax.tree.map(np.add, total, found)
+        statistics = jax.device_get(evaluate(state, genome, batch))
+        total = statistics if total is None else jax.tree.map(np.add, total, statistics)
     if total is None:
         raise ValueError("no examples to measure the quality on")
-    return round(float(search.quality.value(total)), 6)  # what float32 can tell
+    return round(float(search.quality.value(total)), 6)  # the precision of float32

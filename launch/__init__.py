@@ -1,6 +1,8 @@
-"""Commands on top of the searches, and what they do, from Python: `run(prepare_experiment(load_config("fliqs_digits")),
-workdir, console)`. Public is what `__all__` names; it is loaded when it is asked for, so that a command loads only what
-it needs.
+"""Commands of both searches, and their Python interface.
+
+    run(prepare_experiment(load_config("fliqs_digits")), workdir, console)
+
+`__all__` lists the public names. They are imported on first access, so a command imports only what it needs.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The command line of programs that take a config file."""
+"""Command line of programs that take a config file."""
 
 import difflib
 import importlib
@@ -17,17 +17,17 @@ from launch.config_files import ConfigFileError, load_config
 
 
 class _ConfigParser(flags.ArgumentParser):
-    """Loads the config of the command line; `loaded` is it, before any key is overridden."""
+    """Loads the config of the command line; `loaded` is this config before keys are overridden."""
 
     loaded: Any = None
 
     def parse(self, argument: str) -> Any:
-        """The locked config; one that there is not ends the program in one line."""
+        """Returns the locked config; ends the program with a one-line error if there is no such config."""
         try:
             self.loaded = load_config(argument)
         except ConfigFileError as error:
             sys.exit(f"error: {error}")
-        except (TypeError, ValueError) as error:  # of which absl would tell the last line alone
+        except (TypeError, ValueError) as error:  # absl would print only the last line of these
             raise ValueError(traceback.format_exc()) from error
         if isinstance(self.loaded, ConfigDict):
             self.loaded.lock()
@@ -40,17 +40,19 @@ _PARSER = flags.FLAGS["config"].parser = _ConfigParser()
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a program under its flags, whether as a module, a file or an installed command.
+    """Runs a program with its flags, started as a module, a file or an installed command.
 
-    What lies in the current directory can be imported, as under `python -m`: models and data are named as
+    Modules in the current directory can be imported, as with `python -m`, since configs refer to models and data as
     `package.module:function`.
     """
     here = pathlib.Path.cwd()
     if not sys.flags.safe_path and here not in [pathlib.Path(place).absolute() for place in sys.path]:
         for package in ("aqt_like", "hwcost", "fliqs_jax", "apq_jax"):
-            importlib.import_module(package)  # beside this module, so that none of another checkout is mixed in
+            importlib.import_module(
+                package
+            )  # from the same checkout as this module, before the current directory counts
         sys.path.insert(0, str(here))
-    # absl helps with the flags and the docstring of the file that was started, which may be an installed command.
+    # absl's help shows flags and docstring of the started file, which may be the script of an installed command.
     sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
     for module in (__name__, main.__module__):
         for flag in flags.FLAGS.get_key_flags_for_module(module):
@@ -63,7 +65,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; a config key that does not exist is told in one line, with those that may be meant."""
+    """Parses flags; ends the program with a one-line error and suggestions if a config key does not exist."""
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError):

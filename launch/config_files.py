@@ -1,4 +1,4 @@
-"""Config files: where they are, and what `from configs import …` means in one."""
+"""Config files: where they are searched, and what `from configs import …` imports in them."""
 
 import contextlib
 import difflib
@@ -10,21 +10,21 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-SHIPPED = pathlib.Path(__file__).parents[1] / "configs"  # beside this package, in a checkout and where it is installed
+SHIPPED = pathlib.Path(__file__).parents[1] / "configs"  # next to this package, in a checkout and when installed
 
 
 class ConfigFileError(ValueError):
-    """A config that there is not."""
+    """A config does not exist."""
 
 
 def load_config(name: str) -> Any:
-    """The config that `--config=name` means: what its `get_config` returns, a `ConfigDict` in all that are shipped.
+    """Config that `--config=name` selects: the return value of its `get_config`, a `ConfigDict` if it is shipped.
 
-    While it is loaded, `configs` means the folder that the file lies in, if that is what it is called, and then the
-    shipped one; no other folder of that name, whatever `sys.path` says.
+    While the file is loaded, `configs` is the package of the file's own folder, if that is called `configs`, and of
+    the shipped folder after it. Other folders of this name on `sys.path` are ignored.
 
     Args:
-      name: a file's path, or the bare name of a shipped config; either may end in `:variant`, which `get_config` gets.
+      name: path of a file, or name of a shipped config; `:variant` at the end is passed to `get_config`.
 
     Raises:
       ConfigFileError: there is no such config.
@@ -36,7 +36,7 @@ def load_config(name: str) -> Any:
 
 
 def _find(file: str) -> pathlib.Path:
-    """The absolute path of a config file, or of a shipped config by its bare name."""
+    """Absolute path of a config file, or of the shipped config of that name."""
     shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.py")) if "def get_config(" in path.read_text()}
     if file in shipped:
         return shipped[file]
@@ -50,7 +50,7 @@ def _find(file: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _configs_in(folders: list[pathlib.Path]) -> Iterator[None]:
-    """Makes `configs` the package whose modules lie in these folders. The `__init__` of the first that has one runs."""
+    """Makes `configs` the package of these folders, with the `__init__` of the first folder that has one."""
     first = next(file for folder in folders if (file := folder / "__init__.py").is_file())
     spec = importlib.util.spec_from_file_location("configs", first, submodule_search_locations=[*map(str, folders)])
     assert spec is not None
@@ -66,5 +66,5 @@ def _configs_in(folders: list[pathlib.Path]) -> Iterator[None]:
 
 
 def _take_modules() -> dict[str, ModuleType]:
-    """The modules of what `configs` has been until now, which no longer count as loaded."""
+    """Removes the modules of the current `configs` from `sys.modules` and returns them."""
     return {name: sys.modules.pop(name) for name in list(sys.modules) if f"{name}.".startswith("configs.")}

@@ -1,11 +1,11 @@
-"""What a network costs, before any training: bit operations, weights, memory.
+"""Cost of a network before any training: bit operations, weights, memory.
 
     python -m launch.cost --model=mobilenetv2 --width=1.4 --format=int8 [--image=224] [--layers] [--json]
         [--cost=bitfusion_latency --cost=TABLE.csv]
 
-`--format` is a number format, or a genome file for a format per layer. Counted is what the paper's tables count: every
-convolution and dense layer, without squeeze-and-excitation and products of activations, unless `--everything` is given.
-`--cost` adds what a device takes (docs/devices.md).
+`--format` is a number format, or a genome file with a format per layer. As in the tables of FLIQS, all convolutions and
+dense layers are counted, but not squeeze-and-excitation and products of activations; `--everything` adds these.
+`--cost` adds a cost on a device (docs/devices.md).
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-if not __package__:  # run as a file: what lies where launch/ does is imported, and what a user names
+if not __package__:  # run as a file: import from the folder of launch/ and from the current one
     sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
 
 from rich.console import Console
@@ -33,10 +33,10 @@ from launch.layers import network_settings
 def network_workload(
     name: str, *, classes: int | None = None, image: int | None = None, everything: bool = False, **settings: Any
 ) -> Workload:
-    """The workload of a named network.
+    """Workload of a named network; `image` is the side of the images in pixels.
 
     Raises:
-      ValueError: no such network, a setting that it does not have, or images that do not fit.
+      ValueError: unknown network, a setting that it does not have, or an image size that it does not take.
     """
     network = models.find(name)
     input_shape = network.input_shape
@@ -50,10 +50,10 @@ def network_workload(
 
 
 def layer_formats(layers: Workload, name: str) -> list[LayerFormat]:
-    """Each layer's format: `name`, or what the genome file of that name says.
+    """Format of each layer: `name`, or the formats in the genome file `name`.
 
     Raises:
-      ValueError: no such format, an unreadable file, or one that lacks a layer or has one too many.
+      ValueError: unknown format, unreadable file, or a file whose layers are not those of the network.
     """
     if not names_genome_file(name):
         return [parse_layer_format(name)] * len(layers)
@@ -66,21 +66,21 @@ def layer_formats(layers: Workload, name: str) -> list[LayerFormat]:
 
 
 def device_costs(layers: Workload, chosen: list[LayerFormat], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """For each cost its `unit`, its `total`, and a value per layer under `layers`.
+    """Costs by name, each with its `unit`, its `total`, and its value per layer in `layers`.
 
     Raises:
-      ValueError: no such cost, or a layer or format that it cannot price.
+      ValueError: unknown cost, or a layer or format that it cannot price.
     """
-    found = {}
+    costs = {}
     for name in names:
         model = find_cost(name)
         values = [float(model.layer_costs(layer, [fmt])[0]) for layer, fmt in zip(layers, chosen, strict=True)]
-        found[name] = {"unit": model.unit, "total": model.over_layers(values), "layers": values}
-    return found
+        costs[name] = {"unit": model.unit, "total": model.over_layers(values), "layers": values}
+    return costs
 
 
 def summarize(layers: Workload, chosen: list[LayerFormat]) -> dict[str, Any]:
-    """The figures: totals, and one entry per layer under `layers`."""
+    """Figures that do not depend on a device: totals, and one entry per layer in `layers`."""
     rows = [
         {
             "path": layer.path,
@@ -99,7 +99,7 @@ def summarize(layers: Workload, chosen: list[LayerFormat]) -> dict[str, Any]:
 
 
 def show(figures: dict[str, Any], console: Console, *, with_layers: bool) -> None:
-    """Prints the figures for a person."""
+    """Prints the figures as tables."""
     if with_layers:
         table = Table("layer", "kind", "format", box=None)
         table.columns[0].no_wrap = True
@@ -134,7 +134,7 @@ def _number(text: str) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints what the network of the command line costs."""
+    """Prints the cost of the network that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help=", ".join(models.MODELS))
     parser.add_argument("--width", type=_number, help="factor on the channels, or channels, as the network takes it")

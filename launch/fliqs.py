@@ -1,15 +1,15 @@
-"""FLIQS: finds every layer's number format while the network trains.
+"""FLIQS: searches the number format of every layer while the network trains.
 
     python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=DIR [--config.key=value …]
     fliqs --config=fliqs_digits --workdir=DIR         (the same where this is installed, with a shipped config by name)
 
-The same command goes on with a run that was interrupted.
+The same command resumes an interrupted run.
 """
 
 import pathlib
 import sys
 
-if not __package__:  # run as a file: what lies where launch/ does is imported, and what a user names
+if not __package__:  # run as a file: import from the folder of launch/ and from the current one
     sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
 
 from absl import app, logging
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     """Runs the experiment and its uniform baselines, prints the comparison and writes the report."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    # Imported here so that a misspelt flag is told at once.
+    # Imported here so that a misspelt flag is reported without delay.
     from launch.reports import fliqs_page, recorded_runs
     from launch.training import loop, runs
     from launch.training.checkpoints import CheckpointError
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """The command `fliqs`."""
+    """Entry point of the command `fliqs`."""
     command_line.run(main)
 
 

@@ -1,4 +1,4 @@
-"""Files of JSON lines that are only appended to, for what costs time to compute: a kill loses one line at most."""
+"""Append-only files of JSON lines for results that take long to compute: a killed process loses at most one line."""
 
 import hashlib
 import json
@@ -9,33 +9,33 @@ from typing import Any
 
 
 class JournalError(ValueError):
-    """A journal that cannot be used; the message names the line."""
+    """A journal cannot be used; the message names the line."""
 
 
 class Journal:
-    """A file whose first line says what the others are of; each of them has a checksum.
+    """File with a head, which identifies what the entries belong to, and entries, one line each with a checksum.
 
     Attributes:
-      entries: what it holds, in order.
+      entries: all entries, in order.
     """
 
     def __init__(self, path: pathlib.Path, head: dict[str, Any], *, option: str) -> None:
-        """Opens the file, or starts it; a last line that was cut off is dropped.
+        """Opens or creates the file; an incomplete last line is dropped.
 
         Args:
-          path: of the file.
-          head: what its entries are of.
-          option: what on the command line names another place.
+          path: path of the file.
+          head: identity of the entries, such as device and batch size.
+          option: command-line option that sets the path, for the error message.
 
         Raises:
-          JournalError: its entries are of something else, or a line is damaged.
+          JournalError: the file has another head, or a line is damaged.
         """
         lines = _whole_lines(path) if path.exists() else []
         self.entries: list[dict[str, Any]] = []
         if lines:
-            found, self.entries = _parsed(path, lines)
-            if found != head:
-                raise JournalError(f"{path} is of {found}, not of {head}: give another {option}")
+            stored_head, self.entries = _parsed(path, lines)
+            if stored_head != head:
+                raise JournalError(f"{path} is of {stored_head}, not of {head}: give another {option}")
             os.truncate(path, sum(map(len, lines)))
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ class Journal:
         self._file = path.open("a")
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Keeps an entry."""
+        """Adds an entry and writes it to the file."""
         self.entries.append(entry)
         self._file.write(json.dumps(entry | {"sha256": _digest(entry)}) + "\n")
         self._file.flush()
@@ -62,10 +62,10 @@ class Journal:
 
 
 def read_journal(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What a file's entries are of, and the entries.
+    """Reads the head and the entries of a journal.
 
     Raises:
-      JournalError: no such file, an empty one, or a damaged line.
+      JournalError: the file does not exist or is empty, or a line is damaged.
     """
     try:
         lines = _whole_lines(path)

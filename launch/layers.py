@@ -1,10 +1,10 @@
-"""The layers of a model, yours or one of ours: what a rule can name, and where the cost is.
+"""Layers of a model, yours or one of ours: the paths that rules can match, and each layer's share of the cost.
 
     python -m launch.layers --model=my_package.my_module:make_model --input=32,32,3 [--dtype=int32]
         [--formats=int_s --rule="stem: bf16" --rule="(query|key|value)$: tie"]
 
-`make_model` takes no arguments that have no default, and returns a linen module. With rules, each layer's decision and
-its options are told (`hwcost/format_plan.py`); without formats, the share of cost is that of multiply-accumulates.
+`make_model` returns a linen module; all its arguments have defaults. With rules, the decision of each layer and its
+options are listed as well (`hwcost/format_plan.py`). The share of the cost is that of the multiply-accumulates (MACs).
 """
 
 import argparse
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-if not __package__:  # run as a file: what lies where launch/ does is imported, and what a user names
+if not __package__:  # run as a file: import from the folder of launch/ and from the current one
     sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
 
 from rich.console import Console
@@ -28,10 +28,10 @@ from hwcost.workload import Workload
 
 
 def example_shape(text: str) -> tuple[int, ...]:
-    """The shape of one example from a text such as `32,32,3`.
+    """Parses the shape of one example, such as `32,32,3`.
 
     Raises:
-      ValueError: anything but whole numbers above 0; a leading 1, which would be a batch axis.
+      ValueError: not a list of whole numbers above 0, or a leading 1, which would be a batch axis.
     """
     try:
         shape = tuple(int(part) for part in text.split(","))
@@ -45,10 +45,10 @@ def example_shape(text: str) -> tuple[int, ...]:
 
 
 def network_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """Settings of a network from texts such as `width=16`.
+    """Parses settings of a network, such as `width=16`.
 
     Raises:
-      ValueError: a text that is none.
+      ValueError: a text is not of the form NAME=VALUE.
     """
     settings: dict[str, Any] = {}
     for text in texts:
@@ -61,7 +61,7 @@ def network_settings(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def table(layers: Workload, plan: FormatPlan | None) -> Table:
-    """One row per layer, and its decision if there is a plan."""
+    """Table with one row per layer, and with the decision of each layer if there is a plan."""
     total = sum(layer.macs for layer in layers)
     options = {}
     if plan:
@@ -95,7 +95,7 @@ def _sizes(size: tuple[int, ...], channels: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the layers of the model of the command line."""
+    """Prints the layers of the model that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="package.module:function, or one of our names")
     parser.add_argument("--input", required=True, help="shape of one example, as in 32,32,3")

@@ -1,15 +1,15 @@
-"""Tables of what layers cost on a device.
+"""Lookup tables of layer costs on a device.
 
     python -m launch.lut build --device=bitfusion --keys=KEYS.json --out=TABLE.json
     python -m launch.lut convert --apq=TABLE.json --metric=latency --out=LATENCY.csv
     python -m launch.lut convert --haq=TABLE.npy --model=mobilenetv2 --out=LATENCY.json
     python -m launch.lut measure --model=resnet18 --backend=onnxruntime --out=MINE.json
 
-`build` fills keys of APQ's form, `(in, out, size, kernel, stride, padding, groups)-W8A8`, from a JSON list or the keys
-of an object, with latency in ms and energy in mJ. `convert` reads a published table and writes it in our own form
-(hwcost/measured_tables.py), JSON or CSV, which `--config.cost=LATENCY.csv` searches by. `measure` times a network's
-layers on this machine, and the whole network too, to tell how far the sum over layers can be trusted. It goes on where
-it was stopped; measured for another network into the same file, layers are added.
+`build` computes latency (ms) and energy (mJ) for keys of APQ's form, `(in, out, size, kernel, stride, padding,
+groups)-W8A8`, which are read from a JSON list or are the keys of a JSON object. `convert` reads a published table and
+writes it in our own format (hwcost/measured_tables.py), JSON or CSV, for `--config.cost=LATENCY.csv`. `measure` times
+the layers of a network on this machine, and also the whole network, to validate the sum over layers. An interrupted
+measurement is resumed; measuring another network into the same file adds its layers.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
-if not __package__:  # run as a file: what lies where launch/ does is imported, and what a user names
+if not __package__:  # run as a file: import from the folder of launch/ and from the current one
     sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
 
 from rich.console import Console
@@ -35,10 +35,10 @@ from launch.runtimes import engines, layer_timing
 
 
 def build_bitfusion(keys: Sequence[str]) -> dict[str, dict[str, float]]:
-    """APQ's table for any keys.
+    """BitFusion's latency (ms) and energy (mJ) by key, as in APQ's lookup table (APQ, §3.3).
 
     Raises:
-      ValueError: a key that cannot be understood or computed.
+      ValueError: a key cannot be parsed or computed.
     """
     settings: dict[bitfusion.Geometry, list[tuple[str, measured_tables.Bits]]] = defaultdict(list)
     for key in keys:
@@ -47,8 +47,8 @@ def build_bitfusion(keys: Sequence[str]) -> dict[str, dict[str, float]]:
     table = {}
     for geometry, members in settings.items():
         weight_bits, activation_bits = zip(*(bits for _, bits in members), strict=True)
-        found = bitfusion.cost(geometry, weight_bits, activation_bits)
-        latencies, energies = found.milliseconds(bitfusion.APQ_ACCELERATOR).tolist(), found.millijoules.tolist()
+        costs = bitfusion.cost(geometry, weight_bits, activation_bits)
+        latencies, energies = costs.milliseconds(bitfusion.APQ_ACCELERATOR).tolist(), costs.millijoules.tolist()
         for (key, _), latency, energy in zip(members, latencies, energies, strict=True):
             table[key] = {"latency": latency, "energy": energy}
     return {key: table[key] for key in keys}
@@ -103,7 +103,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         samples.close()
     table = layer_timing.table(samples, **identity)
     measured_tables.write(arguments.out, table)
-    console.print(_checks(layer_timing.check(network, samples, runtime.widths)))
+    console.print(_checks_table(layer_timing.check(network, samples, runtime.widths)))
     console.print(f"{len(table.entries)} settings, {table.metric} in {table.unit}: {arguments.out}", soft_wrap=True)
 
 
@@ -116,18 +116,18 @@ def _example_shape(arguments: argparse.Namespace) -> tuple[int, ...]:
     return shape
 
 
-def _checks(checks: Sequence[layer_timing.Check]) -> Table:
+def _checks_table(checks: Sequence[layer_timing.Check]) -> Table:
     rows = Table("whole network", *("sum over layers", "measured", "sum / measured"), box=None)
     for column in rows.columns[1:]:
         column.justify = "right"
-    for found in checks:
-        ratio = f"{found.predicted / found.measured:.2f}"
-        rows.add_row(f"{found.width} bits", f"{found.predicted:.3f} ms", f"{found.measured:.3f} ms", ratio)
+    for check in checks:
+        ratio = f"{check.predicted / check.measured:.2f}"
+        rows.add_row(f"{check.width} bits", f"{check.predicted:.3f} ms", f"{check.measured:.3f} ms", ratio)
     return rows
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Builds, converts or measures a table."""
+    """Builds, converts or measures a lookup table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="build|convert|measure")
     build = commands.add_parser("build", help="fill keys with what an accelerator's model says")

@@ -1,12 +1,12 @@
-"""Post-training quantisation of a run: which layers are sensitive, and which formats that suggests, without training.
+"""Post-training quantisation of a run: sensitivity of each layer, and assigned formats, without training.
 
     python -m launch.sensitivity DIR [--target=1.15] [--examples=1024]
 
-DIR is the directory of a finished run, best one in a wide format (DIR/uniform-bf16). Each layer is quantised alone
-under each format on validation examples. From what that does to the logits, two assignments follow, greedy and exact
-(knapsack), under the cost target. Their accuracy after post-training quantisation is told, on test, with batch
-statistics recalibrated. Written to DIR: sensitivity.json, sensitivity.svg, and genome files that
-`--config.policy=fixed --config.genome=FILE` trains.
+DIR is the directory of a finished run, preferably in a wide format (DIR/uniform-bf16). Each layer is quantised to each
+format while the others stay in float, on validation examples. From the signal-to-noise ratio of the logits, formats are
+assigned under the cost target, greedily and by knapsack. The command reports the test accuracy of both assignments
+after post-training quantisation with recalibrated batch statistics. It writes sensitivity.json, sensitivity.svg and
+genome files to DIR; `--config.policy=fixed --config.genome=FILE` trains such a genome.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import pathlib
 import sys
 from typing import Any
 
-if not __package__:  # run as a file: what lies where launch/ does is imported, and what a user names
+if not __package__:  # run as a file: import from the folder of launch/ and from the current one
     sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
 
 import jax
@@ -40,12 +40,12 @@ METHODS = {"greedy": assignment.greedy, "knapsack": assignment.knapsack}
 
 
 def assign(prepared: Experiment, state: Any, dataset: data.Dataset, measured: Sensitivity) -> dict[str, dict[str, Any]]:
-    """For each method its genome, cost, and quality on test without any training."""
+    """Genome, cost, and test quality without training of each method of `METHODS`."""
     search, config = prepared.search, prepared.config
     choices = assignment.options(prepared.plan, search.budgets[0].table, measured.noise_to_signal)
     evaluate = jax.jit(make_evaluate(search))
     recalibrate = jax.jit(make_recalibrate(search))
-    found = {}
+    assignments = {}
     for name, method in METHODS.items():
         genome = method(choices, search.budgets[0].target)
         stream = dataset.train_batches("train", batch_size=config.batch_size, first_step=0, augmented=False)
@@ -55,18 +55,18 @@ def assign(prepared: Experiment, state: Any, dataset: data.Dataset, measured: Se
         batches = dataset.eval_batches("test", batch_size=config.valid_batch_size)
         quality = quality_over(search, evaluate, recalibrated, jnp.asarray(genome), batches)
         cost = pricing.price_exactly(search.budgets[0].table, genome)
-        found[name] = {
+        assignments[name] = {
             "genome": genome.tolist(),
             "cost": cost,
             "relative_cost": cost / search.budgets[0].target,
             f"test_{search.quality.name}_without_training": quality,
             "layers": prepared.plan.layer_formats(genome),
         }
-    return found
+    return assignments
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Prints sensitivities and assignments."""
+    """Prints the sensitivities and assignments of the document that `main` stores."""
     table = Table("layer", *(f"{name} (dB)" for name in document["formats"]), *METHODS, box=None)
     for path, decibels in document["signal_to_noise_db"].items():
         chosen = [document["assignments"][method]["layers"][path] for method in METHODS]
@@ -81,7 +81,7 @@ def show(document: dict[str, Any], console: Console) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures, assigns, prints and writes."""
+    """Measures sensitivities, assigns formats, prints and stores both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=pathlib.Path, metavar="DIR")
     parser.add_argument("--target", type=float, help="cost target in the run's own unit, if not the run's own")
@@ -93,14 +93,14 @@ def main(argv: list[str] | None = None) -> None:
         dataset = runs.open_data(prepared)
         size = prepared.config.valid_batch_size
         batches = dataset.eval_batches("valid", batch_size=size)
-        few = itertools.islice(batches, max(arguments.examples // size, 1))
-        measured = layer_sensitivity.measure_over(prepared.search, state, few)
+        measured_batches = itertools.islice(batches, max(arguments.examples // size, 1))
+        measured = layer_sensitivity.measure_over(prepared.search, state, measured_batches)
         assignments = assign(prepared, state, dataset, measured)
     except (ValueError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     paths, name = prepared.search.paths, prepared.search.quality.name
     names = [fmt.name for fmt in prepared.plan.formats]
-    # No noise at all is told as 200 dB, which JSON can hold.
+    # JSON has no infinity: a ratio without noise is stored as 200 dB.
     decibels = np.minimum(measured.signal_to_noise_db, 200.0)
     document = {
         "command": f"python -m launch.sensitivity {directory}",

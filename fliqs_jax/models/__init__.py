@@ -1,4 +1,4 @@
-"""Networks by name. Each is plain Flax linen, called as `model(x, train=…)`, and knows nothing of formats."""
+"""Networks by name: plain Flax linen modules, called as `model(x, train=…)`, without any quantisation code."""
 
 import inspect
 from collections.abc import Callable
@@ -24,9 +24,9 @@ class Network(NamedTuple):
 
     Attributes:
       build: `(classes, **settings) → module`.
-      input_shape: of the example that it was published for.
+      input_shape: published shape of one example, `(H, W, C)` for images; () if unknown.
       uncounted: patterns of layer paths that the paper neither searches nor counts (squeeze-and-excitation).
-      classes: that it was published for.
+      classes: published number of classes.
     """
 
     build: Callable[..., nn.Module]
@@ -58,20 +58,20 @@ MODELS: dict[str, Network] = {
 
 
 def find(name: str) -> Network:
-    """The network `name`, or for `module:function` the one that a function of the user's makes.
+    """Network `name`, or the one that the user's function `module:function` builds.
 
     Raises:
-      ValueError: an unknown name, or a module or function that cannot be imported.
+      ValueError: unknown name, or a module or function that cannot be imported.
     """
-    found = registry.lookup("model", name, MODELS)
-    return found if isinstance(found, Network) else Network(found, ())
+    entry = registry.lookup("model", name, MODELS)
+    return entry if isinstance(entry, Network) else Network(entry, ())
 
 
 def create(name: str, *, classes: int, **settings: Any) -> nn.Module:
-    """The network `name` with its settings; a function of the user's gets `classes` only if it takes them.
+    """Module of the network `name` with its settings; a function of the user receives `classes` only if it takes them.
 
     Raises:
-      ValueError: an unknown name, a setting that the network does not have, or what is made is no linen module.
+      ValueError: unknown name, a setting that the network does not have, or a function that returns no linen module.
     """
     build = find(name).build
     try:
@@ -86,5 +86,5 @@ def create(name: str, *, classes: int, **settings: Any) -> nn.Module:
 
 
 def mode(model: nn.Module, *, train: bool) -> dict[str, Any]:
-    """The arguments that put a model into training or inference: `train=…`, or none where it makes no difference."""
+    """Keyword arguments that select training or inference: `train=…`, or none if the model has no such argument."""
     return {"train": train} if "train" in inspect.signature(type(model).__call__).parameters else {}

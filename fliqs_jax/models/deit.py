@@ -1,4 +1,4 @@
-"""DeiT (Touvron et al., 2021) without the distillation token: the vision transformer with patches of 16 pixels."""
+"""DeiT (Touvron et al., 2021): a vision transformer with patches of 16 pixels, without the distillation token."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ NORM_EPSILON = 1e-6
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, whose query, key and value are one dense layer."""
+    """Multi-head self-attention; one dense layer computes query, key and value."""
 
     heads: int
 
@@ -28,7 +28,7 @@ class Attention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention and a two-layer perceptron, each after a normalisation and beside a shortcut."""
+    """Pre-norm transformer block: attention and a two-layer MLP, each with a residual connection."""
 
     heads: int
 
@@ -45,9 +45,9 @@ class DeiT(nn.Module):
     """A vision transformer.
 
     Attributes:
-      classes: of the classifier.
-      channels: of a token, at width 1.
-      heads: of the attention, whatever the width.
+      classes: number of classes.
+      channels: channels of a token at width 1.
+      heads: number of attention heads at any width.
       width: factor on the channels.
       blocks: number of encoder blocks.
       patch: side of a patch in pixels.
@@ -69,7 +69,7 @@ class DeiT(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits, float32[B, classes], of images, float32[B, H, W, C], whose sides are multiples of the patch."""
-        del train  # Nothing differs.
+        del train  # Training and inference are the same.
         channels = int(self.channels * self.width)
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(f"images of {x.shape[1]}×{x.shape[2]}: expected multiples of {self.patch}")

@@ -1,4 +1,4 @@
-"""ResNet-18, 34 and 50 (He et al., 2015), with the stride of a bottleneck in its 3×3 convolution (v1.5)."""
+"""ResNet-18, 34 and 50 (He et al., 2015); bottlenecks stride in their 3×3 convolution (v1.5)."""
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ BOTTLENECK_EXPANSION = 4
 
 
 class Residual(nn.Module):
-    """Two 3×3 convolutions, or a bottleneck of three, and a shortcut that is projected where asked to."""
+    """Residual block: two 3×3 convolutions or a bottleneck, and a shortcut that has a 1×1 convolution if `project`."""
 
     channels: int
     stride: int
@@ -20,7 +20,7 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """→ float32[B, ⌈H / stride⌉, ⌈W / stride⌉, channels, or 4 · channels for a bottleneck]."""
+        """float32[B, H, W, C] → float32[B, ⌈H / stride⌉, ⌈W / stride⌉, channels], 4 · channels for a bottleneck."""
         out = self.channels * (BOTTLENECK_EXPANSION if self.bottleneck else 1)
         if self.bottleneck:
             y = ConvNorm(self.channels, (1, 1), name="conv1")(x, train=train)
@@ -35,15 +35,15 @@ class Residual(nn.Module):
 
 
 class ImageNetResNet(nn.Module):
-    """A residual network of four stages.
+    """ResNet of four stages.
 
     Attributes:
-      classes: of the classifier.
+      classes: number of classes.
       depth: 18, 34 or 50.
-      width: factor on all channels, the stem's included.
-      small_images: a 3×3 stem without stride and pooling, for images of 32 pixels.
-      project_first: whether the first stage projects its shortcut too where shapes agree, as the networks of the paper
-        do; torchvision's do not.
+      width: factor on all channels, including the stem.
+      small_images: whether the stem is a 3×3 convolution without stride and pooling, for images of 32 pixels.
+      project_first: whether the first stage has a projection shortcut although shapes agree, as in the networks of the
+        FLIQS paper; torchvision has none there.
     """
 
     classes: int

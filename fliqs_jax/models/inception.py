@@ -1,4 +1,4 @@
-"""Inception-v3 (Szegedy et al., 2015) as it is widely trained, without the auxiliary classifier."""
+"""Inception-v3 (Szegedy et al., 2015) as in torchvision, without the auxiliary classifier."""
 
 import flax.linen as nn
 import jax
@@ -10,30 +10,30 @@ EPSILON = 1e-3
 
 
 class _Block(nn.Module):
-    """Branches side by side; channels are those of the paper times `width`."""
+    """Base of the blocks with parallel branches; channels are the published ones times `width`."""
 
     width: float
 
     def conv(self, channels: int, kernel: tuple[int, int], name: str, *, stride: int = 1) -> ConvNorm:
-        """A convolution of a branch; strided ones are not padded."""
+        """Convolution of a branch; strided ones are not padded."""
         padding = "VALID" if stride > 1 else None
         return ConvNorm(max(1, int(channels * self.width)), kernel, stride, padding=padding, epsilon=EPSILON, name=name)
 
     def chain(self, x: jax.Array, train: bool, *convs: ConvNorm) -> jax.Array:
-        """One convolution after the other."""
+        """Applies convolutions in sequence."""
         for conv in convs:
             x = conv(x, train=train)
         return x
 
 
 class InceptionA(_Block):
-    """1×1, 5×5, two 3×3, pooling (Figure 5)."""
+    """Block with the branches 1×1, 5×5, two 3×3, and pooling (Szegedy et al., Figure 5)."""
 
     pooled: int = 32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """float32[B, H, W, C] → the same size, other channels."""
+        """float32[B, H, W, C] → float32[B, H, W, C']."""
         conv = self.conv
         branches = [
             self.chain(x, train, conv(64, (1, 1), "one")),
@@ -45,11 +45,11 @@ class InceptionA(_Block):
 
 
 class InceptionB(_Block):
-    """From 35×35 to 17×17."""
+    """Reduction block from 35×35 to 17×17."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """float32[B, H, W, C] → half the size, other channels."""
+        """float32[B, H, W, C] → float32[B, (H − 1) // 2, (W − 1) // 2, C']."""
         conv = self.conv
         double = [conv(64, (1, 1), "double1"), conv(96, (3, 3), "double2"), conv(96, (3, 3), "double3", stride=2)]
         branches = [
@@ -61,13 +61,13 @@ class InceptionB(_Block):
 
 
 class InceptionC(_Block):
-    """Factorised 7×7 (Figure 6)."""
+    """Block with factorised 7×7 convolutions (Szegedy et al., Figure 6)."""
 
     inner: int = 128
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """float32[B, H, W, C] → the same size, other channels."""
+        """float32[B, H, W, C] → float32[B, H, W, C']."""
         conv, inner = self.conv, self.inner
         seven = [conv(inner, (1, 1), "seven1"), conv(inner, (1, 7), "seven2"), conv(192, (7, 1), "seven3")]
         double = [
@@ -87,11 +87,11 @@ class InceptionC(_Block):
 
 
 class InceptionD(_Block):
-    """From 17×17 to 8×8."""
+    """Reduction block from 17×17 to 8×8."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """float32[B, H, W, C] → half the size, other channels."""
+        """float32[B, H, W, C] → float32[B, (H − 1) // 2, (W − 1) // 2, C']."""
         conv = self.conv
         seven = [
             conv(192, (1, 1), "seven1"),
@@ -108,11 +108,11 @@ class InceptionD(_Block):
 
 
 class InceptionE(_Block):
-    """Branches that split into 1×3 and 3×1 (Figure 7)."""
+    """Block with branches that split into 1×3 and 3×1 (Szegedy et al., Figure 7)."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """float32[B, H, W, C] → the same size, other channels."""
+        """float32[B, H, W, C] → float32[B, H, W, C']."""
         conv = self.conv
         three = conv(384, (1, 1), "three1")(x, train=train)
         double = self.chain(x, train, conv(448, (1, 1), "double1"), conv(384, (3, 3), "double2"))
@@ -132,12 +132,12 @@ def _average_pool(x: jax.Array) -> jax.Array:
 
 
 class InceptionV3(nn.Module):
-    """Inception-v3 at any width; images have 75 pixels at least, 299 as published.
+    """Inception-v3 at any width, for images of at least 75 pixels (published: 299), or smaller with `small_images`.
 
     Attributes:
-      classes: of the classifier.
+      classes: number of classes.
       width: factor on all channels.
-      small_images: the stem neither strides nor pools, for images of 32 pixels.
+      small_images: whether the stem is without stride and pooling, for images of 32 pixels.
     """
 
     classes: int

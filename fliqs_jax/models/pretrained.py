@@ -1,7 +1,8 @@
-"""Pretrained weights from a safetensors file, in Flax's own naming or in PyTorch's: the one place that knows that.
+"""Pretrained weights from safetensors files, with Flax names or PyTorch names.
 
-ResNet, MobileNetV2, EfficientNet and Inception-v3 as torchvision names them, DeiT as timm does. Our module paths are
-turned into theirs by rewriting rules; PyTorch keeps convolution kernels as OIHW and dense ones as OI.
+PyTorch names are those of torchvision for ResNet, MobileNetV2, EfficientNet and Inception-v3, and those of timm for
+DeiT. Regular expressions map our module paths to them; PyTorch stores convolution kernels as OIHW and dense kernels as
+OI.
 """
 
 import pathlib
@@ -40,21 +41,21 @@ _INCEPTION_BRANCHES: Rules = [
 ]
 
 
-def _before(number: str) -> int:
+def _zero_based(number: str) -> int:
     return int(number) - 1
 
 
 _RESNET: Rules = [
     (r"^stem/conv", "conv1"),
     (r"^stem/norm", "bn1"),
-    (r"^stage(\d)_block(\d)", lambda m: f"layer{m[1]}.{_before(m[2])}"),
+    (r"^stage(\d)_block(\d)", lambda m: f"layer{m[1]}.{_zero_based(m[2])}"),
     (r"shortcut/conv", "downsample.0"),
     (r"shortcut/norm", "downsample.1"),
     (r"conv(\d)/conv", r"conv\1"),
     (r"conv(\d)/norm", r"bn\1"),
     (r"^classifier", "fc"),
 ]
-# Blocks of MobileNetV2 follow one another in one list, whatever their stage.
+# The blocks of all stages of MobileNetV2 are in one list; a stage starts at this index.
 _MOBILENET_FIRST = {"1": 1, "2": 2, "3": 4, "4": 7, "5": 11, "6": 14, "7": 17}
 _MOBILENET: Rules = [
     (r"^stem/conv", "features.0.0"),
@@ -65,7 +66,7 @@ _MOBILENET: Rules = [
     (r"^stage1_block1/depthwise/norm", "features.1.conv.0.1"),
     (r"^stage1_block1/project/conv", "features.1.conv.1"),
     (r"^stage1_block1/project/norm", "features.1.conv.2"),
-    (r"^stage(\d)_block(\d)", lambda m: f"features.{_MOBILENET_FIRST[m[1]] + _before(m[2])}.conv"),
+    (r"^stage(\d)_block(\d)", lambda m: f"features.{_MOBILENET_FIRST[m[1]] + _zero_based(m[2])}.conv"),
     (r"expand/conv", "0.0"),
     (r"expand/norm", "0.1"),
     (r"depthwise/conv", "1.0"),
@@ -74,7 +75,7 @@ _MOBILENET: Rules = [
     (r"project/norm", "3"),
     (r"^classifier", "classifier.1"),
 ]
-# Blocks of the first stage have no expansion, so that everything in them is one place earlier.
+# Blocks of the first stage have no expansion, so all indices in them are smaller by one.
 _EFFICIENTNET: Rules = [
     (r"^stem/conv", "features.0.0"),
     (r"^stem/norm", "features.0.1"),
@@ -83,7 +84,7 @@ _EFFICIENTNET: Rules = [
     (r"^(stage1_block\d)/depthwise", r"\1/0"),
     (r"^(stage1_block\d)/squeeze_excite", r"\1/1"),
     (r"^(stage1_block\d)/project", r"\1/2"),
-    (r"^stage(\d)_block(\d)", lambda m: f"features.{m[1]}.{_before(m[2])}.block"),
+    (r"^stage(\d)_block(\d)", lambda m: f"features.{m[1]}.{_zero_based(m[2])}.block"),
     (r"expand/(conv|norm)", r"0/\1"),
     (r"depthwise", "1"),
     (r"squeeze_excite", "2"),
@@ -106,7 +107,7 @@ _DEIT: Rules = [
     (r"^patches", "patch_embed.proj"),
     (r"^class_token$", "cls_token"),
     (r"^positions$", "pos_embed"),
-    (r"^block(\d+)", lambda m: f"blocks.{_before(m[1])}"),
+    (r"^block(\d+)", lambda m: f"blocks.{_zero_based(m[1])}"),
     (r"attention/projection", "attn.proj"),
     (r"attention/qkv", "attn.qkv"),
     (r"mlp(\d)", r"mlp.fc\1"),
@@ -122,14 +123,14 @@ FAMILIES: dict[str, Rules] = {
 
 
 class PretrainedError(ValueError):
-    """A file of weights that does not fit the network; the message says where."""
+    """A file of weights does not fit the network; the message names the variable."""
 
 
 def torch_name(model: str, path: tuple[str, ...]) -> str:
-    """What PyTorch calls the variable at `path` of the network `model`, as in `("stem", "conv", "kernel")`.
+    """PyTorch name of the variable at `path`, such as `("stem", "conv", "kernel")`, of the network `model`.
 
     Raises:
-      PretrainedError: no names are known for that network.
+      PretrainedError: no PyTorch names are known for that network.
     """
     rules = next((rules for family, rules in FAMILIES.items() if model.startswith(family)), None)
     if rules is None:
@@ -142,19 +143,18 @@ def torch_name(model: str, path: tuple[str, ...]) -> str:
 
 
 def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The variables of the network `model` with the weights of a file.
+    """Loads the variables of the network `model` from a file.
 
     Args:
-      path: a safetensors file in torchvision's or timm's naming, or as `save` writes it.
-      model: name of the network in `models.MODELS`; any, where the file is one of `save`'s.
-      variables: `"params"` and `"batch_stats"` of the network, for their shapes.
+      path: safetensors file with the names of torchvision or timm, or one that `save` wrote.
+      model: name of the network in `models.MODELS`; ignored for a file that `save` wrote.
+      variables: `"params"` and `"batch_stats"` of the network, which define the shapes.
 
     Returns:
-      The variables, and the paths of those that were left as they are: the classifier's, where its number of classes is
-      another.
+      The variables, and the paths of those that keep their values: the classifier, if its number of classes differs.
 
     Raises:
-      PretrainedError: an unreadable file, or one that lacks a variable or has it in another shape.
+      PretrainedError: the file cannot be read, lacks a variable, or has a variable of another shape.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -162,34 +162,34 @@ def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dic
     except (OSError, safetensors.SafetensorError) as error:
         raise PretrainedError(f"cannot read weights from {path}: {error}") from error
     flax_names = any(name.startswith("params/") for name in stored)
-    found, kept = {}, []
+    loaded, kept = {}, []
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
     for key, ours in flat.items():
         collection, *place = key
         if collection not in ("params", "batch_stats"):
-            found[key] = ours
+            loaded[key] = ours
             continue
         name = "/".join(key) if flax_names else torch_name(model, tuple(place))
         if name not in stored:
             raise PretrainedError(f"{path} has no {name!r}, which {'/'.join(place)} of {model} needs")
-        values = stored[name] if flax_names else _in_our_order(stored[name], place[-1])
+        values = stored[name] if flax_names else _to_flax_layout(stored[name], place[-1])
         if values.shape == ours.shape:
-            found[key] = jax.numpy.asarray(values, ours.dtype)
+            loaded[key] = jax.numpy.asarray(values, ours.dtype)
         elif place[0] == _CLASSIFIER:
-            found[key] = ours
+            loaded[key] = ours
             kept.append("/".join(place))
         else:
             raise PretrainedError(f"{name!r} in {path} has shape {values.shape}, {'/'.join(place)} needs {ours.shape}")
-    return variables | traverse_util.unflatten_dict(found), sorted(kept)
+    return variables | traverse_util.unflatten_dict(loaded), sorted(kept)
 
 
 def save(path: pathlib.Path, variables: dict[str, Any]) -> None:
-    """Writes `"params"` and `"batch_stats"` under their paths, as in `params/stem/conv/kernel`."""
+    """Writes `"params"` and `"batch_stats"` with their paths as names, such as `params/stem/conv/kernel`."""
     flat: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
     save_file({name: np.ascontiguousarray(values) for name, values in flat.items()}, path)
 
 
-def _in_our_order(values: np.ndarray, leaf: str) -> np.ndarray:
+def _to_flax_layout(values: np.ndarray, leaf: str) -> np.ndarray:
     if leaf != "kernel":
         return values
     return values.transpose(2, 3, 1, 0) if values.ndim == 4 else values.T

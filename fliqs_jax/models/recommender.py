@@ -1,4 +1,4 @@
-"""The click predictor of FLIQS, A.13: embedded categories and numbers into a perceptron of low-rank layers."""
+"""Click-through-rate model of FLIQS, A.13: an MLP of low-rank layers on embedded categories and numbers."""
 
 import flax.linen as nn
 import jax
@@ -8,13 +8,13 @@ NUMBERS, CATEGORIES = 13, 26
 
 
 class Recommender(nn.Module):
-    """Four hidden layers, each the product of two thinner ones (DCN-V2; Wang et al., 2021).
+    """MLP with four low-rank hidden layers (DCN-V2; Wang et al., 2021).
 
     Attributes:
       classes: 1, the logit of a click.
-      width: factor on the hidden layers' 512 units.
-      rank: of each hidden layer.
-      buckets: rows of each category's embedding table; categories are hashed into them beforehand.
+      width: factor on the 512 units of the hidden layers.
+      rank: rank of each hidden layer.
+      buckets: rows of each embedding table; categories are hashed to them in advance.
       embedding: channels of an embedded category.
     """
 
@@ -27,7 +27,7 @@ class Recommender(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits, float32[B, classes], of float32[B, 39]: 13 numbers, then 26 bucket numbers."""
-        del train  # Nothing differs.
+        del train  # Training and inference are the same.
         numbers, buckets = x[:, :NUMBERS], x[:, NUMBERS:].astype(jnp.int32)
         embedded = [
             nn.Embed(self.buckets, self.embedding, name=f"category{i + 1}")(buckets[:, i]) for i in range(CATEGORIES)

@@ -1,4 +1,4 @@
-"""Residual networks for small images (He et al. 2015, §4.2): depth 6n + 2, three stages, plain Flax linen."""
+"""ResNets for small images (He et al., 2015, §4.2): depth 6n + 2, three stages."""
 
 from functools import partial
 
@@ -10,14 +10,14 @@ STAGES = 3
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut, which is a 1×1 convolution where the shape changes."""
+    """Residual block: two 3×3 convolutions, and a shortcut with a 1×1 convolution where the shape changes."""
 
     channels: int
     stride: int
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """float32[B, H, W, C] → float32[B, H / stride, W / stride, channels]."""
+        """float32[B, H, W, C] → float32[B, ⌈H / stride⌉, ⌈W / stride⌉, channels]."""
         conv = partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.he_normal())
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
         stride = (self.stride, self.stride)
@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A CIFAR residual network of depth 6n + 2 whose stages have width, 2 · width and 4 · width channels."""
+    """CIFAR ResNet of depth 6n + 2, whose three stages have width, 2 · width and 4 · width channels."""
 
     classes: int
     depth: int = 20

@@ -1,7 +1,7 @@
-"""Data sets, cut into three splits that never overlap, as batches that depend on the step alone.
+"""Data sets with three disjoint splits, and batches that depend only on the step.
 
-Since the batch of step `i` is a pure function of the seed and `i`, a run that is resumed at step `i` needs no other
-record of where it was in the data.
+The batch of step `i` is a pure function of the seed and `i`, so a resumed run needs no other record of its position in
+the data.
 """
 
 from launch.data.arrays import Arrays, Split

@@ -1,4 +1,4 @@
-"""Data sets that fit into memory."""
+"""Data sets that fit in memory."""
 
 import dataclasses
 import itertools
@@ -10,12 +10,12 @@ import numpy as np
 from launch.data.contract import STREAM_OF_SPLIT, Batch, check_batch_size, padded, set_aside
 
 MakeBatch = Callable[[np.ndarray, np.ndarray, np.random.Generator | None], Batch]
-"""`(inputs, labels, rng) → batch`; augmented with the help of `rng`, or not at all where that is None."""
+"""`(inputs, labels, rng) → batch`, augmented with random numbers of `rng`, or not augmented if `rng` is None."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Inputs, `[N, …]`, and labels, int32, `[N]` or `[N, …]`."""
+    """Examples of a split: inputs, `[N, …]`, and labels, int32, `[N]` or `[N, …]`."""
 
     inputs: np.ndarray
     labels: np.ndarray
@@ -24,27 +24,27 @@ class Split:
         return len(self.labels)
 
 
-def as_they_are(inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None) -> Batch:
-    """The batch of arrays that a network can take as they are."""
+def unchanged_batch(inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None) -> Batch:
+    """Makes a batch without augmentation or normalisation."""
     del rng
     return {"input": inputs, "label": labels}
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """A data set of your own: `config.data.name = "package.module:function"` names a function that returns one.
+    """Data set from arrays: `config.data.name = "package.module:function"` names a function of yours that returns one.
 
     Attributes:
-      train: examples to train with, some of which are set aside for validation.
-      test: examples that final figures are taken on.
+      train: training examples, of which some are set aside for validation.
+      test: examples for the final metrics.
       classes: see `Source.classes`.
-      make_batch: turns examples into a batch, whose inputs must have the shape and type of those in `train`.
+      make_batch: makes a batch of examples; its inputs must have the shape and type of those in `train`.
     """
 
     train: Split
     test: Split
     classes: int
-    make_batch: MakeBatch = as_they_are
+    make_batch: MakeBatch = unchanged_batch
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:
@@ -64,7 +64,9 @@ class Arrays:
 def in_memory(
     pool: Split, test: Split, make_batch_for: Callable[[Split], MakeBatch], *, valid_examples: int, seed: int
 ) -> "InMemory":
-    """The data set whose training and validation examples are those of `pool`; batches may depend on the former.
+    """Data set in memory, whose training and validation examples are taken from `pool`.
+
+    `make_batch_for` receives the training split, for example to normalise by its mean.
 
     Raises:
       DataError: see `set_aside`.
@@ -75,7 +77,7 @@ def in_memory(
 
 @dataclasses.dataclass(frozen=True)
 class InMemory:
-    """A `Dataset` of arrays."""
+    """`Dataset` of arrays, with the splits `"train"`, `"valid"` and `"test"`."""
 
     splits: Mapping[str, Split]
     make_batch: MakeBatch

@@ -1,4 +1,4 @@
-"""Changes to training images that leave their labels as they are, and mixtures of images that mix the labels too."""
+"""Augmentation of training images, and mixing of images together with their labels (mixup, CutMix)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,11 +14,11 @@ Size = tuple[int, int]
 
 
 class Augmentation(NamedTuple):
-    """How a training image is changed.
+    """Augmentation of training images.
 
     Attributes:
-      crop: `(image, size, rng) → image`, from uint8[H, W, C] of any size to `size`; None where images are just resized.
-      distort: `(images, rng) → images`, of a batch, uint8[B, H, W, C].
+      crop: `(image, size, rng) → image`, from uint8[H, W, C] of any size to `size`; None to resize images instead.
+      distort: `(images, rng) → images` on a batch, uint8[B, H, W, C].
     """
 
     crop: Callable[[np.ndarray, Size, Rng], np.ndarray] | None
@@ -26,7 +26,7 @@ class Augmentation(NamedTuple):
 
 
 def resized(image: np.ndarray, size: Size, resampling: Image.Resampling = Image.Resampling.BOX) -> np.ndarray:
-    """uint8[H, W, C] at `size`; whole-number reductions average by default."""
+    """Image, uint8[H, W, C], resized to `size`; by default, integer reduction factors average pixels."""
     if image.shape[:2] == size:
         return image
     channels = [Image.fromarray(image[..., c]).resize(size[::-1], resampling) for c in range(image.shape[-1])]
@@ -34,7 +34,7 @@ def resized(image: np.ndarray, size: Size, resampling: Image.Resampling = Image.
 
 
 def centre_crop(image: np.ndarray, size: Size) -> np.ndarray:
-    """The middle of an image, 7/8 of its shorter side, at `size` (Szegedy et al., 2015, and most since)."""
+    """Central crop of 7/8 of the shorter side, resized to `size` (Szegedy et al., 2015)."""
     height, width = image.shape[:2]
     scale = min(height / size[0], width / size[1]) * 0.875
     side = [max(round(scale * n), 1) for n in size]
@@ -43,7 +43,7 @@ def centre_crop(image: np.ndarray, size: Size) -> np.ndarray:
 
 
 def random_resized_crop(image: np.ndarray, size: Size, rng: Rng) -> np.ndarray:
-    """A part of 8 to 100 % of the area and of a shape between 3:4 and 4:3, at `size` (Szegedy et al., 2015)."""
+    """Random crop of 8 to 100 % of the area, aspect ratio 3:4 to 4:3, resized to `size` (Szegedy et al., 2015)."""
     height, width = image.shape[:2]
     for _ in range(10):
         area = height * width * rng.uniform(0.08, 1.0)
@@ -56,7 +56,7 @@ def random_resized_crop(image: np.ndarray, size: Size, rng: Rng) -> np.ndarray:
 
 
 def crop_flip(images: np.ndarray, rng: Rng) -> np.ndarray:
-    """Images shifted by up to an eighth of their side, and mirrored at random."""
+    """Images, uint8[B, H, W, C], shifted by up to an eighth of their side, and mirrored at random."""
     margin = images.shape[1] // 8
     padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="reflect")
     batch, height, width, _ = images.shape
@@ -67,7 +67,7 @@ def crop_flip(images: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def flip(images: np.ndarray, rng: Rng) -> np.ndarray:
-    """Images mirrored at random."""
+    """Images, uint8[B, H, W, C], mirrored at random."""
     mirrored = rng.integers(0, 2, len(images))[:, None, None, None] == 1
     return np.where(mirrored, images[:, :, ::-1], images)
 
@@ -78,8 +78,8 @@ def _affine(*coefficients: float) -> Callable[[Image.Image], Image.Image]:
     )
 
 
-# Cubuk et al., 2019, Table 6. Strengths are -1…1 for what has two directions, and 0…1 for what has one.
-_BOTH_WAYS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
+# Operations of AutoAugment (Cubuk et al., 2019, Table 6). Strengths of signed ones are -1…1, of unsigned ones 0…1.
+_SIGNED_OPERATIONS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
     lambda image, s: _affine(1, 0.3 * s, 0, 0, 1, 0)(image),
     lambda image, s: _affine(1, 0, 0, 0.3 * s, 1, 0)(image),
     lambda image, s: _affine(1, 0, 0.45 * s * image.width, 0, 1, 0)(image),
@@ -90,7 +90,7 @@ _BOTH_WAYS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
     lambda image, s: ImageEnhance.Brightness(image).enhance(1 + 0.9 * s),
     lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * s),
 )
-_ONE_WAY: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
+_UNSIGNED_OPERATIONS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
     lambda image, _: ImageOps.autocontrast(image),
     lambda image, _: ImageOps.equalize(image),
     lambda image, _: ImageOps.invert(image),
@@ -100,35 +100,35 @@ _ONE_WAY: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
 
 
 def rand_augment(images: np.ndarray, rng: Rng, *, operations: int = 2, magnitude: float = 0.9) -> np.ndarray:
-    """Colour images, each under so many random changes, half of them left out, and mirrored (DeiT's RandAugment).
+    """RandAugment as in DeiT: `operations` random operations per image, each skipped with probability 0.5, then `flip`.
 
-    Magnitudes vary by a deviation of 0.05, as there. Images of one channel are only mirrored.
+    The standard deviation of the magnitude is 0.05, as in DeiT. Images that do not have 3 channels are only mirrored.
     """
     if images.shape[-1] != 3:
         return flip(images, rng)
     changed = []
     for image in images:
         picture = Image.fromarray(image)
-        for choice in rng.integers(len(_BOTH_WAYS) + len(_ONE_WAY), size=operations):
+        for choice in rng.integers(len(_SIGNED_OPERATIONS) + len(_UNSIGNED_OPERATIONS), size=operations):
             strength = float(np.clip(rng.normal(magnitude, 0.05), 0, 1))
             sign, applied = rng.choice((-1, 1)), rng.uniform() < 0.5
             if not applied:
                 continue
-            if choice < len(_BOTH_WAYS):
-                picture = _BOTH_WAYS[choice](picture, sign * strength)
+            if choice < len(_SIGNED_OPERATIONS):
+                picture = _SIGNED_OPERATIONS[choice](picture, sign * strength)
             else:
-                picture = _ONE_WAY[choice - len(_BOTH_WAYS)](picture, strength)
+                picture = _UNSIGNED_OPERATIONS[choice - len(_SIGNED_OPERATIONS)](picture, strength)
         changed.append(np.asarray(picture))
     return flip(np.stack(changed), rng)
 
 
-def _as_it_is(images: np.ndarray, rng: Rng) -> np.ndarray:
+def _unchanged(images: np.ndarray, rng: Rng) -> np.ndarray:
     del rng
     return images
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": Augmentation(None, _as_it_is),
+    "none": Augmentation(None, _unchanged),
     "crop_flip": Augmentation(None, crop_flip),
     "resized_crop_flip": Augmentation(random_resized_crop, flip),
     "rand_augment": Augmentation(random_resized_crop, rand_augment),
@@ -136,11 +136,11 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 
 class Mixing(NamedTuple):
-    """Mixtures of a batch with itself in reverse; with both, either is taken half of the time.
+    """Random erasing, and mixup or CutMix of a batch with its reverse; if both are on, each has probability 0.5.
 
     Attributes:
-      mixup: concentration of the Beta distribution of the shares, where images are averaged; 0 is off.
-      cutmix: the same where a rectangle of the other image is pasted in.
+      mixup: concentration of the Beta distribution of the share of the first image; 0 is off.
+      cutmix: the same for pasting a rectangle of the second image into the first; 0 is off.
       erasing: probability that a rectangle of an image becomes noise.
     """
 
@@ -149,7 +149,7 @@ class Mixing(NamedTuple):
     erasing: float
 
     def __call__(self, batch: Batch, rng: Rng) -> Batch:
-        """The batch, float32 images of mean 0 and deviation 1, erased and mixed; see `losses.cross_entropy`."""
+        """Erases and mixes a batch of normalised float32 images; `losses.cross_entropy` reads the mixed labels."""
         images = _erased(batch["input"], self.erasing, rng) if self.erasing else batch["input"]
         batch = batch | {"input": images}
         if not self.mixup and not self.cutmix:
@@ -157,21 +157,21 @@ class Mixing(NamedTuple):
         pasting = rng.uniform() < (0.5 if self.mixup and self.cutmix else bool(self.cutmix))
         strength = self.cutmix if pasting else self.mixup
         share = rng.beta(strength, strength)
-        other = images[::-1]
+        reversed_images = images[::-1]
         if pasting:
             mixed = images.copy()
             rows, columns = _rectangle(images.shape[1:3], 1 - share, 1.0, rng)
-            mixed[:, rows, columns] = other[:, rows, columns]
+            mixed[:, rows, columns] = reversed_images[:, rows, columns]
             covered = (rows.stop - rows.start) * (columns.stop - columns.start)
             share = 1 - covered / (images.shape[1] * images.shape[2])
         else:
-            mixed = (share * images + (1 - share) * other).astype(np.float32)
+            mixed = (share * images + (1 - share) * reversed_images).astype(np.float32)
         shares = np.full(len(images), share, np.float32)
         return batch | {"input": mixed, MIXED_LABEL: batch["label"][::-1].copy(), LABEL_SHARE: shares}
 
 
 def _rectangle(size: Size, area: float, shape: float, rng: Rng) -> tuple[slice, slice]:
-    """A rectangle of a share `area` of the image around a random point, as far as it lies within."""
+    """Rectangle of a fraction `area` of the image around a random point, cut off at the border."""
     sides = (size[0] * np.sqrt(area / shape), size[1] * np.sqrt(area * shape))
     slices = []
     for side, length in zip(sides, size, strict=True):
@@ -181,7 +181,7 @@ def _rectangle(size: Size, area: float, shape: float, rng: Rng) -> tuple[slice, 
 
 
 def _erased(images: np.ndarray, probability: float, rng: Rng) -> np.ndarray:
-    """Random erasing (Zhong et al., 2017): 2 to 33 % of an image, of a shape between 3:10 and 10:3, become noise."""
+    """Random erasing (Zhong et al., 2017): noise in a rectangle of 2 to 33 % of the area, aspect ratio 3:10 to 10:3."""
     images = images.copy()
     for i in np.flatnonzero(rng.uniform(size=len(images)) < probability):
         shape = np.exp(rng.uniform(np.log(0.3), np.log(1 / 0.3)))

@@ -1,4 +1,4 @@
-"""Click logs as of Criteo: a label, 13 numbers and 26 categories to a line, between tabs or commas (FLIQS, A.13)."""
+"""Click logs in Criteo's format (FLIQS, A.13): lines of a label, 13 numbers and 26 categories."""
 
 import pathlib
 import zlib
@@ -15,18 +15,18 @@ from launch.data.arrays import InMemory, MakeBatch, Split, in_memory
 from launch.data.contract import Batch, DataError
 
 COLUMNS = ("Label", *(f"I{i + 1}" for i in range(NUMBERS)), *(f"C{i + 1}" for i in range(CATEGORIES)))
-MOST_BUCKETS = 2**24  # Bucket numbers travel as float32, beside the numbers.
+MOST_BUCKETS = 2**24  # Bucket numbers are stored as float32, which is exact up to here.
 
 
 class ClickLog:
-    """A click log in one file: lines in the order of time, the last of which are the test split.
+    """Click log in one file, in chronological order; its last lines are the test split.
 
-    Inputs are float32[39]: the numbers n as sign(n) · log(1 + |n|), of mean 0 and deviation 1 over the training
-    examples, missing ones 0; then for each category the bucket that it is hashed into, a missing one being a category
-    too. Labels are 0 and 1.
+    Inputs are float32[39]. The 13 numbers n are sign(n) · log(1 + |n|), normalised by mean and standard deviation of
+    the training examples; missing ones are 0. The 26 categories are hash buckets; a missing category is a category too.
+    Labels are 0 and 1.
 
-    Both forms of the data are read: Kaggle's `train.txt` (tabs, no header) and files with a header of `Label`, `I1` …
-    `I13`, `C1` … `C26` and other columns, which are left out.
+    Fields are separated by tabs or commas. A file has either the 40 fields in this order, like Kaggle's `train.txt`, or
+    a header with `Label`, `I1` … `I13` and `C1` … `C26`; other columns are ignored.
     """
 
     example = jax.ShapeDtypeStruct((NUMBERS + CATEGORIES,), np.dtype(np.float32))
@@ -66,7 +66,7 @@ class ClickLog:
         return in_memory(pool, test, _standardized, valid_examples=valid_examples, seed=seed)
 
     def read(self) -> tuple[Split, Split]:
-        """All examples to train with, and the test split; missing numbers are NaN."""
+        """Training and validation examples, and the test split; missing numbers are NaN."""
         csv = pyarrow.csv
         try:
             table = csv.read_csv(
@@ -104,12 +104,12 @@ def _column_types() -> dict[str, pyarrow.DataType]:
 
 
 def _buckets(column: str, categories: Sequence[str], buckets: int) -> np.ndarray:
-    """The bucket of each category: a hash that is the same on every machine, and differs between columns."""
+    """Bucket of each category, by a hash that depends on the column and is the same on all machines: float32[N]."""
     return np.asarray([zlib.crc32(f"{column}:{category}".encode()) % buckets for category in categories], np.float32)
 
 
 def _standardized(train: Split) -> MakeBatch:
-    """Batches whose numbers are normalised by those of the training examples."""
+    """Makes batches whose numbers are normalised by mean and standard deviation of the training examples."""
     numbers = train.inputs[:, :NUMBERS].astype(np.float64)
     known = ~np.isnan(numbers)
     count = np.maximum(known.sum(0), 1)

@@ -1,4 +1,4 @@
-"""What a data set has to offer."""
+"""Interfaces of data sets."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -7,68 +7,68 @@ import jax
 import numpy as np
 
 Batch = dict[str, np.ndarray]
-"""`"input"`, `[B, …]`, and `"label"`, int32[B] or int32[B, …]; in training whatever else the loss reads."""
+"""`"input"`, `[B, …]`, `"label"`, int32[B] or int32[B, …], and in training whatever else the loss reads."""
 
 
 STREAM_OF_SPLIT = {"train": 0, "valid": 1}
-"""The splits that are shuffled, each with a number that enters its seeds."""
+"""Shuffled splits, each with a number that is part of its seeds."""
 
 
 class DataError(ValueError):
-    """Data that cannot be found or read, or settings that do not fit it."""
+    """Data cannot be found or read, or settings do not fit it."""
 
 
 class Dataset(Protocol):
-    """Three splits: weights are trained on `train`, formats chosen on `valid`, final figures taken on `test`."""
+    """Three splits: `train` trains the weights, `valid` gives the quality in the reward, `test` the final metrics."""
 
     def train_batches(self, split: str, *, batch_size: int, first_step: int, augmented: bool) -> Iterator[Batch]:
-        """Endless shuffled batches of `"train"` or `"valid"` from step `first_step` on; each epoch is a new order.
+        """Endless batches of `"train"` or `"valid"` from step `first_step` on, shuffled anew in each epoch.
 
         Raises:
-          DataError: a batch larger than the split.
+          DataError: the batch is larger than the split.
         """
         ...
 
     def eval_batches(self, split: str, *, batch_size: int) -> Iterator[Batch]:
-        """All of `split` once, in order; the last batch is padded with examples of label −1."""
+        """Batches of the whole split, in order; the last one is padded with examples of label −1."""
         ...
 
 
 class Source(Protocol):
-    """A data set that is known but not yet read, so that settings can be checked before any time is spent."""
+    """Description of a data set that is not read yet, so that settings can be checked first."""
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:
-        """Shape and type of one input, as the network receives it."""
+        """Shape and type of one input of the network, without the batch axis."""
         ...
 
     @property
     def classes(self) -> int:
-        """Number of labels; 1 where they are 0 and 1 and the network has one logit."""
+        """Number of logits: the number of classes, or 1 for labels 0 and 1."""
         ...
 
     @property
     def train_examples(self) -> int:
-        """Number of examples to train with, validation included."""
+        """Number of training examples, including those for validation."""
         ...
 
     def open(self, *, valid_examples: int, seed: int) -> Dataset:
-        """Reads what has to be read, and sets `valid_examples` of the training examples aside; `seed` decides which.
+        """Opens the data set; `valid_examples` of the training examples, selected by `seed`, are for validation.
 
         Raises:
-          DataError: fewer training examples than that, or data that cannot be read.
+          DataError: there are not more training examples than that, or data cannot be read.
         """
         ...
 
 
 def check_batch_size(batch_size: int, split: str, examples: int) -> None:
-    """Raises DataError where a batch is larger than the split."""
+    """Raises DataError if the batch is larger than the split."""
     if batch_size > examples:
         raise DataError(f"a batch of {batch_size} is larger than the {split} split, which has {examples} examples")
 
 
 def set_aside(examples: int, valid_examples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of the training and of the validation examples, out of `examples`.
+    """Randomly selected indices of the training and of the validation examples, out of 0…`examples` − 1.
 
     Raises:
       DataError: one of the two would be empty.
@@ -80,7 +80,7 @@ def set_aside(examples: int, valid_examples: int, seed: int) -> tuple[np.ndarray
 
 
 def padded(batch: Batch, batch_size: int) -> Batch:
-    """A batch filled up with examples of label −1."""
+    """Batch padded to `batch_size` with examples of label −1."""
     missing = batch_size - len(batch["label"])
     if not missing:
         return batch

@@ -1,4 +1,4 @@
-"""Sets of labelled images: scikit-learn's digits, and those of TensorFlow Datasets."""
+"""Data sets of labelled images: scikit-learn's digits, and those of TensorFlow Datasets."""
 
 import dataclasses
 import functools
@@ -14,14 +14,14 @@ from launch.data.augmentation import AUGMENTATIONS, Augmentation, Mixing, centre
 from launch.data.contract import Batch, DataError, Dataset
 from launch.data.stream import Stream
 
-# Of ImageNet's pixels, per channel: what networks with published weights expect.
+# Statistics of ImageNet's pixels per channel, which networks with published weights expect.
 IMAGENET_MEAN = 255 * np.asarray((0.485, 0.456, 0.406), np.float32)
 IMAGENET_DEVIATION = 255 * np.asarray((0.229, 0.224, 0.225), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageBatches:
-    """Makes batches of images, uint8[B, H, W, C]: augmented, brought to mean 0 and deviation 1, and mixed."""
+    """Makes batches of images, uint8[B, H, W, C] → float32[B, H, W, C]: augments, normalises and mixes them."""
 
     mean: np.ndarray
     deviation: np.ndarray
@@ -54,7 +54,7 @@ def _mixing(config: ConfigDict) -> Mixing:
 
 
 def _normalized_by(augmentation: Augmentation, mixing: Mixing, train: Split) -> MakeBatch:
-    """Batches normalised by mean and deviation of the training images."""
+    """Makes batches normalised by mean and standard deviation of the training images per channel."""
     axes = tuple(range(train.inputs.ndim - 1))
     return ImageBatches(
         mean=train.inputs.mean(axes, dtype=np.float64).astype(np.float32),
@@ -65,7 +65,7 @@ def _normalized_by(augmentation: Augmentation, mixing: Mixing, train: Split) -> 
 
 
 class Digits:
-    """scikit-learn's 1,797 handwritten digits; a fifth of them, always the same, is the test split."""
+    """scikit-learn's 1,797 handwritten digits; a fixed fifth of them is the test split."""
 
     example = jax.ShapeDtypeStruct((8, 8, 1), np.dtype(np.float32))
     classes = 10
@@ -79,7 +79,7 @@ class Digits:
         return in_memory(*self.read(), self._make_batch_for, valid_examples=valid_examples, seed=seed)
 
     def read(self) -> tuple[Split, Split]:
-        """All images to train with, and the test split."""
+        """Training and validation images, and the test split."""
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
@@ -92,7 +92,7 @@ class Digits:
 
 
 class TfdsImages:
-    """An image classification set of tfds, as random-access records: TensorFlow is not needed."""
+    """Image classification data set of TensorFlow Datasets, read as random-access records without TensorFlow."""
 
     def __init__(self, config: ConfigDict) -> None:
         import tensorflow_datasets as tfds
@@ -108,7 +108,7 @@ class TfdsImages:
         if config.download:
             try:
                 builder.download_and_prepare()
-            except Exception as error:  # Whatever a download, a disk or a data set's own script may raise.
+            except Exception as error:  # A download, a disk or the script of a data set may raise anything.
                 raise DataError(f"tfds could not prepare {config.name!r}: {type(error).__name__}: {error}") from error
         splits = builder.info.splits
         if missing := {"train", config.test_split} - set(splits):
@@ -117,7 +117,7 @@ class TfdsImages:
                 f"{builder.data_dir} (data_dir={config.data_dir!r}); --config.data.download=True lets tfds prepare it"
             )
         *size, channels = features["image"].shape
-        # Images of one shape are looked at whole; of others, the middle.
+        # Images of equal shape are resized whole; others are cropped at the centre.
         self._fit = centre_crop if None in size else resized
         if self._size is None and None in size:
             raise DataError(f"images of {config.name!r} differ in size: set --config.data.image_size")
@@ -128,11 +128,11 @@ class TfdsImages:
         self.train_examples: int = splits["train"].num_examples
 
     def open(self, *, valid_examples: int, seed: int) -> Dataset:
-        """See `Source.open`: in memory, or as a stream if `config.stream` says so."""
+        """See `Source.open`; in memory, or as a stream if `config.stream` is true."""
         records: Any = self._builder.as_data_source()
         pool, test = records["train"], records[self._config.test_split]
         if self._config.stream:
-            unchanged = AUGMENTATIONS["none"]  # They come augmented one by one.
+            unchanged = AUGMENTATIONS["none"]  # Images in the stream are augmented already.
             make_batch = ImageBatches(IMAGENET_MEAN, IMAGENET_DEVIATION, unchanged, self._mixing)
             return Stream(
                 pool,
@@ -151,7 +151,7 @@ class TfdsImages:
         )
 
     def decoded(self, records: Sequence[Any]) -> Split:
-        """All records as arrays of one size."""
+        """All records as arrays: images, uint8[N, H, W, C], and labels, int32[N]."""
         images = np.empty((len(records), *self.example.shape), np.uint8)
         labels = np.empty(len(records), np.int32)
         for i, record in enumerate(records):

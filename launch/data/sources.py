@@ -13,10 +13,10 @@ SOURCES: dict[str, Callable[[ConfigDict], Source]] = {"digits": Digits, "click_l
 
 
 def find(config: ConfigDict) -> Source:
-    """The data set `config.name`: one of `SOURCES`, of the user's as `package.module:function`, or one of tfds.
+    """Data set `config.name`: one of `SOURCES`, the user's `package.module:function`, or one of TensorFlow Datasets.
 
     Raises:
-      DataError: no such data set, or one that cannot be used.
+      DataError: there is no such data set, or it cannot be used.
     """
     if config.name in SOURCES:
         return SOURCES[config.name](config)

@@ -1,4 +1,4 @@
-"""Sets of images that do not fit into memory: decoded as they are needed, by grain."""
+"""Data sets of images that do not fit in memory: grain decodes images as they are needed."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ BATCHES_AHEAD = 2
 
 @dataclasses.dataclass(frozen=True)
 class _Subset:
-    """Some of the records."""
+    """Records with the given indices."""
 
     records: Sequence[Any]
     indices: np.ndarray
@@ -35,7 +35,7 @@ def _example(image: np.ndarray, record: Any) -> dict[str, np.ndarray]:
 
 
 class Stream:
-    """A `Dataset` of records with `"image"`, uint8[H, W, C] of any size, and `"label"`."""
+    """`Dataset` of records with `"image"`, uint8[H, W, C] of any size, and `"label"`."""
 
     def __init__(
         self,
@@ -50,18 +50,18 @@ class Stream:
         seed: int,
         workers: int,
     ) -> None:
-        """Reads nothing yet.
+        """Splits the records; images are read later, by the iterators.
 
         Args:
-          pool: records to train with, some of which are set aside for validation.
-          test: records that final figures are taken on.
-          size: of the images in batches.
-          fit: brings an image to that size, where its augmentation does not.
-          augmentation: of training images.
-          make_batch: from batches of augmented images: mixes and normalises.
-          valid_examples: how many are set aside.
-          seed: of the choice, the order, and the augmentation.
-          workers: processes that decode; 0 decodes in threads of this one.
+          pool: training records, of which some are set aside for validation.
+          test: records for the final metrics.
+          size: (H, W) of the images in batches.
+          fit: `(image, size) → image`, used where the augmentation does not crop.
+          augmentation: augmentation of single training images.
+          make_batch: normalises and mixes batches of augmented images.
+          valid_examples: number of validation examples.
+          seed: seed of split, order and augmentation.
+          workers: number of decoding processes; 0 decodes in threads of this process.
 
         Raises:
           DataError: see `set_aside`.
@@ -100,11 +100,11 @@ class Stream:
         return self._read(made.map(lambda batch: padded(batch, batch_size)))
 
     def _read(self, batches: grain.MapDataset) -> Iterator[Batch]:
-        """The batches in order, whatever the number of threads or processes that make them."""
+        """Iterates over the batches in order, independent of the number of threads or processes."""
         threads = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=BATCHES_AHEAD)
         ahead = batches.to_iter_dataset(threads)
         if self._workers:
-            if not flags.FLAGS.is_parsed():  # grain's processes are given this one's flags; a library call has none.
+            if not flags.FLAGS.is_parsed():  # grain passes flags to its processes; in a library call none were parsed.
                 flags.FLAGS.mark_as_parsed()
             ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
         return iter(ahead)

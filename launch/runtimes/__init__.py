@@ -1,3 +1,3 @@
-"""Running networks elsewhere than in JAX: as ONNX graphs, in the engines that people deploy to, and timed there."""
+"""Export of networks as ONNX graphs, and timing of networks and layers in deployment runtimes."""
 
 __all__: list[str] = []  # for the commands

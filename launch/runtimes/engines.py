@@ -1,8 +1,9 @@
-"""What networks are run with on this machine: ONNX Runtime, OpenVINO or JAX itself.
+"""Runtimes that execute networks on this machine: ONNX Runtime, OpenVINO and JAX itself.
 
-A runtime makes a program ready at some width of its formats, and running it is then a call without arguments. ONNX
-Runtime and OpenVINO get the same graphs; 8 bits are unsigned activations, with zero point 0 where nothing is negative
-and 128 or so elsewhere, and signed weights per channel, written as pairs of QuantizeLinear and DequantizeLinear (QDQ).
+A runtime prepares a program at a bit width; the result is a function without arguments that runs it once. ONNX Runtime
+and OpenVINO get the same graphs. At 8 bits, these have pairs of QuantizeLinear and DequantizeLinear (QDQ) nodes:
+unsigned activations per tensor, with zero point 0 where nothing is negative and about 128 elsewhere, and signed weights
+with per-channel scales.
 """
 
 import itertools
@@ -21,12 +22,12 @@ import numpy as np
 
 
 class Program(NamedTuple):
-    """Something to run: a layer, or a whole network.
+    """A layer or a whole network to run.
 
     Attributes:
       function: `(weights, x) → y`.
-      weights: a pytree of arrays.
-      x: a typical input; what it holds decides the zero points.
+      weights: pytree of arrays.
+      x: typical input, `[B, …]`; its values calibrate scales and zero points.
     """
 
     function: Callable[[Any, jax.Array], jax.Array]
@@ -39,21 +40,22 @@ COPIES = 4
 
 
 class Runtime(NamedTuple):
-    """A way to run programs.
+    """A runtime with its device.
 
     Attributes:
-      device: machine, threads, runtime and its version: what a measurement is a property of.
-      widths: the bits that it computes with; the widest is float32.
-      whole: `(network, width, float_layers=()) → Run`. At 8 bits, layers whose paths are in `float_layers` stay in
+      device: machine, number of threads, runtime and version, which together identify measurements.
+      widths: supported bit widths; 32 is float32.
+      prepare_network: `(network, width, float_layers=()) → Run`. At 8 bits, layers with paths in `float_layers` stay in
         float32.
-      alone: `(layer, width) → Run`, as inside a network: at 8 bits it takes and gives integers, and copies with weights
-        of their own run in turn, because one would find its weights in the nearest cache.
+      prepare_layer: `(layer, width) → Run`, under the conditions inside a network: at 8 bits, input and output are
+        integers, and copies with separate weights run in turn, since a single one would keep its weights in the
+        cache.
     """
 
     device: str
     widths: tuple[int, ...]
-    whole: Callable[..., Run]
-    alone: Callable[[Program, int], Run]
+    prepare_network: Callable[..., Run]
+    prepare_layer: Callable[[Program, int], Run]
 
 
 def _in_turn(runs: Sequence[Run]) -> Run:
@@ -66,14 +68,15 @@ def _in_turn(runs: Sequence[Run]) -> Run:
 
 
 class RuntimeMissingError(ValueError):
-    """A runtime that is not installed; the message says what to install."""
+    """A runtime is not installed; the message says what to install."""
 
 
 def find(name: str, *, threads: int) -> Runtime:
-    """The runtime of that name.
+    """Runtime of that name.
 
     Raises:
-      ValueError: no such name, or one that is not installed.
+      ValueError: unknown name.
+      RuntimeMissingError: the runtime is not installed.
     """
     if name not in RUNTIMES:
         raise ValueError(f"backend {name!r}: expected one of {', '.join(RUNTIMES)}")
@@ -93,7 +96,7 @@ def _machine(threads: int) -> str:
 
 
 def _jax(threads: int) -> Runtime:
-    """Compiled by XLA for the default device, which uses as many threads as it likes."""
+    """JAX on its default device; on a CPU, XLA uses all threads, whatever `threads` says."""
     device = jax.devices()[0]
     where = _machine(os.cpu_count() or threads) if device.platform == "cpu" else device.device_kind
     dtypes = {32: jnp.float32, 16: jnp.bfloat16}
@@ -110,13 +113,16 @@ def _jax(threads: int) -> Runtime:
 
         return _in_turn([run(jax.tree.map(jnp.copy, weights)) for _ in range(copies)])
 
-    def whole(program: Program, width: int, float_layers: Sequence[str] = ()) -> Run:
+    def prepare_network(program: Program, width: int, float_layers: Sequence[str] = ()) -> Run:
         if float_layers:
             raise ValueError("backend 'jax' runs all of a network in one format")
         return start(program, width, 1)
 
     return Runtime(
-        f"{where}, jax {jax.__version__}", tuple(dtypes), whole, lambda layer, width: start(layer, width, COPIES)
+        f"{where}, jax {jax.__version__}",
+        tuple(dtypes),
+        prepare_network,
+        lambda layer, width: start(layer, width, COPIES),
     )
 
 
@@ -126,7 +132,7 @@ def _onnxruntime(threads: int) -> Runtime:
     def start(graph: bytes, x: np.ndarray, copies: int) -> Run:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        # Threads that spin between two runs would make a layer alone look faster than inside a network.
+        # Threads that spin between runs would make a single layer look faster than inside a network.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         sessions = [
@@ -134,7 +140,7 @@ def _onnxruntime(threads: int) -> Runtime:
         ]
         output = sessions[0].get_outputs()[0]
         y = np.zeros(output.shape, np.uint8 if output.type == "tensor(uint8)" else np.float32)
-        # Bound once, so that a run copies and allocates nothing: a small layer takes less time than that would.
+        # Bound once, so that a run neither copies nor allocates, which can take longer than a small layer.
         input_value, output_value = (onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in (x, y))
 
         def run(session: Any) -> Run:
@@ -150,9 +156,9 @@ def _onnxruntime(threads: int) -> Runtime:
 
 
 def _openvino(threads: int) -> Runtime:
-    # Its telemetry forks this process, which JAX's threads may not survive. Where it is missing, a stub stands in.
-    nothing: Any = None
-    sys.modules.setdefault("openvino_telemetry", nothing)
+    # OpenVINO's telemetry forks this process, which is unsafe with JAX's threads. Without the module it uses a stub.
+    missing_module: Any = None
+    sys.modules.setdefault("openvino_telemetry", missing_module)
     import openvino
 
     core = openvino.Core()
@@ -182,26 +188,26 @@ RUNTIMES: dict[str, Callable[[int], Runtime]] = {
 def _through_onnx(
     device: str, start: Callable[[bytes, np.ndarray, int], Run], *, channels_first: Sequence[int]
 ) -> Runtime:
-    """A runtime that starts ONNX graphs.
+    """Runtime that executes ONNX graphs.
 
     Args:
-      device: as in `Runtime`.
+      device: see `Runtime`.
       start: `(graph, x, copies) → Run`.
-      channels_first: widths at which a layer alone gets and gives values with the channels first, and not last: which
-        of the two costs less conversion. Inside a network a runtime keeps values as its convolutions like them.
+      channels_first: widths at which input and output of a single layer are NCHW instead of NHWC, because this needs
+        fewer layout conversions. Inside a network, the runtime chooses the layout between layers.
     """
     from launch.runtimes import onnx_graphs
 
     def graph_of(program: Program) -> Any:
         return onnx_graphs.export(lambda x: program.function(program.weights, x), program.x)
 
-    def whole(program: Program, width: int, float_layers: Sequence[str] = ()) -> Run:
+    def prepare_network(program: Program, width: int, float_layers: Sequence[str] = ()) -> Run:
         graph, x = graph_of(program), np.asarray(program.x)
         if width == 8:
             graph = _quantized(graph, x, float_layers)
         return start(graph.SerializeToString(), x, 1)
 
-    def alone(program: Program, width: int) -> Run:
+    def prepare_layer(program: Program, width: int) -> Run:
         if width in channels_first and program.x.ndim > 2:
             program = _channels_first(program)
         graph, x = graph_of(program), np.asarray(program.x)
@@ -210,7 +216,7 @@ def _through_onnx(
             x = np.random.default_rng(0).integers(0, 256, x.shape, np.uint8)
         return start(graph.SerializeToString(), x, COPIES)
 
-    return Runtime(device, (32, 8), whole, alone)
+    return Runtime(device, (32, 8), prepare_network, prepare_layer)
 
 
 def _channels_first(program: Program) -> Program:
@@ -221,10 +227,10 @@ def _channels_first(program: Program) -> Program:
 
 
 def _quantized(graph: Any, x: np.ndarray, float_layers: Sequence[str] = ()) -> Any:
-    """The graph with QDQ pairs but around `float_layers`, by ONNX Runtime's own tool.
+    """Graph with QDQ pairs except around `float_layers`, made by the quantisation tool of ONNX Runtime.
 
     Raises:
-      ValueError: there is no such layer.
+      ValueError: the graph has no such layer.
     """
     import onnx
     from onnxruntime import quantization
@@ -240,9 +246,9 @@ def _quantized(graph: Any, x: np.ndarray, float_layers: Sequence[str] = ()) -> A
     with tempfile.TemporaryDirectory() as directory:
         given, folded, quantized = (f"{directory}/{name}.onnx" for name in ("given", "folded", "quantized"))
         onnx.save(graph, given)
-        logging.disable(logging.WARNING)  # it advises what the next line does
+        logging.disable(logging.WARNING)  # it recommends the preprocessing that the next line does
         try:
-            # Batch normalisation goes into the convolutions.
+            # Folds batch normalisation into convolutions.
             shape_inference.quant_pre_process(given, folded, skip_symbolic_shape=True)
             names = {node.name.removesuffix("/MatMulAddFusion"): node.name for node in onnx.load(folded).graph.node}
             if unknown := [layer for layer in float_layers if layer not in names]:
@@ -263,9 +269,9 @@ def _quantized(graph: Any, x: np.ndarray, float_layers: Sequence[str] = ()) -> A
 
 
 def _with_integer_ends(graph: Any) -> Any:
-    """The graph without the pair's half that makes integers of its input, and the one that makes floats of its output.
+    """Graph with uint8 input and output: without the first QuantizeLinear and the last DequantizeLinear node.
 
-    Inside a network, other layers do that.
+    Inside a network, the neighbouring layers have these conversions.
     """
     from onnx import TensorProto
 

@@ -1,7 +1,7 @@
-"""Times the layers of a network on this machine, each alone, and the whole network to see how far to trust the sum.
+"""Timing of single layers on this machine, and of the whole network to validate the sum over layers.
 
-Every sample is kept as it is taken, one JSON line each, so that a measurement goes on where it stopped; the table
-(hwcost/measured_tables.py) holds medians and quartile distances.
+Every sample is stored at once as a JSON line, so an interrupted measurement can be resumed. The lookup table
+(hwcost/measured_tables.py) contains medians and interquartile ranges.
 """
 
 import datetime
@@ -23,24 +23,24 @@ from launch.journal import Journal
 from launch.runtimes.engines import COPIES, Program, Run, Runtime
 
 SHORTEST_SAMPLE_SECONDS = 5e-3
-NETWORK = "network "  # how the keys of whole networks begin
+NETWORK = "network "  # prefix of the keys of whole networks
 
 
 class Setting(NamedTuple):
-    """What a sample is of: the key of a layer or network, and the bits that it ran with."""
+    """Timed setting: key of a layer or network, and its (weight, activation) bits."""
 
     key: str
     bits: Bits
 
 
 class Network(NamedTuple):
-    """A network to measure, with weights as it starts with: what they are makes no difference to the time.
+    """A network to time, with its initial weights; their values do not influence the time.
 
     Attributes:
-      key: what samples of the whole are called.
-      layers: its workload.
-      whole: all of it as one program.
-      parts: its distinct layers alone, by key (`lut.layer_key`).
+      key: key of the samples of the whole network.
+      layers: workload of the network.
+      whole: program of the whole network.
+      parts: programs of its distinct layers, by key (`measured_tables.layer_key`).
     """
 
     key: str
@@ -52,13 +52,13 @@ class Network(NamedTuple):
 def network(
     name: str, model: nn.Module, input_shape: Sequence[int], *, dtype: Any = np.float32, **mode: Any
 ) -> Network:
-    """A network as programs, on random inputs of shape [B, …].
+    """Makes the programs of a network and of its layers, for random inputs of shape [B, …].
 
-    Each layer runs alone as it stands in the network (same padding, same dilation), with a bias and a rectifier, on an
-    input that is negative in places only if it is so in the network.
+    The program of a layer has the geometry of the layer (padding, dilation), a bias and a ReLU. Its input is never
+    negative if that holds in the network.
 
     Raises:
-      ValueError: a model that `workload.trace` refuses.
+      ValueError: `workload.trace` refuses the model.
     """
     layers = workload.trace(model, input_shape[1:], dtype=dtype, **mode)
     keys = jax.random.split(jax.random.key(0), 3)
@@ -69,41 +69,43 @@ def network(
         return model.apply(variables, x, **mode)
 
     closed = jax.make_jaxpr(apply)(variables, x)
-    equations = dict(reversed(list(workload.contractions(closed.jaxpr))))  # a layer's first, if it runs twice
+    equations = dict(
+        reversed(list(workload.contractions(closed.jaxpr)))
+    )  # reversed: the first call of a layer that runs several times
     positive = _never_negative(apply, variables, x)
     parts = {}
     for layer in layers:
-        program = _alone(equations[layer.path], keys[2], positive=layer.path in positive)
+        program = _layer_program(equations[layer.path], keys[2], positive=layer.path in positive)
         parts.setdefault(measured_tables.layer_key(layer), program)
     shape = "x".join(map(str, input_shape))
     return Network(f"{NETWORK}{name} {shape}", layers, Program(apply, variables, x), parts)
 
 
 def _never_negative(apply: Callable, variables: Any, x: jax.Array) -> set[str]:
-    """Paths of the layers whose input has no negative value, as after a rectifier."""
+    """Paths of the layers whose input has no negative value, as after a ReLU."""
 
     def run(variables: Any, x: jax.Array) -> dict[str, jax.Array]:
         lowest: dict[str, jax.Array] = {}
 
-        def look(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        def record_minimum(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
             if context.method_name == "__call__" and args and isinstance(args[0], jax.Array):
                 lowest.setdefault("/".join(context.module.path), args[0].min())
             return call(*args, **kwargs)
 
-        with nn.intercept_methods(look):
+        with nn.intercept_methods(record_minimum):
             apply(variables, x)
         return lowest
 
     return {path for path, lowest in jax.jit(run)(variables, x).items() if lowest >= 0}
 
 
-def _alone(equation: Any, key: jax.Array, *, positive: bool) -> Program:
-    """The program of one convolution or dot product of a network."""
+def _layer_program(equation: Any, key: jax.Array, *, positive: bool) -> Program:
+    """Program of one convolution or dot product of a network."""
     inputs, kernel = (variable.aval for variable in equation.invars)
     output = equation.outvars[0].aval
     keys = jax.random.split(key, 3)
     x = jax.random.normal(keys[0], inputs.shape, inputs.dtype)
-    # Small weights, so that their product with the input's scale says nothing unusual to a quantiser.
+    # Small weights, so that the ranges of the outputs are as usual for a quantiser.
     weights = 0.05 * jax.random.normal(keys[1], kernel.shape, kernel.dtype)
     bias = jax.random.normal(keys[2], output.shape[-1:], output.dtype)
 
@@ -115,13 +117,13 @@ def _alone(equation: Any, key: jax.Array, *, positive: bool) -> Program:
 
 
 class Samples:
-    """Seconds of every setting, kept in a journal of a device and a batch size."""
+    """Samples, in seconds, of all settings on one device at one batch size, stored in a journal."""
 
     def __init__(self, path: pathlib.Path, *, device: str, batch: int) -> None:
-        """Opens the file, or starts it.
+        """Opens or creates the file.
 
         Raises:
-          JournalError: it holds samples of another device or batch size, or is damaged before its last line.
+          JournalError: the file has samples of another device or batch size, or a damaged line.
         """
         self._journal = Journal(path, {"device": device, "batch": batch}, option="--out")
         self.seconds: dict[Setting, list[float]] = defaultdict(list)
@@ -129,7 +131,7 @@ class Samples:
             self.seconds[Setting(entry["key"], tuple(entry["bits"]))].append(float(entry["seconds"]))
 
     def add(self, setting: Setting, seconds: float) -> None:
-        """Keeps a sample."""
+        """Adds a sample."""
         self.seconds[setting].append(seconds)
         self._journal.append({"key": setting.key, "bits": setting.bits, "seconds": seconds})
 
@@ -138,10 +140,10 @@ class Samples:
         self._journal.close()
 
     def entry(self, setting: Setting) -> Entry:
-        """Median and quartile distance in milliseconds.
+        """Median, number of samples and interquartile range, in milliseconds.
 
         Raises:
-          KeyError: nothing was measured.
+          KeyError: the setting has no samples.
         """
         if setting not in self.seconds:
             raise KeyError(setting)
@@ -150,31 +152,31 @@ class Samples:
 
 
 def timing_settings(net: Network, runtime: Runtime) -> dict[Setting, Callable[[], Run]]:
-    """What there is to measure: each layer and the whole, at each width, with the function that makes it ready."""
-    found: dict[Setting, Callable[[], Run]] = {}
+    """All settings, each layer and the whole network at each width, with functions that prepare their runs."""
+    settings: dict[Setting, Callable[[], Run]] = {}
     for width in runtime.widths:
         for key, part in net.parts.items():
-            found[Setting(key, (width, width))] = partial(runtime.alone, part, width)
-        found[Setting(net.key, (width, width))] = partial(runtime.whole, net.whole, width)
-    return found
+            settings[Setting(key, (width, width))] = partial(runtime.prepare_layer, part, width)
+        settings[Setting(net.key, (width, width))] = partial(runtime.prepare_network, net.whole, width)
+    return settings
 
 
 def take(
-    wanted: dict[Setting, Callable[[], Run]],
+    settings: dict[Setting, Callable[[], Run]],
     samples: Samples,
     *,
     repetitions: int,
     progress: Callable[[Iterable, str], Iterable] = lambda items, _: items,
 ) -> None:
-    """Measures until every setting has `repetitions` samples, all in turn, so that a noisy machine disturbs all alike.
+    """Measures until every setting has `repetitions` samples; settings are interleaved, so noise affects all alike.
 
     Args:
-      wanted: settings and how to make them ready.
-      samples: to add to; what they already hold is not measured again.
-      repetitions: samples of each; a sample is the mean over runs that together take 5 ms at least.
-      progress: wraps what is worked through, with a label, to show how far it is.
+      settings: settings, with functions that prepare their runs.
+      samples: existing samples count, new ones are added.
+      repetitions: samples per setting; a sample is the mean of several runs, which together take at least 5 ms.
+      progress: `(items, label) → items`, shows progress.
     """
-    missing = {s: make for s, make in wanted.items() if len(samples.seconds.get(s, ())) < repetitions}
+    missing = {s: make for s, make in settings.items() if len(samples.seconds.get(s, ())) < repetitions}
     ready = {setting: make() for setting, make in progress(missing.items(), "preparing")}
     repeats = {setting: _warm_up(run) for setting, run in ready.items()}
     for _ in progress(range(repetitions), "measuring"):
@@ -184,7 +186,7 @@ def take(
 
 
 def _warm_up(run: Run) -> int:
-    """Runs until caches and clocks have settled; returns how many runs make a sample."""
+    """Warms up caches and clocks; returns the number of runs per sample."""
     for _ in range(2 * COPIES):
         run()
     return max(COPIES, round(SHORTEST_SAMPLE_SECONDS / _seconds(run, COPIES)))
@@ -198,13 +200,13 @@ def _seconds(run: Run, repeats: int) -> float:
 
 
 def table(samples: Samples, *, device: str, batch: int) -> Lut:
-    """The layers' medians as a table, which a whole network is no part of."""
+    """Lookup table of the layers in milliseconds, without the whole network."""
     entries = {tuple(s): samples.entry(s) for s in samples.seconds if not s.key.startswith(NETWORK)}
     return Lut(device, "latency", "ms", entries, batch=batch, date=datetime.date.today().isoformat())
 
 
 class Check(NamedTuple):
-    """A whole network's time in milliseconds: the sum over its layers, and as measured."""
+    """Time of a whole network at a width, in milliseconds: sum over its layers, and measurement."""
 
     width: int
     predicted: float
@@ -212,10 +214,10 @@ class Check(NamedTuple):
 
 
 def check(net: Network, samples: Samples, widths: Iterable[int]) -> list[Check]:
-    """How the sum over layers compares with the whole, at each width."""
-    found = []
+    """Compares the sum over layers with the measured whole network at each width."""
+    checks = []
     for width in widths:
         bits = (width, width)
         predicted = sum(samples.entry(Setting(measured_tables.layer_key(layer), bits)).value for layer in net.layers)
-        found.append(Check(width, predicted, samples.entry(Setting(net.key, bits)).value))
-    return found
+        checks.append(Check(width, predicted, samples.entry(Setting(net.key, bits)).value))
+    return checks

@@ -1,4 +1,4 @@
-"""The nodes and constants of an ONNX graph while it is written, and the axes of its values (needs onnx)."""
+"""Builder of ONNX graphs: nodes, constants, and the axis order of values (needs onnx)."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,35 +9,35 @@ from onnx import helper, numpy_helper
 
 
 class ExportError(ValueError):
-    """A function that cannot be written as an ONNX graph; the message names the operation."""
+    """A function cannot be exported as an ONNX graph; the message names the operation."""
 
 
 class Tensor(NamedTuple):
-    """A value of the graph: its name, and for each of its axes which axis of the JAX value that is."""
+    """Value of the graph: its name, and the axis of the JAX value that each of its axes corresponds to."""
 
     name: str
     axes: tuple[int, ...]
 
 
 Value = Tensor | np.ndarray
-Arguments = Sequence[Any]  # values, of which one at least is a `Tensor`
+Arguments = Sequence[Any]  # values, at least one of them a `Tensor`
 
 
 class GraphBuilder:
-    """The nodes and constants written so far."""
+    """Nodes and constants of a graph."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
     def rename(self, old: str, name: str) -> None:
-        """Calls the result of a node `name`."""
+        """Renames the output `old` of a node to `name`."""
         for node in self.nodes:
             node.input[:] = [name if known == old else known for known in node.input]
             node.output[:] = [name if known == old else known for known in node.output]
 
     def add(self, kind: str, inputs: Sequence[Value | str], *, name: str = "", **attributes: Any) -> str:
-        """Appends a node; returns the name of its output."""
+        """Appends a node and returns the name of its output."""
         output = f"v{len(self.nodes)}"
         names = [self.named(value) for value in inputs]
         self.nodes.append(
@@ -46,7 +46,7 @@ class GraphBuilder:
         return output
 
     def named(self, value: Value | str) -> str:
-        """The name of a value; an array becomes a constant."""
+        """Name of a value; an array becomes a constant of the graph."""
         if isinstance(value, Tensor):
             return value.name
         if isinstance(value, str):
@@ -56,7 +56,7 @@ class GraphBuilder:
         return name
 
     def transposed(self, value: Any, axes: Sequence[int]) -> Any:
-        """The value with its axes in this order."""
+        """Value with its axes transposed to this order."""
         axes = tuple(axes)
         if isinstance(value, np.ndarray):
             return value.transpose(axes)
@@ -66,5 +66,5 @@ class GraphBuilder:
         return Tensor(self.add("Transpose", [value], perm=permutation), axes)
 
     def straightened(self, value: Value) -> Value:
-        """The value with its axes as JAX has them."""
+        """Value with its axes in the order of JAX."""
         return self.transposed(value, range(len(value.axes))) if isinstance(value, Tensor) else value

@@ -1,10 +1,10 @@
-"""A JAX function as an ONNX graph, for the runtimes that networks are measured and deployed with (needs onnx).
+"""Export of JAX functions as ONNX graphs (needs onnx).
 
-The function is traced with its weights as constants. What depends on constants alone is computed here; the rest goes
-node by node. Flax computes with the channels last and ONNX with the channels first: a value remembers the order in
-which its axes lie, so that a chain of convolutions needs no transposition.
+The function is traced to a jaxpr, with its weights as constants. Equations of constants only are evaluated; all others
+become nodes. Flax computes in NHWC and ONNX in NCHW: each value keeps track of its axis order, so a chain of
+convolutions needs no transposition.
 
-Exported are the operations that inference of the networks here needs; anything else is refused by name.
+The operations of inference of the networks here are supported; any other one is an error that names it.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,21 +20,21 @@ from launch.runtimes.onnx_builder import Arguments, ExportError, GraphBuilder, T
 from launch.runtimes.onnx_operations import OPERATIONS
 
 OPSET = 17
-IR_VERSION = 9  # the one that came with the opset: older runtimes read it
+IR_VERSION = 9  # not the newest, so that older runtimes can read the graph
 
 
 def export(function: Callable[[jax.Array], jax.Array], example: Any, *, name: str = "network") -> onnx.ModelProto:
-    """The graph of `function`, with one input `"input"` and one output `"output"`.
+    """Exports `function` as a graph with one input, `"input"`, and one output, `"output"`.
+
+    Nodes of layers are named by their paths, such as `"stage0/conv"`.
 
     Args:
-      function: of one array, to one array; what it closes over becomes constants.
-      example: an array, or a `ShapeDtypeStruct`; the graph takes inputs of exactly this shape.
-      name: of the graph.
-
-    Nodes of layers are named after their paths: `"stage0/conv"`.
+      function: `(array) → array`; arrays that it closes over become constants.
+      example: array or `ShapeDtypeStruct`; the graph takes inputs of exactly this shape.
+      name: name of the graph.
 
     Raises:
-      ExportError: an operation that cannot be exported.
+      ExportError: an operation cannot be exported.
     """
     closed = jax.make_jaxpr(function)(example)
     [output] = closed.out_avals
@@ -63,7 +63,7 @@ def export(function: Callable[[jax.Array], jax.Array], example: Any, *, name: st
 
 
 def _run(graph: GraphBuilder, jaxpr: Any, consts: Sequence[Value], inputs: Sequence[Value], scope: str) -> list[Value]:
-    """Writes a jaxpr's equations; returns its outputs."""
+    """Adds the equations of a jaxpr to the graph; returns the outputs of the jaxpr."""
     values: dict[Any, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, inputs, strict=True))
 
@@ -80,7 +80,7 @@ def _run(graph: GraphBuilder, jaxpr: Any, consts: Sequence[Value], inputs: Seque
 
 def _equation(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Sequence[Value]:
     if equation.primitive.name == "platform_index":
-        # What is written for one platform alone has no place in a graph: the last branch is for all others.
+        # A graph has no code for specific platforms; the last branch is the default one.
         return [np.asarray(len(equation.params["platforms"]) - 1, np.int32)]
     if equation.primitive.name == "cond" and isinstance(arguments[0], np.ndarray):
         branch = equation.params["branches"][int(arguments[0])]

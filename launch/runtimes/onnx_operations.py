@@ -1,4 +1,4 @@
-"""What each operation of JAX is in ONNX (needs onnx)."""
+"""ONNX nodes for each JAX primitive (needs onnx)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ from launch.runtimes.onnx_builder import Arguments, ExportError, GraphBuilder, T
 
 
 def _elementwise(kind: str, graph: GraphBuilder, _: Any, arguments: Arguments, __: str) -> Tensor:
-    axes = max((a.axes for a in arguments if isinstance(a, Tensor)), key=len)  # others may be scalars
+    axes = max((a.axes for a in arguments if isinstance(a, Tensor)), key=len)  # the others may be scalars
     return Tensor(graph.add(kind, [_broadcastable(graph, a, axes) for a in arguments]), axes)
 
 
 def _broadcastable(graph: GraphBuilder, value: Value, axes: Sequence[int]) -> Value:
-    """A constant without leading axes of size 1: as runtimes know the biases that they fuse."""
+    """Drops leading axes of size 1 from a constant, since runtimes fuse only biases of that shape."""
     if isinstance(value, Tensor):
         return graph.transposed(value, axes) if value.axes else value
     if value.ndim == 0:
@@ -30,7 +30,7 @@ def _broadcastable(graph: GraphBuilder, value: Value, axes: Sequence[int]) -> Va
 
 
 def _subtract(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
-    """A constant is added instead: runtimes fold additions into the convolution before."""
+    """Adds the negative of a constant instead, since runtimes fuse additions into the preceding convolution."""
     left, right = arguments
     if isinstance(right, np.ndarray):
         return _elementwise("Add", graph, equation, (left, -right), scope)
@@ -53,7 +53,7 @@ def _min(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -
 
 
 def _chain(*kinds: str) -> Callable[..., Tensor]:
-    """One operation of one argument after another."""
+    """Makes a sequence of operations with one argument."""
 
     def run(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
         [value] = arguments
@@ -114,7 +114,7 @@ def _convolution(graph: GraphBuilder, equation: Any, arguments: Arguments, scope
 
 
 def _dot(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
-    """MatMul over values reshaped to [batch, rows, contracted] and [batch, contracted, columns]."""
+    """MatMul of values reshaped to [batch, rows, contracted] and [batch, contracted, columns]."""
     (contracting, batch) = equation.params["dimension_numbers"]
     shapes = [variable.aval.shape for variable in equation.invars]
     free = [
@@ -140,7 +140,7 @@ def _dot(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -
 
 
 def _reshaped(graph: GraphBuilder, value: Value, old: Sequence[int], new: Sequence[int]) -> Any:
-    """`value`, whose axes lie in the order of `old`, in another shape."""
+    """Reshapes `value`, of shape `old`, to the shape `new`."""
     if tuple(old) == tuple(new):
         return value
     if isinstance(value, np.ndarray):
@@ -150,7 +150,7 @@ def _reshaped(graph: GraphBuilder, value: Value, old: Sequence[int], new: Sequen
 
 
 def _reshape(graph: GraphBuilder, equation: Any, arguments: Arguments, _: str) -> Tensor:
-    """Also `squeeze`."""
+    """Reshape, squeeze and expand_dims."""
     value = graph.straightened(arguments[0])
     return _reshaped(graph, value, equation.invars[0].aval.shape, equation.outvars[0].aval.shape)
 
@@ -166,7 +166,7 @@ def _broadcast(graph: GraphBuilder, equation: Any, arguments: Arguments, _: str)
 
 
 def _transpose(_: GraphBuilder, equation: Any, arguments: Arguments, __: str) -> Tensor:
-    """Moves nothing: only says where the axes are."""
+    """Changes only the axis order of the value; no node is needed."""
     [x] = arguments
     permutation = equation.params["permutation"]
     return Tensor(x.name, tuple(permutation.index(axis) for axis in x.axes))
@@ -174,13 +174,13 @@ def _transpose(_: GraphBuilder, equation: Any, arguments: Arguments, __: str) ->
 
 def _reduce(kind: str, graph: GraphBuilder, equation: Any, arguments: Arguments, _: str) -> Tensor:
     [x] = arguments
-    gone = equation.params["axes"]
-    where = sorted(x.axes.index(axis) for axis in gone)
-    if kind == "ReduceSum":  # the only one whose axes are an input in this opset
+    reduced = equation.params["axes"]
+    where = sorted(x.axes.index(axis) for axis in reduced)
+    if kind == "ReduceSum":  # the only reduction whose axes are an input in this opset
         name = graph.add(kind, [x, np.asarray(where, np.int64)], keepdims=0)
     else:
         name = graph.add(kind, [x], axes=where, keepdims=0)
-    left = [axis for axis in x.axes if axis not in gone]
+    left = [axis for axis in x.axes if axis not in reduced]
     return Tensor(name, tuple(sorted(left).index(axis) for axis in left))
 
 
@@ -225,7 +225,7 @@ def _slice(graph: GraphBuilder, equation: Any, arguments: Arguments, _: str) -> 
 
 
 def _gather(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
-    """Rows of a table, as of embeddings."""
+    """Gather of whole rows of a table, such as an embedding."""
     table, indices = arguments
     order = equation.params["dimension_numbers"]
     rank = len(equation.outvars[0].aval.shape)

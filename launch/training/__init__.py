@@ -1,3 +1,3 @@
-"""Training: from a config to finished runs, over one mesh, one loop and checkpoints."""
+"""Training: from a config to finished runs, with one training loop, checkpoints, and data parallelism."""
 
 __all__: list[str] = []  # for the commands

@@ -1,8 +1,8 @@
-"""Budgets as configs and command lines name them: a cost, its target, and the unit of the target.
+"""Budgets in configs and on command lines: a cost, its target, and the unit of the target.
 
-A budget is a dict with the keys of `BudgetSetting`. Budgets that hold at once are a tuple of such dicts; alternatives,
-one network each, are a tuple of such tuples. A dict alone is a tuple of one. On a command line the same is written as
-Python writes it: `--budget="{'cost': 'bitfusion_latency', 'target': 0.2, 'target_unit': 'absolute'}"`.
+A budget is a dict with the keys of `BudgetSetting`. A set of budgets that hold at the same time is a tuple of such
+dicts, or a single dict; alternative sets, one network each, are a tuple of sets. On a command line, a budget is a
+Python literal: `--budget="{'cost': 'bitfusion_latency', 'target': 0.2, 'target_unit': 'absolute'}"`.
 """
 
 import ast
@@ -16,16 +16,17 @@ ABSOLUTE = "absolute"
 
 
 class BudgetSettingError(ValueError):
-    """A budget that cannot be read; the message quotes it."""
+    """A budget cannot be read; the message quotes it."""
 
 
 class BudgetSetting(NamedTuple):
-    """A budget as it is named.
+    """A budget as written in a config.
 
     Attributes:
-      cost: a name that `hwcost.costs.find_cost` knows.
-      target: what it is to come to, above 0.
-      target_unit: a number format, whose cost in all layers is the unit; or `absolute`, the unit of the cost itself.
+      cost: name of a cost for `hwcost.costs.find_cost`.
+      target: target value of the cost, above 0.
+      target_unit: a number format: the target is relative to the cost with this format in all layers; or `absolute`:
+        the target has the unit of the cost.
     """
 
     cost: str
@@ -33,13 +34,13 @@ class BudgetSetting(NamedTuple):
     target_unit: str
 
     def amount(self, uniform_cost: Callable[[LayerFormat], float]) -> float:
-        """The target in the unit of the cost.
+        """Target in the unit of the cost.
 
         Args:
-          uniform_cost: the cost of the network with every layer in a format.
+          uniform_cost: `(format) → cost` of the network with this format in all layers.
 
         Raises:
-          UnknownFormatError: the unit is no number format.
+          UnknownFormatError: the unit is neither `absolute` nor a number format.
         """
         if self.target_unit == ABSOLUTE:
             return self.target
@@ -47,10 +48,10 @@ class BudgetSetting(NamedTuple):
 
 
 def parse_budget(text: str) -> Any:
-    """A budget, or several that hold at once, from the text that a command line gives.
+    """Parses the text of a command-line option as a budget or a tuple of budgets, which `read_budgets` then checks.
 
     Raises:
-      BudgetSettingError: no Python literal.
+      BudgetSettingError: the text is no Python literal.
     """
     try:
         return ast.literal_eval(text)
@@ -59,10 +60,10 @@ def parse_budget(text: str) -> Any:
 
 
 def read_budgets(settings: Any) -> tuple[BudgetSetting, ...]:
-    """Budgets that hold at once, each for a cost of its own.
+    """Budgets that hold at the same time, from a dict or a sequence of dicts.
 
     Raises:
-      BudgetSettingError: anything but dicts with the keys of `BudgetSetting`, or one cost twice.
+      BudgetSettingError: `settings` is anything else, an entry is no valid budget, or a cost occurs twice.
     """
     entries = (settings,) if isinstance(settings, Mapping) else settings
     if not isinstance(entries, Sequence) or isinstance(entries, str):
@@ -74,10 +75,10 @@ def read_budgets(settings: Any) -> tuple[BudgetSetting, ...]:
 
 
 def read_alternatives(settings: Any) -> tuple[tuple[BudgetSetting, ...], ...]:
-    """Sets of budgets, of which each is for a network of its own.
+    """Alternative sets of budgets, one network each.
 
     Raises:
-      BudgetSettingError: as `read_budgets`; an empty set, or a set twice.
+      BudgetSettingError: see `read_budgets`; also for an empty set, or a set that occurs twice.
     """
     if not isinstance(settings, Sequence) or isinstance(settings, str):
         raise BudgetSettingError(f"budgets {settings!r}: expected a tuple of sets of budgets. {_expected(settings)}")

@@ -1,4 +1,4 @@
-"""Checkpoints that survive anything: written whole or not at all, with digests that tell damage."""
+"""Checkpoints: written atomically, with digests that detect damaged files."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ _DIGESTS = "sha256.json"
 
 
 class CheckpointError(RuntimeError):
-    """No checkpoint could be read."""
+    """All checkpoints are damaged."""
 
 
 class Checkpoints:
-    """Checkpoints of one state in one directory, the newest few kept.
+    """Checkpoints of one run in one directory; the newest `KEPT_CHECKPOINTS` are kept.
 
-    Orbax writes each into a temporary directory and renames it, so that a kill leaves whole checkpoints only. Digests
-    of its files, written into it afterwards, tell a damaged one before orbax reads it.
+    Orbax writes a checkpoint to a temporary directory and renames it, so a killed process leaves no partial checkpoint.
+    Digests of its files are added afterwards; they detect a damaged checkpoint before orbax reads it.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -36,7 +36,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, state: Any) -> None:
-        """Writes the state after `step` steps; does nothing where that step is stored already."""
+        """Writes the state after `step` steps, unless this step is stored already."""
         if step in self._manager.all_steps():
             return
         self._manager.save(step, args=ocp.args.StandardSave(state))
@@ -46,14 +46,14 @@ class Checkpoints:
         temporary.rename(checkpoint / _DIGESTS)
 
     def restore(self, like: Any, say: Callable[[str], None] = print) -> tuple[int, Any] | None:
-        """The newest readable state and its step; None where there are no checkpoints.
+        """Newest readable checkpoint as `(step, state)`, or None if there are no checkpoints.
 
         Args:
           like: a state of the same structure, shapes and shardings.
-          say: is told of each damaged checkpoint, which is renamed and passed over.
+          say: receives a message for each damaged checkpoint, which is renamed and skipped.
 
         Raises:
-          CheckpointError: there are checkpoints, but every one is damaged.
+          CheckpointError: there are checkpoints, but all of them are damaged.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -61,7 +61,7 @@ class Checkpoints:
             try:
                 _check_files(self._directory / str(step))
                 return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-            except Exception as error:  # Damage shows as any exception of orbax, tensorstore or json.
+            except Exception as error:  # Damage causes any exception of orbax, tensorstore or json.
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
                 say(f"checkpoint of step {step} is damaged ({reason}): trying the one before")
                 self._manager.close()
@@ -79,7 +79,7 @@ class Checkpoints:
         return self._directory / (f"{name}-{taken}" if taken else name)
 
     def close(self) -> None:
-        """Releases orbax's resources."""
+        """Releases the resources of orbax."""
         self._manager.close()
 
 
@@ -92,16 +92,16 @@ def _file_digests(checkpoint: pathlib.Path) -> dict[str, str]:
 
 
 def _check_files(checkpoint: pathlib.Path) -> None:
-    """Compares files with their digests; a kill may have come before those were written, and after orbax was done."""
+    """Compares files with their digests, which are missing if the process was killed right after orbax had finished."""
     if not (checkpoint / _DIGESTS).exists():
         return
-    expected, found = json.loads((checkpoint / _DIGESTS).read_text()), _file_digests(checkpoint)
-    if wrong := [name for name in expected if found.get(name) != expected[name]]:
-        raise ValueError(f"{wrong[0]} is not as it was written")
+    expected, actual = json.loads((checkpoint / _DIGESTS).read_text()), _file_digests(checkpoint)
+    if damaged := [name for name in expected if actual.get(name) != expected[name]]:
+        raise ValueError(f"{damaged[0]} is not as it was written")
 
 
 def state_digest(state: Any) -> str:
-    """SHA-256 over the values of all leaves: equal for runs that are bit-identical."""
+    """SHA-256 of the values of all leaves, which is equal for bit-identical states."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(state):
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,4 +1,4 @@
-"""From a config to a search: everything is checked here, before any time is spent."""
+"""Experiments: checks all settings of a config, before data is read or anything is compiled, and builds the search."""
 
 import dataclasses
 import pathlib
@@ -33,26 +33,26 @@ from launch import data
 from launch.training import optimizers
 from launch.training.budgets import BudgetSetting, read_budgets
 
-PRECOMPUTED = "precomputed"  # the clip.source that takes no batch
+PRECOMPUTED = "precomputed"  # the only clip.source that needs no batch
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; the message names its key, its value and what was expected."""
+    """A setting cannot be used; the message names its key, its value and what was expected."""
 
 
 SEARCHED, RANDOM_SEARCH, UNIFORM, FIXED = KINDS = ("searched", "random_search", "uniform", "fixed")
-"""What a run is: a search, a random search, a baseline with one format in all layers, or a genome that was given."""
+"""Kinds of runs: a search, a random search, a uniform baseline with one format in all layers, or a given genome."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One network to train. The trials of an experiment share its compiled step: they differ in the policy alone.
+    """One network to train. The trials of an experiment differ only in the policy and share its compiled step.
 
     Attributes:
-      name: for people.
+      name: title in reports.
       kind: one of `KINDS`.
-      directory: where it is written, relative to the work directory.
-      config: of this trial.
+      directory: run directory, relative to the work directory.
+      config: config of this trial.
       genome: int32[D] for policy `fixed`, else None.
     """
 
@@ -65,18 +65,18 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A config, checked, and what follows from it without computing anything.
+    """A checked config and the objects that it describes, without data or weights.
 
     Attributes:
-      config: as it was given.
-      source: the data.
-      plan: the search space, and what its genomes mean.
-      costs: by name, in the order of `search.budgets`.
-      search: what the compiled step is made of.
-      clip_multiples: that training starts with.
-      clip_criterion: what the best multiples on a real batch are by, which replace those before inputs are quantised;
-        None where the stored ones stay.
-      trials: the networks to train.
+      config: the config as given.
+      source: data set.
+      plan: search space, and the meaning of its genomes.
+      costs: cost models by name, in the order of `search.budgets`.
+      search: definition of the compiled step.
+      clip_multiples: initial clip multiples.
+      clip_criterion: criterion by which clip multiples are optimised on a training batch before inputs are quantised
+        (FLIQS, §3, "Switchable Clipping"); None keeps the precomputed multiples.
+      trials: networks to train.
     """
 
     config: ConfigDict
@@ -90,10 +90,10 @@ class Experiment:
 
 
 def prepare_experiment(config: ConfigDict, source: data.Source | None = None) -> Experiment:
-    """Checks `config` and builds the search from it, within seconds; `source` may stand for `config.data`.
+    """Checks `config` and prepares the experiment, within seconds; `source` replaces the data set of `config.data`.
 
     Raises:
-      ConfigError, data.DataError, formats.UnknownFormatError: with a message for the person who wrote the config.
+      ConfigError, data.DataError, formats.UnknownFormatError: a setting cannot be used; the message names it.
     """
     _check_settings(config)
     given = _given_genome(config)
@@ -126,7 +126,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         cost_samples=config.cost_samples,
         total_steps=total_steps,
         warmup_steps=round(config.warmup_fraction * total_steps),
-        # Before inputs are quantised, they are profiled for a step at least.
+        # Inputs are profiled for at least one step before they are quantised.
         input_quantization_step=max(round(config.input_quantization_fraction * total_steps), 1),
         profile_steps=max(round(config.profile_fraction * total_steps), 1),
         quantizer=_quantizer(config, plan),
@@ -153,14 +153,14 @@ def _named(known: dict[str, Any], key: str, name: str) -> Any:
 
 
 def _quality(name: str) -> Quality:
-    found = registry.lookup("quality", name, QUALITIES)
-    if not isinstance(found, Quality):
-        raise ConfigError(f"quality={name!r}: expected a fliqs_jax.quality.Quality, got {type(found).__name__}")
-    return found
+    quality = registry.lookup("quality", name, QUALITIES)
+    if not isinstance(quality, Quality):
+        raise ConfigError(f"quality={name!r}: expected a fliqs_jax.quality.Quality, got {type(quality).__name__}")
+    return quality
 
 
 def _check_settings(config: ConfigDict) -> None:
-    """What can be told without data or model."""
+    """Checks the settings that depend on neither data nor model."""
     devices = len(jax.devices())
     for key in ("batch_size", "valid_batch_size"):
         if config[key] < 1 or config[key] % devices:
@@ -183,7 +183,7 @@ def _check_settings(config: ConfigDict) -> None:
 
 
 def _check_examples(config: ConfigDict, source: data.Source) -> None:
-    """That there is a batch at least of training and of validation examples."""
+    """Checks that there is at least one batch of training examples and one of validation examples."""
     for key, available in (
         ("batch_size", source.train_examples - config.data.valid_examples),
         ("valid_batch_size", config.data.valid_examples),
@@ -196,7 +196,7 @@ def _check_examples(config: ConfigDict, source: data.Source) -> None:
 
 
 def _layers(config: ConfigDict, model: nn.Module, uncounted: Sequence[str], example: jax.ShapeDtypeStruct) -> Workload:
-    """The layers that can be searched."""
+    """Layers whose formats can be searched."""
     layers = workload.trace(
         model,
         example.shape,
@@ -230,7 +230,7 @@ def _check_pretrained(config: ConfigDict, model: nn.Module, source: data.Source)
 
 def _loss(config: ConfigDict, classes: int) -> losses.Loss:
     loss = registry.lookup("loss", config.loss, losses.LOSSES)
-    if config.loss in losses.LOSSES:  # The user's own takes logits and batch, ours are made with their smoothing.
+    if config.loss in losses.LOSSES:  # Ours are made with the smoothing; a user's is the loss itself.
         loss = loss(config.label_smoothing)
     if not config.distillation.teacher:
         return loss
@@ -244,7 +244,7 @@ def _loss(config: ConfigDict, classes: int) -> losses.Loss:
 
 
 def _budgets(config: ConfigDict, plan: FormatPlan) -> tuple[dict[str, CostModel], tuple[pricing.Budget, ...]]:
-    """The costs that the config names, the main one first, with what each should come to."""
+    """Cost models that the config names, the main one first, and their budgets in the same order."""
     main = {"cost": config.cost, "target": config.target, "target_unit": config.target_unit}
     further = (config.budgets,) if isinstance(config.budgets, Mapping) else config.budgets
     settings = read_budgets((main, *further))
@@ -253,12 +253,12 @@ def _budgets(config: ConfigDict, plan: FormatPlan) -> tuple[dict[str, CostModel]
 
 
 def _budget(config: ConfigDict, plan: FormatPlan, model: CostModel, setting: BudgetSetting) -> pricing.Budget:
-    """A budget in the unit of its cost, which the genomes of the plan can meet."""
+    """Budget in the unit of its cost; raises ConfigError if no genome of the plan can meet it."""
     unit = setting._replace(target=1.0).amount(lambda fmt: model.uniform(plan.workload, fmt))
     target, table = setting.target * unit, model.table(plan)
     lowest, highest = pricing.reachable_interval(table, plan.space)
-    # A learned or random search needs a target that genomes can meet; a fixed genome only reports against it. The
-    # dearest genome may well stay below a second budget, but not below the first.
+    # A learned or random search needs a target that genomes can meet; a fixed genome is only compared with it. Every
+    # genome may stay below a further budget, but not below the main one.
     reachable = lowest <= target and (setting.cost != config.cost or target <= highest)
     if config.policy != "fixed" and not reachable:
         raise ConfigError(
@@ -269,7 +269,7 @@ def _budget(config: ConfigDict, plan: FormatPlan, model: CostModel, setting: Bud
 
 
 def _given_genome(config: ConfigDict) -> Genome | None:
-    """The genome that the config names a file of, if it does."""
+    """Genome from the genome file of the config, or None if the config names no file."""
     if config.policy not in POLICIES:
         raise ConfigError(f"policy={config.policy!r}: expected one of {', '.join(POLICIES)}")
     if config.policy == "fixed" and not config.genome:
@@ -280,7 +280,7 @@ def _given_genome(config: ConfigDict) -> Genome | None:
 
 
 def _formats(config: ConfigDict, given: Genome | None) -> tuple[LayerFormat, ...]:
-    """The formats that layers choose from: the config's, or those of the given genome where it names none."""
+    """Formats that layers choose from: those of the config, or those of the given genome if the config names none."""
     if config.formats:
         return format_space(config.formats)
     if given is None or not given.layers:
@@ -289,25 +289,25 @@ def _formats(config: ConfigDict, given: Genome | None) -> tuple[LayerFormat, ...
 
 
 def _trials(config: ConfigDict, plan: FormatPlan, given: Genome | None) -> tuple[Trial, ...]:
-    """What `config` asks for, and then its uniform baselines."""
+    """The trial that `config` describes, followed by its uniform baselines."""
     if given is not None:
         name = "/".join(pathlib.Path(config.genome).parts[-2:])
         try:
-            asked = Trial(name, FIXED, "", config, plan.encode(given))
+            requested = Trial(name, FIXED, "", config, plan.encode(given))
         except GenomeFileError as error:
             raise ConfigError(f"genome={config.genome!r}: {error}") from error
     elif config.policy == "fixed":
-        asked = _uniform_trial(config.genome, "", config, plan)
+        requested = _uniform_trial(config.genome, "", config, plan)
     elif config.policy == "uniform":
-        asked = Trial(f"random search {_short(config.formats)}", RANDOM_SEARCH, "", config, None)
+        requested = Trial(f"random search {_short(config.formats)}", RANDOM_SEARCH, "", config, None)
     else:
-        asked = Trial(f"FLIQS {_short(config.formats)}", SEARCHED, "", config, None)
+        requested = Trial(f"FLIQS {_short(config.formats)}", SEARCHED, "", config, None)
     baselines = []
     for baseline in config.baselines:
-        fixed = config.copy_and_resolve_references()
-        fixed.policy, fixed.genome, fixed.baselines = "fixed", baseline, ()
-        baselines.append(_uniform_trial(baseline, f"uniform-{baseline}", fixed, plan))
-    return (asked, *baselines)
+        baseline_config = config.copy_and_resolve_references()
+        baseline_config.policy, baseline_config.genome, baseline_config.baselines = "fixed", baseline, ()
+        baselines.append(_uniform_trial(baseline, f"uniform-{baseline}", baseline_config, plan))
+    return (requested, *baselines)
 
 
 def _short(formats: str) -> str:
@@ -317,6 +317,6 @@ def _short(formats: str) -> str:
 
 
 def _uniform_trial(name: str, directory: str, config: ConfigDict, plan: FormatPlan) -> Trial:
-    """The baseline in which all layers that are not pinned have the format `name`."""
+    """Uniform baseline: the format `name` in all layers that no rule pins to another one."""
     parse_layer_format(name)
     return Trial(f"uniform {name}", UNIFORM, directory, config, plan.uniform_genome(name))

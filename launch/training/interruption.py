@@ -1,4 +1,4 @@
-"""Orderly interruption: a signal becomes a request that the training loop heeds after a checkpoint."""
+"""Interruption by signals: a signal requests the training loop to stop after a checkpoint."""
 
 import contextlib
 import signal
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class StopRequested:
-    """Whether, and by which signal, this process was asked to stop."""
+    """Request to stop: true once a signal has arrived, with the number of that signal."""
 
     signal_number: int | None = None
 
@@ -18,17 +18,19 @@ class StopRequested:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequested]:
-    """Turns the first SIGTERM or SIGINT into a request that the loop heeds; a second one acts as usual."""
+    """Turns the first SIGTERM or SIGINT into a request to stop; a second one has its usual effect."""
     request = StopRequested()
 
-    def note(number: int, frame: types.FrameType | None) -> None:
+    def request_stop(number: int, frame: types.FrameType | None) -> None:
         del frame
         request.signal_number = number
-        signal.signal(number, before[number])
+        signal.signal(number, handlers[number])
 
-    before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers: dict[int, Any] = {
+        number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

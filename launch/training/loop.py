@@ -1,4 +1,4 @@
-"""The one training loop. It does the input and output around a compiled step, and nothing else."""
+"""Training loop of all runs: input and output around a compiled step."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -21,17 +21,17 @@ class NotFiniteError(RuntimeError):
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop, and did so after a checkpoint."""
+    """The run stopped on request, after a checkpoint."""
 
 
 class Saving(NamedTuple):
-    """What is kept of a run while it goes on, and how often.
+    """Where and how often metrics and states are stored during training.
 
     Attributes:
-      recorder: is given the metrics.
+      recorder: receives the metrics.
       log_every: steps between records.
-      policy_probabilities: of a state, float[D, Kmax], for the record.
-      checkpoints: where states go.
+      policy_probabilities: `(state) → float[D, Kmax]`, for the records.
+      checkpoints: receives the states.
       checkpoint_every: steps between checkpoints.
     """
 
@@ -53,23 +53,23 @@ def run(
     saving: Saving,
     stop: StopRequested,
 ) -> Any:
-    """Trains from `first_step` to `total_steps`, recording and checkpointing on the way.
+    """Trains from `first_step` to `total_steps`, and writes metrics and checkpoints.
 
     Args:
-      state: what `step` maps to its successor; its `params` are the weights.
-      step: `(state, *batch) -> (state, metrics)`; metrics have a scalar `"loss"`.
-      batches: those of `first_step` and after.
-      first_step: steps done already.
-      total_steps: where to stop.
-      before_step: `state -> state` changes to make before the step of that number, once.
-      saving: what is kept, and how often.
-      stop: a request to stop is heeded after each step.
+      state: state after `first_step` steps, consumed; its `params` are the weights.
+      step: `(state, *batch) -> (state, metrics)`; metrics contain a scalar `"loss"`.
+      batches: arguments of `step` from step `first_step` on.
+      first_step: number of steps completed before.
+      total_steps: number of steps at the end.
+      before_step: functions `state -> state` by the number of the step that they run before.
+      saving: where and how often metrics and states are stored.
+      stop: request to stop, checked after each step.
 
     Returns:
-      The last state.
+      State after `total_steps` steps.
 
     Raises:
-      NotFiniteError: the loss or a weight is no finite number; no checkpoint is written from there on.
+      NotFiniteError: the loss or a weight is not finite; such a state is not checkpointed.
       Stopped: on request, after a checkpoint.
     """
     pending: list[Mapping[str, jax.Array]] = []
@@ -95,7 +95,7 @@ def run(
         if checkpoint_due or done % saving.log_every == 0:
             flush(done)
         if checkpoint_due:
-            # The loss was computed before the latest update, so it does not vouch for what would be saved.
+            # The loss was computed before the latest update, so a finite loss does not imply finite weights.
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params))):
                 raise NotFiniteError(f"a weight is no finite number after step {done}. {_ADVICE}")
             saving.checkpoints.save(done, state)

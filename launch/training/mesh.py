@@ -1,4 +1,4 @@
-"""The mesh of devices that a run is spread over: the same search state on each, an equal part of each batch."""
+"""Data parallelism: the search state is replicated over the mesh of devices, each batch is split."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,22 +9,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def data_mesh() -> Mesh:
-    """One mesh axis, `"data"`, over all devices."""
+    """Mesh of all devices with one axis, `"data"`."""
     return jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device: all of the search state, so that all devices train under the same genome."""
+    """Sharding of the search state: replicated, so all devices train with the same genome."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-    """An equal part of the batch axis on each device."""
+    """Sharding of a batch: each device holds an equal part of the batch axis."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def place_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """A host batch, equal on every process, as arrays of which each device holds its part."""
+    """Puts a host batch, equal on all processes, on the devices with this sharding."""
     return {
         name: jax.make_array_from_callback(array.shape, sharding, lambda index, array=array: array[index])
         for name, array in batch.items()
@@ -32,9 +32,10 @@ def place_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[s
 
 
 def compile_step(step: Callable, mesh: Mesh, state: Any, *batches: dict[str, jax.ShapeDtypeStruct]) -> Callable:
-    """Compiles `step(state, *batches) -> (state, metrics)`, `state` donated, once and for all.
+    """Compiles `step(state, *batches) -> (state, metrics)` ahead of time, with `state` donated.
 
-    Arguments are given by shapes and types. The result cannot compile again: other shapes are an error.
+    `state` and `batches` are shapes and types. Calls of the compiled step with other shapes are errors, never a second
+    compilation.
     """
     whole, parts = replicated(mesh), split_batch(mesh)
     jitted = jax.jit(

@@ -1,4 +1,4 @@
-"""Optimisers of the weights, with the learning rate over training (FLIQS, Table 4)."""
+"""Optimisers of the weights and their learning-rate schedules (FLIQS, Table 4)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +15,8 @@ def _cosine(config: ConfigDict, warmup: int, total_steps: int) -> optax.Schedule
 
 def _exponential(config: ConfigDict, warmup: int, total_steps: int) -> optax.Schedule:
     start = 0.0 if warmup else config.learning_rate
-    left = max(total_steps - warmup, 1)
-    return optax.warmup_exponential_decay_schedule(start, config.learning_rate, warmup, left, config.decay_to)
+    decay_steps = max(total_steps - warmup, 1)
+    return optax.warmup_exponential_decay_schedule(start, config.learning_rate, warmup, decay_steps, config.decay_to)
 
 
 SCHEDULES: dict[str, Callable[[ConfigDict, int, int], optax.Schedule]] = {
@@ -25,32 +25,32 @@ SCHEDULES: dict[str, Callable[[ConfigDict, int, int], optax.Schedule]] = {
 }
 
 
-def _decaying(params: Any) -> Any:
-    """Weight decay is for kernels, not for biases and normalisation."""
+def _decay_mask(params: Any) -> Any:
+    """Mask of weight decay: kernels decay, biases and normalisation parameters do not."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def _sgd(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=_decaying),
+        optax.add_decayed_weights(config.weight_decay, mask=_decay_mask),
         optax.sgd(rate, momentum=config.momentum, nesterov=True),
     )
 
 
 def _adamw(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
-    return optax.adamw(rate, b1=config.momentum, weight_decay=config.weight_decay, mask=_decaying)
+    return optax.adamw(rate, b1=config.momentum, weight_decay=config.weight_decay, mask=_decay_mask)
 
 
 def _rmsprop(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
     # Decay and epsilon as in the training of EfficientNet (Tan & Le, 2019) and MobileNetV2's reference implementation.
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=_decaying),
+        optax.add_decayed_weights(config.weight_decay, mask=_decay_mask),
         optax.rmsprop(rate, decay=0.9, eps=1e-3, momentum=config.momentum),
     )
 
 
 def _frozen(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
-    """No training: what is left is calibration, and a search for formats of the weights as they are."""
+    """Constant weights, for post-training quantisation: only calibration and a format search remain."""
     del config, rate
     return optax.set_to_zero()
 
@@ -64,10 +64,10 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict, optax.Schedule], optax.GradientTrans
 
 
 def weight_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
-    """The optimiser that `config`, an experiment's `config.optimizer`, describes.
+    """Optimiser of the weights from `config`, the `config.optimizer` of an experiment.
 
     Raises:
-      ValueError: an unknown optimiser or schedule; a decay that does not end between 0 and 1.
+      ValueError: unknown optimiser or schedule, or `decay_to` is not in (0, 1].
     """
     for key, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
         if config[key] not in known:

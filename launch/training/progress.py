@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on (a live panel, or plain lines), and what is kept of it (JSON lines)."""
+"""Progress of a run: a live panel or plain lines on the console, and metrics as JSON lines in a file."""
 
 import itertools
 import json
@@ -27,10 +27,10 @@ SHOWN = {
 
 
 class Recorder:
-    """Writes `metrics.jsonl` and shows progress; use it as a context manager.
+    """Context manager that writes `metrics.jsonl` and shows progress.
 
-    Each line is the mean over the steps since the line before, with `step` (steps done), `seconds` (spent in training
-    so far, over all resumptions), `steps_per_second`, and `policy`, the probability of each option of each decision.
+    Each line has the mean of each metric over the steps since the previous line, `step` (completed steps), `seconds`
+    (training time, over all resumptions), `steps_per_second`, and `policy`, the probabilities `[D, Kmax]`.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        """Time spent in training, over all resumptions."""
+        """Training time in seconds, over all resumptions."""
         return self._seconds
 
     def record(self, steps: Sequence[Mapping[str, Any]], policy: np.ndarray) -> None:
-        """Keeps and shows the metrics of the latest `steps`; `policy` holds probabilities, float[D, Kmax]."""
+        """Writes and shows the metrics of the latest `steps`; `policy` contains probabilities, float[D, Kmax]."""
         now = time.perf_counter()
         spent, self._last_time = now - self._last_time, now
         self._seconds += spent
@@ -81,11 +81,11 @@ class Recorder:
         self._show(line)
 
     def pause_clock(self) -> None:
-        """Leaves the time since the last record out of the training time (a checkpoint)."""
+        """Excludes the time since the last record, that of a checkpoint, from the training time."""
         self._last_time = time.perf_counter()
 
     def _shown(self, line: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """What people are shown of a line: of `SHOWN`, what it has."""
+        """Labels and values of the metrics in `SHOWN` that the line has."""
         return [(label, f"{line[name]:.3f}") for name, label in self._labels.items() if name in line]
 
     def _show(self, line: Mapping[str, Any]) -> None:
@@ -112,7 +112,7 @@ class Recorder:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`: whole ones only, since a kill may have cut the last one short."""
+    """Lines of a `metrics.jsonl`, without an incomplete last line, which a killed process may leave."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:

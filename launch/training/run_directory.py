@@ -1,4 +1,4 @@
-"""The directory of a run: what is in it, and which config it belongs to."""
+"""Run directory: names of its files, and the check that it belongs to a config."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ METRICS = "metrics.jsonl"
 GENOME = "genome.json"
 CHECKPOINTS = "checkpoints"
 
-# Keys that say how a run is done, not what it computes: they may change when a run is resumed.
+# Keys that do not change what a run computes: they may differ when it is resumed.
 _FREE_KEYS = (
     "data.data_dir",
     "data.download",
@@ -31,15 +31,15 @@ _FREE_KEYS = (
 
 
 def claim_directory(directory: pathlib.Path, config: ConfigDict, *, free: Collection[str] = ()) -> None:
-    """Makes `directory` that of `config`.
+    """Creates `directory` for runs of `config`, or checks that it was created for this config.
 
     Args:
-      directory: of the run.
-      config: its config.
-      free: keys that may differ from what is there, beside those that change no result.
+      directory: run directory.
+      config: config of the run.
+      free: keys that may differ from the stored config, in addition to those that change no result.
 
     Raises:
-      ConfigError: it is that of another config; the message names the keys that differ.
+      ConfigError: the directory belongs to another config; the message names the keys that differ.
     """
     ours = json.loads(config.to_json_best_effort())
     path = directory / CONFIG
@@ -58,7 +58,7 @@ def claim_directory(directory: pathlib.Path, config: ConfigDict, *, free: Collec
 
 
 def write_json(path: pathlib.Path, document: dict[str, Any]) -> None:
-    """Atomically: the file is there whole or not at all."""
+    """Writes a JSON file atomically."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(document, indent=1) + "\n")
     temporary.rename(path)

@@ -1,4 +1,4 @@
-"""What the summary of a run tells of its network: the genome, what it means, and what it costs."""
+"""Parts of the summary of a run: genome, formats and cost of its network, versions and devices."""
 
 import importlib.metadata
 import platform
@@ -13,7 +13,7 @@ from launch.training.experiment import Experiment
 
 
 def network_summary(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
-    """What a genome means and costs, exactly."""
+    """Formats of all layers and exact costs of a genome, int32[D]."""
     chosen = experiment.plan.layer_formats(genome)
     budgets = [
         {
@@ -52,7 +52,7 @@ def network_summary(experiment: Experiment, genome: np.ndarray) -> dict[str, Any
 
 
 def environment_summary() -> dict[str, Any]:
-    """The versions and the devices that a run was computed with."""
+    """Versions of packages, and devices of this process."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
     devices = jax.devices()

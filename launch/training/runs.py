@@ -1,4 +1,4 @@
-"""Runs of an experiment: trained, evaluated, and written to directories that an interrupted run goes on from."""
+"""Runs of an experiment: trains and evaluates its trials in run directories, and resumes interrupted ones."""
 
 import dataclasses
 import itertools
@@ -43,16 +43,16 @@ from launch.training.run_summary import environment_summary, network_summary
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """The functions of an experiment, which serve all of its trials.
+    """Compiled functions of an experiment, shared by all of its trials.
 
     Attributes:
-      mesh: the devices.
-      teach: adds the teacher's logits to a training batch, where the experiment has a teacher.
-      step: the search step, compiled ahead of time.
-      recalibrate, evaluate, profile: see `fliqs_jax.search`; they compile when first called. `profile` is None where
-        clip multiples are not to be those of a batch.
-      step_compilations: how often the search step was compiled so far.
-      seconds: what that took.
+      mesh: devices.
+      teach: adds the logits of the teacher to a training batch; identity if the experiment has no teacher.
+      step: search step, compiled ahead of time.
+      recalibrate, evaluate, profile: see `fliqs_jax.search`; they are compiled at their first call. `profile` is None
+        if clip multiples are not profiled on a batch.
+      step_compilations: returns the number of compilations of the search step so far.
+      seconds: compile time of the search step.
     """
 
     mesh: jax.sharding.Mesh
@@ -66,10 +66,10 @@ class Compiled:
 
 
 def read_run(directory: pathlib.Path, console: Console, *, target: float | None = None) -> tuple[Experiment, Any]:
-    """The experiment of a finished run, under another cost target if one is given, and its state after training.
+    """Experiment of a finished run, with another cost target if `target` is given, and its state after training.
 
     Raises:
-      ConfigError, runtime.CheckpointError: no finished run, or one that cannot be read.
+      ConfigError, CheckpointError: `directory` has no finished run, or one that cannot be read.
     """
     try:
         config = ConfigDict(json.loads((directory / CONFIG).read_text()))
@@ -89,22 +89,24 @@ def read_run(directory: pathlib.Path, console: Console, *, target: float | None 
 
 
 def _teacher(experiment: Experiment, console: Console) -> Callable[[Batch], Batch]:
-    """A function that adds the teacher's logits to a batch; one that adds nothing where there is no teacher."""
+    """Makes `batch → batch`, which adds the logits of the teacher; the identity if there is no teacher."""
     name = experiment.config.distillation.teacher
     if not name:
         return lambda batch: batch
-    taught, state = read_run(pathlib.Path(name), console)
-    theirs = (taught.source.example.shape, taught.source.classes)
-    ours = (experiment.source.example.shape, experiment.source.classes)
-    if theirs != ours:
-        raise ConfigError(f"distillation.teacher={name!r} knows inputs and classes {theirs}, here they are {ours}")
+    teacher, state = read_run(pathlib.Path(name), console)
+    teacher_shapes = (teacher.source.example.shape, teacher.source.classes)
+    own_shapes = (experiment.source.example.shape, experiment.source.classes)
+    if teacher_shapes != own_shapes:
+        raise ConfigError(
+            f"distillation.teacher={name!r} knows inputs and classes {teacher_shapes}, here they are {own_shapes}"
+        )
     genome = state.policy.mode()
-    logits = jax.jit(make_logits(taught.search))
+    logits = jax.jit(make_logits(teacher.search))
     return lambda batch: batch | {TEACHER_LOGITS: logits(state, genome, batch["input"])}
 
 
 def compile_functions(experiment: Experiment, dataset: data.Dataset, console: Console) -> Compiled:
-    """Compiles the search step for all local devices and batches as those of `dataset`."""
+    """Compiles the search step for all devices and for batches of `dataset`."""
     mesh = data_mesh()
     whole = replicated(mesh)
     search, config, criterion = experiment.search, experiment.config, experiment.clip_criterion
@@ -112,7 +114,7 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, console: Co
     traces: list[None] = []
 
     def counted_step(*arguments: Any) -> Any:
-        traces.append(None)  # A function is traced once for each compilation.
+        traces.append(None)  # A function is traced once per compilation.
         return search_step(*arguments)
 
     def example(split: str, size: int, *, augmented: bool) -> dict[str, jax.ShapeDtypeStruct]:
@@ -139,7 +141,7 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, console: Co
 
 
 def open_data(experiment: Experiment) -> data.Dataset:
-    """The data of an experiment."""
+    """Opens the data set of an experiment."""
     config = experiment.config
     return experiment.source.open(valid_examples=config.data.valid_examples, seed=config.seed)
 
@@ -155,8 +157,8 @@ def initial_state(experiment: Experiment, trial: Trial) -> SearchState:
     )
 
 
-def _pretrained(state: SearchState, config: ConfigDict, name: str, console: Console) -> Any:
-    """The state with the weights of `config.init_from`; fresh moments of the optimiser stay what they are, zeros."""
+def _with_pretrained_weights(state: SearchState, config: ConfigDict, name: str, console: Console) -> Any:
+    """Replaces the weights by those of `config.init_from`; the optimiser state stays the initial one."""
     ours = {"params": state.params, "batch_stats": state.batch_stats}
     theirs, kept = pretrained.load(pathlib.Path(config.init_from), config.model.name, ours)
     console.print(f"{name}: weights from {config.init_from}" + (f", but for {', '.join(kept)}" if kept else ""))
@@ -165,37 +167,42 @@ def _pretrained(state: SearchState, config: ConfigDict, name: str, console: Cons
 
 
 def run(experiment: Experiment, workdir: pathlib.Path, console: Console) -> list[pathlib.Path]:
-    """`run_all`, stopped after a checkpoint by SIGTERM or SIGINT."""
+    """Runs all trials, see `run_all`; SIGTERM or SIGINT stops them after a checkpoint."""
     with stop_on_signals() as stop:
         return run_all(experiment, workdir, console, stop)
 
 
 def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, stop: StopRequested) -> list[pathlib.Path]:
-    """Runs what is left of an experiment's trials; returns the directories of all."""
+    """Runs all unfinished trials of an experiment; returns the run directories of all trials.
+
+    Raises:
+      ConfigError: a directory belongs to another config.
+      loop.NotFiniteError, loop.Stopped: see `loop.run`.
+    """
     directories = [workdir / trial.directory for trial in experiment.trials]
     for trial, directory in zip(experiment.trials, directories, strict=True):
         claim_directory(directory, trial.config)
-    left = [
+    unfinished = [
         (trial, directory)
         for trial, directory in zip(experiment.trials, directories, strict=True)
         if not (directory / SUMMARY).exists()
     ]
-    if len(left) < len(directories):
-        done = ", ".join(t.name for t in experiment.trials if all(t is not trial for trial, _ in left))
+    if len(unfinished) < len(directories):
+        done = ", ".join(t.name for t in experiment.trials if all(t is not trial for trial, _ in unfinished))
         console.print(f"already complete in {workdir}: {done}")
-    if left:
+    if unfinished:
         console.print(f"reading {experiment.config.data.name}, compiling the search step …")
         dataset = open_data(experiment)
         compiled = compile_functions(experiment, dataset, console)
         console.print(f"compiled in {compiled.seconds:.1f} s for {len(jax.devices())} device(s)")
-        for trial, directory in left:
+        for trial, directory in unfinished:
             _run(_TrialRun(experiment, trial, compiled, dataset, directory, console), stop)
     return directories
 
 
 @dataclasses.dataclass(frozen=True)
 class _TrialRun:
-    """A trial with all that running it takes."""
+    """A trial with everything that is needed to run it."""
 
     experiment: Experiment
     trial: Trial
@@ -205,31 +212,31 @@ class _TrialRun:
     console: Console
 
     def say(self, text: str) -> None:
-        """Prints a line about this trial."""
+        """Prints a message with the name of this trial."""
         self.console.print(f"{self.trial.name}: {text}")
 
     def batches(self, split: str, batch_size: int, *, first_step: int, augmented: bool = False) -> Iterator[Batch]:
-        """Endless batches of `"train"` or `"valid"`, each part on its device."""
+        """Endless batches of `"train"` or `"valid"`, split over the devices."""
         stream = self.dataset.train_batches(split, batch_size=batch_size, first_step=first_step, augmented=augmented)
         return (place_batch(batch, split_batch(self.compiled.mesh)) for batch in stream)
 
     def taught_batches(self, first_step: int) -> Iterator[Batch]:
-        """The batches that weights are trained on, with the teacher's logits where there is a teacher."""
+        """Endless training batches, with the logits of the teacher if there is one."""
         stream = self.batches("train", self.trial.config.batch_size, first_step=first_step, augmented=True)
         return (self.compiled.teach(batch) for batch in stream)
 
     def quality(self, state: SearchState, genome: jax.Array, split: str) -> float:
-        """The quality of a genome's network over all of a split."""
-        whole = self.dataset.eval_batches(split, batch_size=self.trial.config.valid_batch_size)
-        placed = (place_batch(batch, split_batch(self.compiled.mesh)) for batch in whole)
+        """Quality of the network with the formats of `genome`, int32[D], on a whole split."""
+        batches = self.dataset.eval_batches(split, batch_size=self.trial.config.valid_batch_size)
+        placed = (place_batch(batch, split_batch(self.compiled.mesh)) for batch in batches)
         return quality_over(self.experiment.search, self.compiled.evaluate, state, genome, placed)
 
 
 def _run(run: _TrialRun, stop: StopRequested) -> None:
-    """Trains a trial, chooses its genome, recalibrates, judges, and writes genome and summary."""
+    """Trains a trial, chooses its genome, recalibrates and evaluates it, and writes genome and summary."""
     state, seconds = _train(run, stop)
     genome = _chosen_genome(run, state)
-    # Before recalibration, which takes the state's place in memory.
+    # Computed before recalibration, which donates the state.
     trained = {
         f"{run.experiment.search.quality.name}_before_recalibration": run.quality(state, genome, "test"),
         "policy_entropy": float(state.policy.entropy()),
@@ -241,7 +248,7 @@ def _run(run: _TrialRun, stop: StopRequested) -> None:
 
 
 def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
-    """The state after training, from the newest checkpoint on if there is one, and the seconds that it took."""
+    """Trains from the newest checkpoint or from the start; returns the last state and the training time in seconds."""
     config, search, compiled = run.trial.config, run.experiment.search, run.compiled
     checkpoints = Checkpoints(run.directory / CHECKPOINTS)
     state = jax.device_put(initial_state(run.experiment, run.trial), replicated(compiled.mesh))
@@ -250,11 +257,11 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
         first_step, state = restored
         run.say(f"going on from step {first_step}")
     elif config.init_from:
-        state = _pretrained(state, config, run.trial.name, run.console)
+        state = _with_pretrained_weights(state, config, run.trial.name, run.console)
     before_step = {}
     if profile := compiled.profile:
-        at = search.input_quantization_step
-        before_step[at] = lambda state: profile(state, next(run.taught_batches(at)))
+        profile_at = search.input_quantization_step
+        before_step[profile_at] = lambda state: profile(state, next(run.taught_batches(profile_at)))
     valid_batches = run.batches("valid", config.valid_batch_size, first_step=first_step)
     with progress.Recorder(
         run.directory / METRICS,
@@ -285,7 +292,7 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
 
 
 def _chosen_genome(run: _TrialRun, state: SearchState) -> jax.Array:
-    """The policy's mode, or the best genome of a random search, int32[D]."""
+    """Mode of the policy, or best genome of a random search, int32[D]."""
     if run.trial.kind != RANDOM_SEARCH:
         return state.policy.mode()
     search = run.experiment.search
@@ -299,7 +306,7 @@ def _chosen_genome(run: _TrialRun, state: SearchState) -> jax.Array:
 
 
 def _recalibrated(run: _TrialRun, state: SearchState, genome: jax.Array) -> SearchState:
-    """The state with batch statistics moved towards those under the genome; what is given is used up."""
+    """State with batch statistics recalibrated for the genome, int32[D]; the given state is donated."""
     config = run.trial.config
     batches = run.batches("train", config.batch_size, first_step=run.experiment.search.total_steps)
     for batch in itertools.islice(batches, config.recalibration_batches):
@@ -308,7 +315,7 @@ def _recalibrated(run: _TrialRun, state: SearchState, genome: jax.Array) -> Sear
 
 
 def _summary(run: _TrialRun, state: SearchState, genome: jax.Array, seconds: float) -> dict[str, Any]:
-    """What is told of a finished trial, whose state is recalibrated."""
+    """Summary of a finished trial, with its recalibrated state."""
     config, compiled, name = run.trial.config, run.compiled, run.experiment.search.quality.name
     return {
         name: run.quality(state, genome, "test"),

@@ -70,12 +70,12 @@ def test_every_operation_of_rand_augment_changes_a_picture():
     from PIL import Image
 
     picture = Image.fromarray(random_images(16, 16, 3) // 2 + 40)
-    for operation in augmentation._BOTH_WAYS:
+    for operation in augmentation._SIGNED_OPERATIONS:
         there, back = (np.asarray(operation(picture, strength)) for strength in (0.9, -0.9))
         assert there.shape == back.shape == (16, 16, 3)
         assert not np.array_equal(there, back)
         np.testing.assert_array_equal(np.asarray(operation(picture, 0.0)), np.asarray(picture))
-    for operation in augmentation._ONE_WAY:
+    for operation in augmentation._UNSIGNED_OPERATIONS:
         assert not np.array_equal(np.asarray(operation(picture, 0.9)), np.asarray(picture))
 
 

@@ -31,12 +31,12 @@ def test_jax_computes_in_the_width_asked_for():
     program = layer(jax.random.normal(jax.random.key(0), (1, 8, 8, 3)))
     expected = program.function(program.weights, program.x)
     for width, dtype in ((32, jnp.float32), (16, jnp.bfloat16)):
-        for run in (runtime.whole(program, width), runtime.alone(program, width)):
+        for run in (runtime.prepare_network(program, width), runtime.prepare_layer(program, width)):
             y = run()
             assert y.dtype == dtype
             np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.03)
     with pytest.raises(ValueError, match="all of a network in one format"):
-        runtime.whole(program, 32, ["stem"])
+        runtime.prepare_network(program, 32, ["stem"])
 
 
 @pytest.mark.parametrize(("x", "zero_point"), [(jnp.linspace(0, 1, 192), 0), (jnp.linspace(-1, 1, 192), 128)])
@@ -82,7 +82,7 @@ def test_layers_of_a_network_can_stay_in_float():
     assert quantized_layers(["stem", "classifier"]) == 8
     with pytest.raises(ValueError, match="no layer head to leave in float"):
         engines._quantized(graph, x, ["head"])
-    mixed = engines.find("onnxruntime", threads=1).whole(whole, 8, ["stem"])
+    mixed = engines.find("onnxruntime", threads=1).prepare_network(whole, 8, ["stem"])
     mixed()
 
 
@@ -97,6 +97,6 @@ def test_networks_and_layers_run(backend):
     runtime = engines.find(backend, threads=1)
     assert backend in runtime.device
     for width in runtime.widths:
-        runtime.whole(network.whole, width)()
+        runtime.prepare_network(network.whole, width)()
         for part in network.parts.values():
-            runtime.alone(part, width)()
+            runtime.prepare_layer(part, width)()

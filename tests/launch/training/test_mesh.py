@@ -16,14 +16,15 @@ import itertools, json
 import jax
 from rich.console import Console
 from configs import fliqs_digits
-from launch import experiment, runs, runtime
+from launch.training import mesh, runs
+from launch.training.experiment import prepare_experiment
 
 config = fliqs_digits.get_config()
-config.model.width, config.epochs = 4, 1
-prepared = experiment.prepare(config)
+config.model.width, config.epochs, config.clip.source = 4, 1, "profiled"
+prepared = prepare_experiment(config)
 dataset = runs.open_data(prepared)
 compiled = runs.compile_functions(prepared, dataset, Console(stderr=True))
-parts, whole = runtime.split_batch(compiled.mesh), runtime.replicated(compiled.mesh)
+parts, whole = mesh.split_batch(compiled.mesh), mesh.replicated(compiled.mesh)
 state = jax.device_put(runs.initial_state(prepared, prepared.trials[0]), whole)
 streams = [
     dataset.train_batches(split, batch_size=config.batch_size, first_step=0, augmented=split == "train")
@@ -31,7 +32,7 @@ streams = [
 ]
 rows = []
 for batches in itertools.islice(zip(*streams), 6):
-    placed = [runtime.place_batch(batch, parts) for batch in batches]
+    placed = [mesh.place_batch(batch, parts) for batch in batches]
     state, metrics = compiled.step(state, *placed)
     rows.append({"loss": float(metrics["loss"]), "genome": metrics["genome"].tolist()})
 state = compiled.profile(state, placed[0])
