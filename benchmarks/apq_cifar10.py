@@ -166,7 +166,9 @@ def main() -> None:
     logging.set_verbosity(logging.WARNING)
     config = apq_cifar10.get_config()
     config.data.data_dir = arguments.data_dir
-    document = measure_all(prepare_pipeline(config, arguments.workdir, Console()))
+    pipeline = prepare_pipeline(config, arguments.workdir, Console())
+    pipeline.claim()
+    document = measure_all(pipeline)
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     pictures.write("apq_predictors.svg", apq_figures.predictor_curve(document["predictor"]["quantized"]))
     pictures.write("apq_joint.svg", apq_figures.joint_and_sequential(document["networks"]))

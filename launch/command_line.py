@@ -35,7 +35,8 @@ class _ConfigParser(flags.ArgumentParser):
 
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file, or the name of one of configs/.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written, and resumed from.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written, and resumed from.")
+CHECK = flags.DEFINE_bool("check", False, "Only checks the config, and estimates cost, steps, memory and time.")
 _PARSER = flags.FLAGS["config"].parser = _ConfigParser()
 
 
@@ -48,9 +49,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     here = pathlib.Path.cwd()
     if not sys.flags.safe_path and here not in [pathlib.Path(place).absolute() for place in sys.path]:
         for package in ("aqt_like", "hwcost", "fliqs_jax", "apq_jax"):
-            importlib.import_module(
-                package
-            )  # from the same checkout as this module, before the current directory counts
+            importlib.import_module(package)  # of the same checkout as this module, whatever lies in `here`
         sys.path.insert(0, str(here))
     # absl's help shows flags and docstring of the started file, which may be the script of an installed command.
     sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
@@ -61,6 +60,11 @@ def run(main: Callable[[list[str]], None]) -> None:
         app.usage(shorthelp=True, writeto_stdout=True)
         return
     flags.mark_flag_as_required("config")
+    flags.register_multi_flags_validator(
+        ["workdir", "check"],
+        lambda given: given["workdir"] or given["check"],
+        message="--workdir=DIR must be given, or --check",
+    )
     app.run(main, flags_parser=parse_flags)
 
 

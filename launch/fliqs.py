@@ -24,14 +24,18 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # Imported here so that a misspelt flag is reported without delay.
     from launch.reports import fliqs_page, recorded_runs
-    from launch.training import loop, runs
+    from launch.training import dry_run, loop, runs
     from launch.training.checkpoints import CheckpointError
     from launch.training.experiment import prepare_experiment
 
     logging.set_verbosity(logging.WARNING)
-    console, workdir = Console(), pathlib.Path(command_line.WORKDIR.value)
+    console = Console()
     try:
         prepared = prepare_experiment(command_line.CONFIG.value)
+        if command_line.CHECK.value:
+            dry_run.check(prepared, console)
+            return
+        workdir = pathlib.Path(command_line.WORKDIR.value)
         directories = runs.run(prepared, workdir, console)
     except (ValueError, loop.NotFiniteError, CheckpointError) as error:
         sys.exit(f"error: {error}")

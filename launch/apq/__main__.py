@@ -58,12 +58,16 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2 or argv[1] not in (*steps, "all"):
         raise app.UsageError(f"expected one of {', '.join(steps)}, all; got {' '.join(argv[1:]) or 'nothing'}")
     logging.set_verbosity(logging.WARNING)
-    console, workdir = Console(), pathlib.Path(command_line.WORKDIR.value)
+    console, workdir = Console(), pathlib.Path(command_line.WORKDIR.value or "")
     try:
         with workers.started(_WORKERS.value) as mapper:
             counts = {"quantized" if _QUANTIZED.value else "float": _COUNT.value} if _COUNT.value else None
             steps["records"] = partial(measure_records.run, mapper=mapper, counts=counts)
             experiment = prepare_pipeline(command_line.CONFIG.value, workdir, console, _BUDGET.value)
+            if command_line.CHECK.value:
+                experiment.describe()
+                return
+            experiment.claim()
             for name, step in steps.items():
                 if argv[1] in (name, "all"):
                     step(experiment)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from apq_jax.architectures import ArchitectureSpace
 from apq_jax.block_network import BlockNetwork, network
 from apq_jax.selection import SELECTIONS
 from aqt_like.formats import LayerFormat
-from hwcost import workload
+from hwcost import pricing, workload
 from hwcost.costs import find_cost
 from hwcost.workload import Workload
 from launch import data
@@ -51,6 +52,30 @@ class Pipeline:
     full: BlockNetwork
     budgets: tuple[dict[str, float], ...]
     tables: evolution.Tables
+
+    def claim(self) -> None:
+        """Claims the work directory for the config.
+
+        Raises:
+          ConfigError: the directory is that of another config.
+        """
+        # These may change in a work directory: records are extended, and predictor and search can be repeated.
+        steps = [f"{step}.{key}" for step in ("predictor", "search") for key in self.config[step]]
+        claim_directory(self.workdir, self.config, free=[*steps, *(f"records.{kind}" for kind in RECORD_FILES)])
+
+    def describe(self) -> None:
+        """Prints what would be searched, within what, and what the largest network costs."""
+        genomes = sum(math.log10(count) for count in self.space.search_space.option_counts)
+        records = ", ".join(f"{self.config.records[kind]:,} {kind}" for kind in RECORD_FILES)
+        largest = {name: pricing.price_exactly(table, self.space.largest) for name, table in self.tables.items()}
+        self.note(f"data            {self.config.data.name}, {self.source.train_examples:,} examples")
+        self.note(f"search space    {len(self.space.search_space)} decisions, 10^{genomes:.1f} genomes")
+        self.note(f"once for all    {self.config.supernet.epochs:g} epochs, then {records} records")
+        for number, budget in enumerate(self.budgets, start=1):
+            within = ", ".join(
+                f"{name} ≤ {limit:,.4g} (largest {largest[name]:,.4g})" for name, limit in budget.items()
+            )
+            self.note(f"network {number:<8}{within}")
 
     def open_data(self) -> data.Dataset:
         """Reads the data."""
@@ -92,7 +117,7 @@ class Pipeline:
 def prepare_pipeline(
     config: ConfigDict, workdir: pathlib.Path, console: Console, budgets: Sequence[str] = ()
 ) -> Pipeline:
-    """Checks `config`, within seconds, and claims `workdir` for it.
+    """Checks `config`, within seconds; `Pipeline.claim` is for whoever runs it.
 
     Args:
       config: a config as in configs/apq_common.py.
@@ -123,12 +148,7 @@ def prepare_pipeline(
     full = network(space, space.largest)
     sets = read_alternatives(tuple(map(parse_budget, budgets)) if budgets else config.search.budgets)
     limits = _limits(sets, workload.trace(full, expected, train=False))
-    pipeline = Pipeline(config, workdir, console, source, space, full, limits, _tables(space, limits))
-    # These may change in a work directory: records are extended, and predictor and search can be repeated.
-    steps = [f"{step}.{key}" for step in ("predictor", "search") for key in config[step]]
-    free = [*steps, *(f"records.{kind}" for kind in RECORD_FILES)]
-    claim_directory(workdir, config, free=free)
-    return pipeline
+    return Pipeline(config, workdir, console, source, space, full, limits, _tables(space, limits))
 
 
 def _limits(sets: Sequence[Sequence[BudgetSetting]], largest: Workload) -> tuple[dict[str, float], ...]:

@@ -92,12 +92,12 @@ class Recorder:
         left = (self._total - self._step) / line["steps_per_second"]
         rate = f"{line['steps_per_second']:.1f} steps/s"
         if self._live:
-            self._live.update(self._panel(line, f"{rate}, {_duration(left)} left"), refresh=True)
+            self._live.update(self._panel(line, f"{rate}, {duration(left)} left"), refresh=True)
         elif time.perf_counter() - self._last_plain >= PLAIN_LINE_SECONDS or self._step == self._total:
             self._last_plain = time.perf_counter()
             shown = "  ".join(f"{label} {value}" for label, value in self._shown(line))
             self._console.print(
-                f"{self._title}  step {self._step}/{self._total}  {rate}  {_duration(left)} left  {shown}",
+                f"{self._title}  step {self._step}/{self._total}  {rate}  {duration(left)} left  {shown}",
                 soft_wrap=True,
                 highlight=False,
             )
@@ -122,7 +122,8 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as people read it: `m:ss`, or `h:mm:ss`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

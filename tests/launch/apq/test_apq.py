@@ -75,7 +75,9 @@ def run(config, workdir, steps=STEPS):
 
 
 def prepare(config, workdir, budgets=()):
-    return prepare_pipeline(config, workdir, Console(quiet=True), budgets)
+    pipeline = prepare_pipeline(config, workdir, Console(quiet=True), budgets)
+    pipeline.claim()
+    return pipeline
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +262,7 @@ def test_a_folder_of_data_can_be_named_on_the_command_line():
 
 
 def test_steps_out_of_order_are_told(config, tmp_path):
-    pipeline = prepare_pipeline(config, tmp_path, Console(quiet=True))
+    pipeline = prepare(config, tmp_path)
     for step in STEPS[1:]:
         with pytest.raises((ConfigError, JournalError), match=r"run the steps before|cannot read"):
             step(pipeline)
