@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
         if command_line.CHECK.value:
             dry_run.check(prepared, console)
             return
-        workdir = pathlib.Path(command_line.WORKDIR.value)
+        workdir = pathlib.Path(command_line.WORKDIR.value or "")
         directories = runs.run(prepared, workdir, console)
     except (ValueError, loop.NotFiniteError, CheckpointError) as error:
         sys.exit(f"error: {error}")

@@ -72,10 +72,8 @@ class Pipeline:
         self.note(f"search space    {len(self.space.search_space)} decisions, 10^{genomes:.1f} genomes")
         self.note(f"once for all    {self.config.supernet.epochs:g} epochs, then {records} records")
         for number, budget in enumerate(self.budgets, start=1):
-            within = ", ".join(
-                f"{name} ≤ {limit:,.4g} (largest {largest[name]:,.4g})" for name, limit in budget.items()
-            )
-            self.note(f"network {number:<8}{within}")
+            limits = (f"{name} ≤ {limit:,.4g} (largest {largest[name]:,.4g})" for name, limit in budget.items())
+            self.note(f"network {number:<8}{', '.join(limits)}")
 
     def open_data(self) -> data.Dataset:
         """Reads the data."""

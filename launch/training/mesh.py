@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.stages import Compiled
 
 
 def data_mesh() -> Mesh:
@@ -31,7 +32,7 @@ def place_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[s
     }
 
 
-def compile_step(step: Callable, mesh: Mesh, state: Any, *batches: dict[str, jax.ShapeDtypeStruct]) -> Callable:
+def compile_step(step: Callable, mesh: Mesh, state: Any, *batches: dict[str, jax.ShapeDtypeStruct]) -> Compiled:
     """Compiles `step(state, *batches) -> (state, metrics)` ahead of time, with `state` donated.
 
     `state` and `batches` are shapes and types. Calls of the compiled step with other shapes are errors, never a second

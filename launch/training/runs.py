@@ -57,7 +57,7 @@ class Compiled:
 
     mesh: jax.sharding.Mesh
     teach: Callable[[Batch], Batch]
-    step: Callable
+    step: jax.stages.Compiled
     recalibrate: Callable
     evaluate: Callable
     profile: Callable | None

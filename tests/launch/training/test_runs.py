@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from fliqs_jax import models
 from fliqs_jax.models import pretrained
 from hwcost import measured_tables
 from launch.reports import fliqs_page
-from launch.training import loop, progress, runs
+from launch.training import dry_run, loop, progress, runs
 from launch.training.checkpoints import CheckpointError, Checkpoints, state_digest
 from launch.training.experiment import ConfigError, prepare_experiment
 from launch.training.interruption import stop_on_signals
@@ -71,6 +72,20 @@ def test_a_run_and_its_baselines_write_all_they_promise(tiny_config, run_experim
         "http://creativecommons.org", ""
     )
     assert "<script" not in page and "src=" not in page
+
+
+def test_a_config_is_checked_and_estimated_without_a_trace(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_config.baselines = ("int4",)
+    console = Console(file=io.StringIO(), width=200)
+    dry_run.check(prepare_experiment(tiny_config), console)
+    lines = dict(line.split(maxsplit=1) for line in console.file.getvalue().splitlines())
+    assert lines["layers"].startswith("10, ")
+    assert lines["networks"] == "2: FLIQS int_s, uniform int4"
+    assert lines["steps"].startswith(f"{STEPS} each, 4 of them")
+    assert re.match(r"about \d+ MB", lines["memory"])
+    assert re.match(r"about \d+:\d\d: .* ms a step", lines["time"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_finished_run_is_not_run_again(tiny_config, run_experiment, uninterrupted):
