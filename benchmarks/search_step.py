@@ -52,7 +52,8 @@ def batch(seed: int) -> Batch:
 def search_step(formats: str, estimator: gradients.Estimator = gradients.straight_through) -> tuple[Any, Any]:
     """Compiled search step over `formats`, and its initial state."""
     config = fliqs_digits.get_config()
-    config.update({"formats": formats, "baselines": (), "model": {"depth": 20, "width": 16}})
+    config.update({"formats": formats, "target": 1.15, "target_unit": "int4", "baselines": ()})
+    config.model.update({"depth": 20, "width": 16})
     config.data.valid_examples = BATCH
     prepared = prepare_experiment(config, source=images())
     state = runs.initial_state(prepared, prepared.trials[0])

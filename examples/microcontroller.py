@@ -1,7 +1,8 @@
 """Your own device as a cost model in thirty lines: on this microcontroller, 4 bits save memory but no time.
 
-    python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/microcontroller \\
-        --config.cost=examples.microcontroller:LATENCY --config.target=1.1 --config.target_unit=int8
+    python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/microcontroller --config.formats=int_s \\
+        --config.baselines="('int4','int8')" --config.cost=examples.microcontroller:LATENCY --config.target=1.1 \\
+        --config.target_unit=int8
 
 Its rates are examples of what you would measure: an instruction multiplies two pairs of 8-bit values; narrower weights
 are unpacked first; the flash memory delivers two bytes of weights per cycle.

@@ -37,6 +37,7 @@ def test_a_transformer_on_text_is_searched(tmp_path):
 
 def test_a_device_of_ones_own_is_a_cost():
     config = fliqs_digits.get_config()
+    config.formats, config.baselines = "int_s", ("int4", "int8")
     config.cost, config.target, config.target_unit = "examples.microcontroller:LATENCY", 1.1, "int8"
     prepared = prepare_experiment(config)
     table, plan = prepared.search.budgets[0].table, prepared.plan

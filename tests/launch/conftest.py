@@ -11,6 +11,7 @@ from launch.training.interruption import StopRequested
 
 def make_tiny_config():
     config = fliqs_digits.get_config()
+    config.formats, config.target, config.target_unit = "int_s", 1.15, "int4"
     config.model.width = 2
     config.epochs = 2
     config.baselines = ()

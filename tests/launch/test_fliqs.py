@@ -33,7 +33,7 @@ def run_command(*options, workdir, config="configs/fliqs_digits.py"):
         ("--config.data_dir=x", "error: the config has no key 'data_dir'; did you mean data.data_dir?"),
         ("--config.zzz=x", "error: the config has no key 'zzz': it has baseline_momentum, baselines"),
         ("--config.formats=int_q", "error: unknown format space 'int_q'"),
-        ("--config.target=0.5", "out of reach: genomes over int_s cost from 1 to 16"),
+        ("--config.target=0.5", "out of reach: genomes over int2,int3,int4,int6,int8 cost from 1 to 16"),
     ],
 )
 def test_mistakes_end_the_command_within_seconds(option, message, tmp_path):

@@ -127,7 +127,8 @@ def test_stopping_checkpoints_and_resuming_equals_never_stopping(tiny_config, ru
 def command(workdir):
     options = {
         "model.width": 2, "epochs": 2, "baselines": "()", "log_every": 3, "checkpoint_every": 4,
-        "recalibration_batches": 2, "random_search.evaluated": 2,
+        "recalibration_batches": 2, "random_search.evaluated": 2, "formats": "int_s", "target": 1.15,
+        "target_unit": "int4",
     }  # fmt: skip
     return [
         sys.executable, "-m", "launch.fliqs", "--config=configs/fliqs_digits.py", f"--workdir={workdir}",
