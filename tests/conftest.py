@@ -13,6 +13,13 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _free_compiled_programs():
+    """A worker holds the compiled programs of one module at a time."""
+    yield
+    jax.clear_caches()
+
+
 def _real(variable: str, place: str, what: str) -> pathlib.Path:
     """A file or folder of real data: where an environment variable says, or beside the repository; else skips."""
     path = pathlib.Path(os.environ.get(variable, DATA / place))

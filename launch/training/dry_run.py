@@ -29,9 +29,9 @@ def check(experiment: Experiment, console: Console) -> None:
     seconds = _seconds_per_step(experiment, compiled, dataset)
     search, plan = experiment.search, experiment.plan
     genomes = sum(math.log10(count) for count in plan.space.option_counts)
-    memory = compiled.step.memory_analysis()
-    planned = (
-        f"about {(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6:,.0f} MB" if memory else "unknown"
+    planned = compiled.step.memory_analysis()
+    memory = (
+        f"about {(planned.argument_size_in_bytes + planned.temp_size_in_bytes) / 1e6:,.0f} MB" if planned else "unknown"
     )
     trials = len(experiment.trials)
     rows = {
@@ -43,7 +43,7 @@ def check(experiment: Experiment, console: Console) -> None:
         **{f"cost {name}": _cost_range(experiment, i) for i, name in enumerate(experiment.costs)},
         "networks": f"{trials}: {', '.join(trial.name for trial in experiment.trials)}",
         "steps": f"{search.total_steps:,} each, {search.warmup_steps:,} of them with uniformly drawn formats",
-        "memory": f"{planned}, as XLA plans the compiled step",
+        "memory": f"{memory}, as XLA plans the compiled step",
         "time": f"about {duration(compiled.seconds + trials * search.total_steps * seconds)}: {compiled.seconds:.0f} s "
         f"of compilation, {1000 * seconds:.1f} ms a step",
     }
