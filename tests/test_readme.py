@@ -1,11 +1,14 @@
-"""The README does what it says, and its figures are those that are stored."""
+"""README.md and the pages in docs/ do what they say, and their figures are those that are stored."""
 
+import functools
+import importlib.util
 import json
 import pathlib
 import re
 
 import numpy as np
 import optax
+import pytest
 
 from benchmarks import (
     apq_cifar10,
@@ -13,22 +16,99 @@ from benchmarks import (
     assignments,
     cifar10,
     devices,
+    digits,
     pricing,
     quantizers,
     search_memory,
     search_step,
     this_device,
 )
+from configs import fliqs_digits
 from hwcost.costs import COSTS
-from launch.reports import apq_page
+from hwcost.genome_file import Genome, LayerChoice
+from launch.config_files import load_config
+from launch.reports import apq_page, fliqs_page
+from launch.reports.recorded_runs import RecordedRun, gain
+from launch.training.experiment import prepare_experiment
+from launch.training.run_summary import network_summary
 
 ROOT = pathlib.Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-DEVICES = (ROOT / "docs" / "devices.md").read_text()
-USAGE = (ROOT / "docs" / "usage.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, RESULTS, FORMATS, APQ, DEVICES, USAGE = (
+    (ROOT / name).read_text()
+    for name in ("README.md", "docs/results.md", "docs/formats.md", "docs/apq.md", "docs/devices.md", "docs/usage.md")
+)
+EVERYTHING = "\n".join(page.read_text() for page in PAGES)
 
 
-def test_the_python_example_runs():
+def stored(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def without_code(text):
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+@functools.cache
+def anchors(page):
+    """What the headings of a page are called in links, as GitHub makes it: small letters and hyphens."""
+    headings = re.findall(r"^#+ (.*)$", without_code(page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def lost_links(page):
+    """The links of a page that lead to no file or folder here, or to no heading of a page."""
+    lost = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not link.startswith("https://") and not (target.exists() and (not anchor or anchor in anchors(target))):
+            lost.append(link)
+    return lost
+
+
+def words_in_code(pattern):
+    """What the pattern's group finds in the code blocks and the code between words of all pages."""
+    code = re.findall(r"```.*?```|`[^`]+`", EVERYTHING, re.DOTALL)
+    return {word for text in code for word in re.findall(pattern, text, re.MULTILINE)}
+
+
+def test_the_readme_is_one_page():
+    assert len(README.splitlines()) <= 150
+    assert len(README.split()) <= 1200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    assert lost_links(page) == []
+
+
+def test_a_lost_link_would_be_seen(tmp_path):
+    (tmp_path / "other.md").write_text("# What `this` is, in 2 words\n```sh\n# no heading\n```\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "[a](other.md#what-this-is-in-2-words) [b](#no) [c](other.md#no-heading) [d](no.md) [e](https://e.g)"
+    )
+    assert lost_links(page) == ["#no", "other.md#no-heading", "no.md"]
+
+
+def test_commands_and_configs_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = words_in_code(r"^`?make (\w+)")
+    assert targets >= {"search", "test", "apq", "devices"}
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    modules = words_in_code(r"python -m\s([\w.]+)")
+    assert modules >= {"launch.fliqs", "launch.report", "benchmarks.digits"}
+    for module in modules:
+        assert importlib.util.find_spec(module), module
+    configs = words_in_code(r"--config=(\w+)\b(?![/.])")
+    assert configs >= {"fliqs_digits", "fliqs_cifar10_resnet8"}
+    for config in configs:
+        assert load_config(config), config
+
+
+def test_the_python_example_of_the_readme_runs():
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
     exec(code, names)
@@ -42,34 +122,55 @@ def test_the_examples_of_the_page_on_usage_run_one_after_the_other():
     assert optax.tree.norm(names["int4"] - names["logits"]) < 0.1 * optax.tree.norm(names["logits"])
     assert "classifier" in names["mixed"].formats
     assert np.isfinite(optax.tree.norm(names["slopes"]))
-    for link in re.findall(r"\]\(([^)]+)\)", USAGE):
-        assert (ROOT / "docs" / link).exists(), link
 
 
-def test_its_make_targets_exist():
-    makefile = (ROOT / "Makefile").read_text()
-    for target in ("search", "apq", "devices", "test"):
-        assert f"make {target}" in README + DEVICES
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+def first_seed(rows):
+    """What `make search` records, from the stored figures of the first seed."""
+    experiment = prepare_experiment(fliqs_digits.get_config())
+    runs = []
+    for row in rows:
+        layers = {
+            layer.path: LayerChoice(name, "")
+            for layer, name in zip(experiment.plan.workload, row["formats"][0], strict=True)
+        }
+        summary = network_summary(experiment, experiment.plan.encode(Genome({}, layers)))
+        kind = "uniform" if row["network"].startswith("uniform") else "searched"
+        summary |= {"name": row["network"], "kind": kind, "quality": "accuracy", "accuracy": row["accuracy"][0]}
+        runs.append(RecordedRun(ROOT, summary))
+    return runs
 
 
-def test_its_links_lead_somewhere():
-    headings = {re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-") for line in README.splitlines()}
-    for link in re.findall(r"\]\(([^)]+)\)", README):
-        assert link.removeprefix("#") in headings if link.startswith("#") else (ROOT / link).exists(), link
+def test_what_make_search_prints_is_stored():
+    rows = json.loads(digits.RESULTS.read_text())["networks"]
+    assert digits.markdown(rows) in README
+    runs = first_seed(rows)
+    assert gain(runs) in README
+    block = README.split("`make search` ends like this")[1].split("report:")[0]
+    shown = re.findall(r"^  (\S.*)$", block, re.MULTILINE)
+    assert [re.split(" {2,}", line) for line in shown] == [
+        list(fliqs_page.rows(runs)[0]),
+        *(list(row.values()) for row in fliqs_page.rows(runs)),
+    ]
 
 
-def test_the_table_of_other_networks_is_stored():
-    for name in ("cifar10_mobilenetv2", "cifar10_deit"):
-        for row in json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text()):
-            assert f"| {row['network']} | {row['accuracy']} | {row['Mbit ops']} |" in README
+def test_the_tables_of_results_are_those_stored():
+    assert cifar10.markdown(stored("cifar10")["networks"]) in RESULTS
+    assert assignments.markdown(stored("assignments")) in RESULTS
+    assert search_step.markdown(stored("search_step")) in RESULTS
+    assert search_memory.markdown(stored("search_memory")) in RESULTS
 
 
-def test_the_table_of_a_device_is_stored():
-    for name in ("cifar10_bitfusion", "cifar10_this_cpu"):
-        for row in json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text()):
-            cells = (row[key] for key in ("network", "accuracy", "ms", "bits of each layer"))
-            assert f"| {' | '.join(cells)} |" in README
+@pytest.mark.parametrize("name", ["cifar10_mobilenetv2", "cifar10_deit"])
+def test_the_table_of_other_networks_is_stored(name):
+    for row in stored(name):
+        assert f"| {row['network']} | {row['accuracy']} | {row['Mbit ops']} |" in RESULTS
+
+
+@pytest.mark.parametrize("name", ["cifar10_bitfusion", "cifar10_this_cpu"])
+def test_the_table_of_a_device_is_stored(name):
+    for row in stored(name):
+        cells = (row[key] for key in ("network", "accuracy", "ms", "bits of each layer"))
+        assert f"| {' | '.join(cells)} |" in RESULTS
 
 
 def test_the_page_on_devices_has_what_is_stored_and_known():
@@ -85,24 +186,16 @@ def test_the_page_on_devices_has_what_is_stored_and_known():
     assert f"{agreement['mobilenetv2_int8_ms']:.2f} ms and {agreement['mobilenetv2_int8_mj']:.2f} mJ" in page
     for name in COSTS:
         assert f"`{name}`" in page
-    for link in re.findall(r"\]\(([^)]+)\)", page):
-        assert (ROOT / "docs" / link).exists(), link
 
 
 def test_what_is_told_of_apq_is_stored():
-    summary = json.loads((ROOT / "benchmarks" / "results" / "apq_digits.json").read_text())
-    assert apq_page.markdown(summary) in README
-    assert apq_cifar10.markdown(json.loads(apq_cifar10.RESULTS.read_text())) in README
-    assert apq_search.markdown(json.loads(apq_search.RESULTS.read_text())) in README
+    assert apq_page.markdown(stored("apq_digits")) in APQ
+    assert apq_cifar10.markdown(stored("apq_cifar10")) in APQ
+    assert apq_search.markdown(stored("apq_search")) in APQ
 
 
-def test_its_tables_are_those_stored():
-    rows = json.loads(cifar10.RESULTS.read_text())["networks"]
-    assert cifar10.markdown(rows) in README
-    assert search_step.markdown(json.loads(search_step.RESULTS.read_text())) in README
-    assert search_memory.markdown(json.loads(search_memory.RESULTS.read_text())) in README
-    assert assignments.markdown(json.loads(assignments.RESULTS.read_text())) in README
+def test_the_tables_of_formats_are_those_stored():
     measured = json.loads(quantizers.RESULTS.read_text())
-    assert quantizers.peers_table(measured) in README
-    assert quantizers.branching_table(measured) in README
+    assert quantizers.peers_table(measured) in FORMATS
+    assert quantizers.branching_table(measured) in FORMATS
     assert quantizers.page(measured) == quantizers.PAGE.read_text()
