@@ -137,7 +137,7 @@ def measure_all(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The Markdown tables of the README."""
+    """The Markdown tables of docs/apq.md."""
     lines = [
         *apq_page.predictor_table(document["predictor"]["quantized"]),
         "",

@@ -164,7 +164,7 @@ def measure(effort: Effort) -> Document:
 
 
 def markdown(document: Document) -> str:
-    """The Markdown tables of the README."""
+    """The Markdown tables of docs/apq.md."""
     fast, limits, optimum = document["speed"], document["limits"], document["optimum"]
     seconds, ratios, quality = fast["seconds"], fast["time_over_ours"], document["quality"]
     rows = [

@@ -82,7 +82,7 @@ def run_seed(seed: int, data_dir: str, workdir: pathlib.Path, console: Console) 
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """Table of the README in Markdown."""
+    """Table of docs/results.md in Markdown."""
     lines = ["| formats | test accuracy (%), each run | mean | cost / int4 |", "|---|---|---|---|"]
     for row in document["methods"]:
         accuracies = ", ".join(f"{100 * a:.2f}" for a in row["accuracy"])

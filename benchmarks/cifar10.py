@@ -92,7 +92,7 @@ def tabulate(networks: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Table of the README in Markdown."""
+    """Table of docs/results.md in Markdown."""
     lines = [
         "| network | test accuracy (%), each seed | cost / int4 | recovered of the gap to bf16 |",
         "|---|---|---|---|",
@@ -105,7 +105,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(networks: dict[str, list[dict[str, Any]]]) -> None:
-    """Draws the pictures of the README: mean accuracy against cost, and formats that the first seed found."""
+    """Draws the pictures of docs/results.md: mean accuracy against cost, and formats that the first seed found."""
     means = [
         summaries[0]
         | {key: statistics.mean(s[key] for s in summaries) for key in ("accuracy", "cost")}

@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def markdown(ranks: dict[str, dict[str, float]]) -> str:
-    """Table of the README in Markdown."""
+    """Table of docs/devices.md in Markdown."""
     lines = ["| rank correlation with bit operations | " + " | ".join(ranks) + " |", "|---" * (len(ranks) + 1) + "|"]
     lines += [f"| `{cost}` | " + " | ".join(f"{ranks[name][cost]:.3f}" for name in ranks) + " |" for cost in COMPARED]
     return "\n".join(lines) + "\n"

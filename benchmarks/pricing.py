@@ -75,7 +75,7 @@ def measure(space: str) -> dict[str, dict[str, float]]:
 
 
 def markdown(measured: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Table of the README in Markdown."""
+    """Table of docs/devices.md in Markdown."""
     lines = ["| formats | pricing | million genomes / s | per core | time / ours |", "|---|---|---|---|---|"]
     for space, rows in measured.items():
         for name, row in rows.items():

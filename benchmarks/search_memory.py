@@ -93,7 +93,7 @@ def planned() -> dict[str, dict[str, int]]:
 
 
 def markdown(measured: dict[str, Any]) -> str:
-    """Table of the README in Markdown."""
+    """Table of docs/results.md in Markdown."""
     lines = [
         "| search | gradient (MB) | weight (MB) | activation (MB) | parameters | planned in float32 (MB) |",
         "|---|---|---|---|---|---|",

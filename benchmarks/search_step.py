@@ -90,7 +90,7 @@ def fp32_step() -> tuple[Any, Any]:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """Table of the README in Markdown."""
+    """Table of docs/results.md in Markdown."""
     lines = ["| step | time / fp32 | temporary memory |", "|---|---|---|"]
     names = {
         "fp32": "fp32 training step + fp32 validation forward",

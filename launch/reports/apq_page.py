@@ -85,7 +85,7 @@ def predictor_table(curve: list[dict[str, Any]]) -> list[str]:
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """The Markdown tables of the README: networks found, predictors and footprint (last columns of APQ, Table 2)."""
+    """The Markdown tables of docs/apq.md: networks found, predictors and footprint (last columns of APQ, Table 2)."""
     columns = _columns(summary)
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [f"| {' | '.join(_row(network))} |" for network in summary["networks"]]
