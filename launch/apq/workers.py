@@ -1,7 +1,7 @@
 """Workers for independent items of work: this process, or a Ray cluster."""
 
 import contextlib
-import importlib
+import pathlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -42,9 +42,8 @@ def started(name: str) -> Iterator[Mapper]:
         import ray
     except ImportError as error:
         raise ConfigError(f"--workers={name} needs ray: pip install -r requirements-ray.txt") from error
-    ray.init(
-        include_dashboard=False, runtime_env={"py_modules": [importlib.import_module(name) for name in _SENT_PACKAGES]}
-    )
+    sent = [str(pathlib.Path(__file__).parents[2] / name) for name in _SENT_PACKAGES]
+    ray.init(include_dashboard=False, runtime_env={"py_modules": sent})
     try:
         yield partial(_over_ray, int(count or 0))
     finally:

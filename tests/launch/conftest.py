@@ -7,12 +7,13 @@ from configs import fliqs_digits
 from launch.training import runs
 from launch.training.experiment import prepare_experiment
 from launch.training.interruption import StopRequested
+from tests import tiny_network
 
 
 def make_tiny_config():
     config = fliqs_digits.get_config()
     config.formats, config.target, config.target_unit = "int_s", 1.15, "int4"
-    config.model.width = 2
+    config.model = {"name": tiny_network.NAME}
     config.epochs = 2
     config.baselines = ()
     config.log_every = 3
@@ -31,7 +32,7 @@ def run_in(workdir, config, stop=None):
 
 @pytest.fixture
 def tiny_config():
-    """Sixteen steps of a network of width 2 on the digits."""
+    """Sixteen steps of a network of four layers on the digits."""
     return make_tiny_config()
 
 

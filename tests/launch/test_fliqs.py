@@ -82,7 +82,7 @@ def test_the_former_name_of_a_command_says_the_new_one():
         ({"clip.source": "guess"}, "clip.source='guess': expected one of precomputed, profiled, least_divergence"),
         ({"clip.distribution": "cauchy"}, "unknown distribution 'cauchy'"),
         ({"model.name": "vgg"}, "unknown model 'vgg': expected one of cifar_resnet"),
-        ({"model.depth": 9}, r"depth 9: expected 6n \+ 2"),
+        ({"model.name": "cifar_resnet", "model.depth": 9}, r"depth 9: expected 6n \+ 2"),
         ({"batch_size": 0}, "batch_size=0: expected a positive multiple"),
         ({"batch_size": 2000}, "batch_size=2000: there are 1037 such examples, with data.valid_examples=400 of 1437"),
         ({"valid_batch_size": 401}, "valid_batch_size=401: there are 400 such"),

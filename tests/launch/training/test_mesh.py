@@ -18,9 +18,10 @@ from rich.console import Console
 from configs import fliqs_digits
 from launch.training import mesh, runs
 from launch.training.experiment import prepare_experiment
+from tests import tiny_network
 
 config = fliqs_digits.get_config()
-config.model.width, config.epochs, config.clip.source = 4, 1, "profiled"
+config.model, config.epochs, config.clip.source = {"name": tiny_network.NAME}, 1, "profiled"
 prepared = prepare_experiment(config)
 dataset = runs.open_data(prepared)
 compiled = runs.compile_functions(prepared, dataset, Console(stderr=True))

@@ -71,4 +71,4 @@ def test_a_live_panel_on_a_terminal(tmp_path):
 
 
 def test_durations():
-    assert [progress._duration(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
+    assert [progress.duration(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
