@@ -5,10 +5,24 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from launch.reports.figures import ACCENT, INK, SECOND, STYLE, WIDTH, as_svg, bit_colour, spread
+from launch.reports.figures import (
+    ACCENT,
+    INK,
+    SECOND,
+    STYLE,
+    WIDE,
+    WIDTH,
+    as_svg,
+    bit_colour,
+    blank,
+    ink_on,
+    legend_above,
+    readable_cost,
+    short_names,
+    spread,
+)
 
 Network = Mapping[str, Any]
 
@@ -16,10 +30,11 @@ Network = Mapping[str, Any]
 def front(networks: Sequence[Network], cost: str, unit: str) -> str:
     """Accuracy of the networks found against a cost: predicted, and measured after fine-tuning."""
     words = cost.replace("_", " ")
+    factor, readable = readable_cost(unit)
     return _accuracy_against(
-        unit if unit == words else f"{words} ({unit})",
+        readable if unit == words else f"{words} ({readable})",
         {
-            label: [(network["costs"][cost], network[key]) for network in networks]
+            label: [(network["costs"][cost] * factor, network[key]) for network in networks]
             for label, key in (
                 ("predicted", "predicted_accuracy"),
                 ("validation, fine-tuned", "validation_accuracy"),
@@ -46,22 +61,22 @@ def joint_and_sequential(networks: Sequence[Network]) -> str:
 def _accuracy_against(cost: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """Lines through points (cost, accuracy), in ascending order of cost."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.4))
+        figure = blank()
         axes = figure.subplots()
         for (label, points), colour, marker in zip(lines.items(), (SECOND, ACCENT, INK), "os^", strict=False):
             costs, accuracies = zip(*sorted(points), strict=True)
             axes.plot(costs, 100 * np.asarray(accuracies), color=colour, marker=marker, markersize=4, label=label)
-        axes.locator_params(axis="x", nbins=6)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(cost)
         axes.set_ylabel("accuracy (%)")
-        axes.legend(fontsize=8)
+        legend_above(axes)
         return as_svg(figure, "Accuracy of the found networks against cost")
 
 
 def predictor_curve(curve: Sequence[Mapping[str, Any]]) -> str:
     """Pairwise accuracy, mean and range, against the number of quantised records (APQ, Figure 7)."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.4))
+        figure = blank()
         axes = figure.subplots()
         counts = [point["records"] for point in curve]
         for key, label, colour in (
@@ -76,21 +91,23 @@ def predictor_curve(curve: Sequence[Mapping[str, Any]]) -> str:
         axes.minorticks_off()
         axes.set_xlabel("quantised records")
         axes.set_ylabel("pairwise accuracy (%)")
-        axes.legend(fontsize=8)
+        legend_above(axes)
         return as_svg(figure, "Pairwise accuracy of the predictors against the number of records")
 
 
-def evolution(history: Sequence[Sequence[float]], names: Sequence[str], generations: int) -> str:
+def evolution(
+    history: Sequence[Sequence[float]], names: Sequence[str], generations: int, *, width: float = WIDTH
+) -> str:
     """Best predicted accuracy over the generations, one line per set of budgets."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.0))
+        figure = blank(width=width)
         axes = figure.subplots()
-        shades = np.linspace(0.35, 1.0, len(history))
+        shades = np.linspace(1.0, 0.35, len(history))[::-1]  # the last is the strongest, also where it is the only one
         ends, accuracies = [100 * line[-1] for line in history], 100 * np.asarray(history)
         heights = spread(ends, 0.05 * max(float(np.ptp(accuracies)), 0.1))
         for line, name, shade, height in zip(accuracies, names, shades, heights, strict=True):
             axes.plot(np.linspace(0, generations, len(line)), line, color=ACCENT, alpha=shade)
-            axes.text(1.02 * generations, height, name, va="center", fontsize=7)
+            axes.text(1.02 * generations, height, name, va="center", fontsize=8)
         axes.set_xlabel("generation")
         axes.set_ylabel("best predicted accuracy (%)")
         return as_svg(figure, "Best predicted accuracy over the generations of evolution")
@@ -104,8 +121,9 @@ def networks_by_block(networks: Sequence[Network], names: Sequence[str], most_ch
     """
     blocks = list(most_channels)
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(2 * WIDTH, 0.62 * len(networks) + 0.7))
+        figure = blank(width=WIDE, height=0.62 * len(networks) + 0.7)
         axes = figure.subplots()
+        text = {"ha": "center", "va": "bottom", "fontsize": 8 if len(blocks) < 25 else 7}
         bits_shown = set()
         for row, network in enumerate(networks):
             for column, block in enumerate(blocks):
@@ -117,15 +135,15 @@ def networks_by_block(networks: Sequence[Network], names: Sequence[str], most_ch
                 bits_shown.add(bits)
                 height = 0.84 * channels / most_channels[block]
                 axes.add_patch(Rectangle((column - 0.38, row), 0.76, -height, color=bit_colour(bits), linewidth=0))
-                axes.text(column, row - 0.06, f"{kernel}×{kernel}", ha="center", va="bottom", fontsize=7, color="w")
+                axes.text(column, row - 0.06, f"{kernel}×{kernel}", color=ink_on(bits), **text)
         axes.set_xlim(-0.6, len(blocks) - 0.4)
         axes.set_ylim(len(networks) - 0.85, -1.0)
-        axes.set_xticks(range(len(blocks)), [block.replace("_block", ".").replace("stage", "") for block in blocks])
+        axes.set_xticks(range(len(blocks)), [name.removeprefix("s") for name in short_names(blocks)])
         axes.set_yticks(range(len(networks)), names)
         axes.tick_params(length=0)
         axes.spines[["left", "bottom"]].set_visible(False)
         handles = [Patch(color=bit_colour(bits), label=f"{bits} bits") for bits in sorted(bits_shown)]
-        axes.legend(handles=handles, fontsize=8, ncols=len(handles), loc="lower right", bbox_to_anchor=(1, 1))
+        axes.legend(handles=handles, fontsize=8, ncols=len(handles), loc="lower left", bbox_to_anchor=(0, 1))
         return as_svg(figure, "Kernel, channels and bits of each block of the found networks")
 
 

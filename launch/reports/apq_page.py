@@ -11,8 +11,8 @@ from rich.table import Table
 
 from apq_jax import architectures
 from launch.apq.pipeline import KIND, SUMMARY
-from launch.reports import apq_figures
-from launch.reports.page import card, html_table, page
+from launch.reports import apq_figures, figures
+from launch.reports.page import card, html_table, page, picture_card
 
 
 def holds_experiment(directory: pathlib.Path) -> bool:
@@ -107,19 +107,39 @@ def write(workdir: pathlib.Path, path: pathlib.Path | None = None) -> pathlib.Pa
     networks, search, config = summary["networks"], summary["search"], summary["config"]
     best = max(networks, key=lambda network: network["accuracy"])
     final = summary["predictor"]["final"]
-    lead = (
-        f"One once-for-all network of the space {config['space']!r}, and {len(networks)} networks searched in it in "
+    more = (
+        f"One once-for-all network of the space {config['space']!r}, and {_count(networks)} searched in it in "
         f"{search['seconds']:.2f} s, cut out, quantised and fine-tuned."
     )
     tiles = [
         (f"{100 * best['accuracy']:.2f} %", "test accuracy of the best", "main"),
-        (f"{search['seconds']:.2f} s", f"search for {len(networks)} budgets", ""),
+        (f"{search['seconds']:.2f} s", f"search for {len(networks)} budget{'s' if len(networks) > 1 else ''}", ""),
         (f"{100 * final['pairwise']:.1f} %", "pairs the predictor puts in order", ""),
         (f"{summary['supernet']['seconds']:,.0f} s", "training once for all", ""),
     ]
     path = path or workdir / "report.html"
-    path.write_text(page(f"APQ on {config['data']['name']}", lead, tiles, _cards(summary)))
+    title = f"APQ on {config['data']['name']}"
+    path.write_text(page(title, lead=_gained(summary), more=more, tiles=tiles, cards=_cards(summary)))
     return path
+
+
+def _gained(summary: dict[str, Any]) -> str:
+    """A sentence on the accuracies of the networks found, and on what they cost."""
+    networks = summary["networks"]
+    cost, unit = next(iter(summary["search"]["units"].items()))
+    factor, readable = figures.readable_cost(unit)
+    accuracies = _range([100 * network["accuracy"] for network in networks], ".2f")
+    costs = _range([factor * network["costs"][cost] for network in networks], ".4g")
+    return f"{_count(networks)}: {accuracies} % on test, for {costs} {readable} of {_words(cost)}."
+
+
+def _range(values: list[float], style: str) -> str:
+    low, high = f"{min(values):{style}}", f"{max(values):{style}}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _count(networks: list[dict[str, Any]]) -> str:
+    return f"{len(networks)} network{'s' if len(networks) > 1 else ''}"
 
 
 def _cards(summary: dict[str, Any]) -> list[str]:
@@ -131,21 +151,34 @@ def _cards(summary: dict[str, Any]) -> list[str]:
     table_rows = [(_row(network), False) for network in networks]
     low, high = summary["footprint"]["search"]["dollars"]
     grams = 1000 * summary["footprint"]["search"]["co2e_kilograms"]
+    evolution_wide = len(search["units"]) % 2 == 1  # else it would stand beside an empty half
+    evolution = picture_card(
+        "Evolution",
+        "Best predicted accuracy, a line for each budget.",
+        apq_figures.evolution(
+            search["history"],
+            set_names,
+            config["search"]["generations"],
+            width=figures.WIDE if evolution_wide else figures.WIDTH,
+        ),
+        wide=evolution_wide,
+    )
     return [
         *(
-            card(
+            picture_card(
                 f"Accuracy against {_words(cost)}",
                 "Each point is a network searched for one budget.",
                 apq_figures.front(networks, cost, unit),
             )
             for cost, unit in search["units"].items()
         ),
-        card(
+        picture_card(
             "Predictors",
             "On held-out quantised records (the paper's Figure 7).",
             apq_figures.predictor_curve(summary["predictor"]["quantized"]),
         ),
-        card(
+        *(() if evolution_wide else (evolution,)),
+        picture_card(
             "Found networks",
             "A bar per block, as high as its share of the channels that it could have; colours are bits of pointwise "
             "weights. Rows are budgets.",
@@ -153,15 +186,12 @@ def _cards(summary: dict[str, Any]) -> list[str]:
             wide=True,
         ),
         card("Results", "", html_table(_columns(summary), table_rows), wide=True),
-        card(
-            "Evolution",
-            "Best predicted accuracy, a line for each budget.",
-            apq_figures.evolution(search["history"], set_names, config["search"]["generations"]),
-        ),
+        *((evolution,) if evolution_wide else ()),
         card(
             "Settings",
             f"A search for another device takes {search['seconds_with_compilation']:.1f} s with compilation: "
             f"{grams:.2g} g of CO2e, ${low:.1g} to ${high:.1g} of cloud computing.",
             f"<details><summary>config</summary><pre>{html.escape(settings)}</pre></details>",
+            wide=True,
         ),
     ]

@@ -1,5 +1,6 @@
 """The figures of reports, as SVG text in the font of the page."""
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -8,18 +9,23 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from launch.training.experiment import UNIFORM
 
-WIDTH = 5.0  # inches; narrow, so that text stays legible on a phone
+WIDTH, HEIGHT = 4.4, 2.9  # inches; narrow, so that text stays legible on a phone
+WIDE = 2 * WIDTH  # inches; of pictures over the whole width of a page
 
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",  # the same run gives the same file
+    "text.parse_math": False,  # names are drawn as they are, dollars included
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -37,6 +43,9 @@ STYLE = {
 INK, ACCENT, SECOND = "#3b4048", "#c2410c", "#2563eb"
 
 _LINE_COLOURS = (ACCENT, SECOND, INK)
+_RASTER_DPI = 200
+_LONGEST_NAME, _SHORTEST_PART = 32, 7  # characters of a name in pictures, and of what one part is cut to
+_POINTS_PER_CHARACTER = 4.6  # mean width at 8 points
 
 # Warm for few bits, cool for many; the lightness differs as well, for readers with colour vision deficiency.
 _BIT_COLOURS = {
@@ -58,15 +67,34 @@ def bit_colour(bits: int) -> str:
     return _BIT_COLOURS[min(_BIT_COLOURS, key=lambda known: abs(known - bits))]
 
 
+def ink_on(bits: int) -> str:
+    """The colour of text that can be read on `bit_colour(bits)`."""
+    luminance = np.dot(to_rgb(bit_colour(bits)), (0.2126, 0.7152, 0.0722))
+    return "black" if luminance > 0.5 else "white"
+
+
+def blank(*, width: float = WIDTH, height: float = HEIGHT) -> Figure:
+    """An empty figure, in inches, whose content is laid out within it: pictures of one width have text of one size."""
+    return Figure(figsize=(width, height), dpi=72, layout="constrained")
+
+
+def legend_above(axes: Axes) -> None:
+    """Adds a legend in one line above the axes, where it hides no data."""
+    _, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        fontsize=8, ncols=len(labels), loc="lower right", bbox_to_anchor=(1, 1), handlelength=1.4, columnspacing=1
+    )
+
+
 def as_svg(figure: Figure, description: str) -> str:
     """Inline SVG that scales to the width of its column, with `description` as text for screen readers."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    figure.savefig(buffer, format="svg", dpi=_RASTER_DPI, transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     opening = re.search(r"<svg [^>]*>", text)
     assert opening is not None
     scalable = re.sub(r' (width|height)="[^"]*"', "", opening[0]).replace(
-        "<svg", f'<svg role="img" aria-label="{description}"'
+        "<svg", f'<svg role="img" aria-label="{html.escape(description)}"'
     )
     return scalable + text[opening.end() :]
 
@@ -81,10 +109,14 @@ def quality_on_test(run: Run) -> float:
     return run[run["quality"]]
 
 
-def pareto(runs: Sequence[Run]) -> str:
-    """Test quality against cost, with the Pareto front of the uniform baselines as a line (FLIQS, Figure 5)."""
+def pareto(runs: Sequence[Run], *, width: float = WIDTH) -> str:
+    """Test quality against cost, with the Pareto front of the uniform baselines as a line (FLIQS, Figure 5).
+
+    Baselines are labelled by their formats, other runs by their names. The axis of costs is logarithmic where they
+    span a factor of ten.
+    """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.6))
+        figure = blank(width=width)
         axes = figure.subplots()
         uniform = sorted((r for r in runs if is_uniform(r)), key=lambda r: (r["cost"], -quality_on_test(r)))
         best = np.maximum.accumulate([quality_on_test(r) for r in uniform]) if uniform else []
@@ -94,35 +126,75 @@ def pareto(runs: Sequence[Run]) -> str:
             [r["cost"] * factor for r in front], [100 * quality_on_test(r) for r in front], color="#b6bbc3", zorder=1
         )
         searched = [r for r in runs if not is_uniform(r)]
-        qualities = [100 * quality_on_test(r) for r in runs]
-        gap = 0.055 * max(max(qualities) - min(qualities), 0.5)
-        for members, colour, marker, size, side in (
-            (uniform, INK, "o", 34, -1),
-            (searched, ACCENT, "*", 70, 1),
-        ):
-            heights = spread([100 * quality_on_test(r) for r in members], gap)
-            for run, height in zip(members, heights, strict=True):
+        labels = {}  # in order and without duplicates: several runs may share a baseline
+        for members, colour, marker, size in ((searched, ACCENT, "*", 70), (uniform, INK, "o", 34)):
+            for run in members:
                 x, y = run["cost"] * factor, 100 * quality_on_test(run)
                 axes.scatter(x, y, s=size, color=colour, marker=marker, zorder=3)
-                axes.annotate(
-                    run["name"].removeprefix("uniform "),
-                    (x, y),
-                    xytext=(x * 1.12**side, height),
-                    ha="left" if side > 0 else "right",
-                    va="center",
-                    color=colour,
-                    fontsize=8,
-                )
+                labels[x, y, _label(run)] = colour
         for target in sorted({r["target"] for r in searched}):
             axes.axvline(target * factor, color=ACCENT, linestyle=":", linewidth=1, zorder=0)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:.2g}")
-        costs = [r["cost"] * factor for r in runs]
-        axes.set_xlim(min(costs) / 2.2, max(costs) * 1.5)  # room for labels to the left
-        axes.margins(y=0.1)
-        axes.set_xlabel(f"cost ({unit}, log scale; dotted: target)")
+        costs = [r["cost"] for r in runs]
+        logarithmic = min(costs) > 0 and max(costs) >= 10 * min(costs)
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(costs) < 1000 * min(costs) else (1,)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.locator_params(axis="x", nbins=6)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+        axes.margins(x=0.14, y=0.14)  # room for labels
+        axes.set_xlabel(f"cost ({unit}{', log scale' if logarithmic else ''}{'; dotted: target' if searched else ''})")
         axes.set_ylabel(f"test {runs[0]['quality']} (%)")
+        _place_labels(figure, axes, labels)
         return as_svg(figure, f"Test {runs[0]['quality']} against cost of the searched and the uniform networks")
+
+
+def _label(run: Run) -> str:
+    return run["name"].removeprefix("uniform ").partition(" (")[0] if is_uniform(run) else run["name"]
+
+
+def _place_labels(figure: Figure, axes: Axes, labels: Mapping[tuple[float, float, str], str]) -> None:
+    """Writes labels (x, y, text) in their colours beside their points, where they hide no point and no other label.
+
+    Long ones are cut in the middle; tables have them whole.
+    """
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # lays out the axes
+    points = axes.transData.transform([(x, y) for x, y, _ in labels])
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
+    # Near places first, and of these the sides; a label far from its point has a line to it.
+    offsets = [
+        (side * reach, rise)
+        for reach in (7, 14, 28, 42)
+        for rise in (0, reach, -reach)
+        for side in (1, -1)
+    ] + [(0, rise) for rise in (10, -10, 22, -22)]  # fmt: skip
+    line = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4}
+    inside = axes.get_window_extent().padded(-1)
+    for (x, y, text), colour in labels.items():
+        trials = []
+        for offset in offsets:
+            trial = axes.annotate(
+                _cut(text, _LONGEST_NAME), (x, y), xytext=offset, textcoords="offset points", color=colour, fontsize=8,
+                va="center", ha={1: "left", 0: "center", -1: "right"}[int(np.sign(offset[0]))], zorder=2,
+                in_layout=False, arrowprops=line | {"color": colour} if max(map(abs, offset)) > 10 else None,
+            )  # fmt: skip
+            trial.update_positions(canvas.get_renderer())
+            box = Text.get_window_extent(trial, canvas.get_renderer()).padded(1)  # without the line
+            hidden = sum(_shared_area(box, other) for other in taken)
+            outside = box.width * box.height - _shared_area(box, inside)
+            trials.append((hidden + 10 * outside, trial, box))
+        _, chosen, box = min(trials, key=lambda entry: entry[0])  # the first of equals
+        taken.append(box)
+        for _, trial, _ in trials:
+            if trial is not chosen:
+                trial.remove()
+
+
+def _shared_area(box: Bbox, other: Bbox) -> float:
+    shared = Bbox.intersection(box, other)
+    return 0.0 if shared is None else shared.width * shared.height
 
 
 def cost_shares(run: Run) -> str:
@@ -132,23 +204,66 @@ def cost_shares(run: Run) -> str:
         shares = {run["cost_name"]: [layer["cost"] for layer in layers]}
         if run["cost_unit"] != "bit operations":
             shares["bit operations"] = [layer["bits"] ** 2 * layer["macs"] for layer in layers]
-        figure = Figure(figsize=(WIDTH, 3.6))
+        names = _LayerNames(layers)
+        figure = blank(width=names.width, height=1.7 + names.height)
         axes = figure.subplots()
         places, width = np.arange(len(layers)), 0.84 / len(shares)
         for i, (name, costs) in enumerate(shares.items()):
             colours = [bit_colour(layer["bits"]) for layer in layers] if i == 0 else "#b6bbc3"
             heights = 100 * np.asarray(costs) / sum(costs)
             axes.bar(places + (i - (len(shares) - 1) / 2) * width, heights, width, color=colours, label=name)
-        axes.set_ylabel("share (%; grey: bit operations)" if len(shares) > 1 else "share (%)")
+        axes.set_ylabel("share (%)")
         axes.grid(axis="x", visible=False)
-        _name_layers(axes, layers)
+        names.write(axes)
         return as_svg(figure, "Share of each layer in the cost of the network")
 
 
-def _name_layers(axes: Axes, layers: Sequence[dict[str, Any]]) -> None:
-    """Labels the x axis with the shortened paths of layers."""
-    labels = [layer["path"].replace("_block", ".").replace("stage", "s") for layer in layers]
-    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Paths of layers as pictures show them: parts of long ones are shortened in the middle.
+
+    Shortened names stay different; where they would not, the paths are returned whole.
+    """
+    short = [_shortened(path.replace("_block", ".").replace("stage", "s")) for path in paths]
+    return short if len(set(short)) == len(set(paths)) else list(paths)
+
+
+def _shortened(path: str) -> str:
+    parts = path.split("/")
+    lengths = [len(part) for part in parts]
+    while sum(lengths) + len(parts) - 1 > _LONGEST_NAME and max(lengths) > _SHORTEST_PART:
+        lengths[int(np.argmax(lengths))] -= 1
+    return "/".join(_cut(part, length) for part, length in zip(parts, lengths, strict=True))
+
+
+def _cut(text: str, length: int) -> str:
+    """A text of at most `length` characters: the start and the end, which often is a number, of a longer one."""
+    return text if len(text) <= length else f"{text[: length // 2]}…{text[len(text) - (length - 1) // 2 :]}"
+
+
+class _LayerNames:
+    """The names of layers along the x axis: horizontal where they fit, slanted or upright where they do not.
+
+    Attributes:
+      width: of the figure, in inches.
+      height: that the names need, in inches.
+      pitch: from layer to layer, in points.
+    """
+
+    def __init__(self, layers: Sequence[Mapping[str, Any]]) -> None:
+        self._names = short_names([layer["path"] for layer in layers])
+        self.width = max(WIDE, 0.15 * len(layers))
+        self.pitch = 72 * (self.width - 0.7) / len(layers)
+        length = _POINTS_PER_CHARACTER * max(map(len, self._names))
+        self._angle = 0 if length < self.pitch else 45 if self.pitch > 18 else 90
+        self.height = max(length * np.sin(np.radians(self._angle)) / 72, 0.15) + 0.1
+
+    def write(self, axes: Axes) -> None:
+        """Labels the x axis with the names."""
+        for name in axes.set_xticks(range(len(self._names)), self._names, rotation=self._angle, fontsize=8):
+            if self._angle:
+                name.label1.set(ha="right", va="center", rotation_mode="anchor")
+        axes.tick_params(axis="x", length=2, pad=3)
+        axes.set_xlim(-0.6, len(self._names) - 0.4)
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -171,7 +286,10 @@ def formats_over_depth(runs: Sequence[Run]) -> str:
     """The formats of the layers over depth, one row of bars per run (FLIQS, Figures 3 and 7)."""
     with matplotlib.rc_context(STYLE):
         count = len(runs[0]["layers"])
-        figure = Figure(figsize=(max(WIDTH, 0.16 * count), 0.9 * len(runs) + 1.3))
+        names = _LayerNames(runs[0]["layers"])
+        upright = names.pitch > 22  # as wide as "bf16"
+        most = max(16, *(layer["bits"] for run in runs for layer in run["layers"]))
+        figure = blank(width=names.width, height=(1.2 if upright else 1.35) * len(runs) + names.height)
         rows = figure.subplots(len(runs), 1, sharex=True, squeeze=False)[:, 0]
         for axes, run in zip(rows, runs, strict=True):
             bits = [layer["bits"] for layer in run["layers"]]
@@ -179,24 +297,23 @@ def formats_over_depth(runs: Sequence[Run]) -> str:
             for i, layer in enumerate(run["layers"]):
                 axes.annotate(
                     layer["format"].removeprefix("int"), (i, bits[i]), xytext=(0, 1.5), textcoords="offset points",
-                    ha="center", fontsize=7 if count <= 24 else 5, color=INK,
+                    ha="center", va="bottom", fontsize=8, rotation=0 if upright else 90, color=INK,
                 )  # fmt: skip
-            axes.set_ylim(0, 19)
-            axes.set_yticks([4, 8, 16])
+            axes.set_ylim(0, most * (1.3 if upright else 1.6))
+            axes.set_yticks([tick for tick in (4, 8, 16, 32) if tick <= most])
             axes.grid(axis="x", visible=False)
             axes.set_title(
                 f"{run['name']}: {100 * quality_on_test(run):.2f} % at {run['relative_cost']:.3f} × target", loc="left"
             )
             axes.set_ylabel("bits")
-        _name_layers(rows[-1], runs[0]["layers"])
-        figure.subplots_adjust(hspace=0.55)
+        names.write(rows[-1])
         return as_svg(figure, "Number format of each layer over depth")
 
 
 def curve(lines: Sequence[Run], series: Mapping[str, str], ylabel: str, *, reference: float | None = None) -> str:
     """Metrics over training steps; `series` maps names of metrics to labels."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.3))
+        figure = blank()
         axes = figure.subplots()
         steps = [line["step"] for line in lines]
         for (name, label), colour in zip(series.items(), (SECOND, ACCENT), strict=False):
@@ -204,7 +321,7 @@ def curve(lines: Sequence[Run], series: Mapping[str, str], ylabel: str, *, refer
         if reference is not None:
             axes.axhline(reference, color=INK, linestyle=":", linewidth=1)
         if len(series) > 1:
-            axes.legend(loc="lower right")
+            legend_above(axes)
         axes.set_xlabel("step")
         axes.set_ylabel(ylabel)
         return as_svg(figure, f"{ylabel} over training steps")
@@ -215,7 +332,7 @@ def lines(
 ) -> str:
     """Labelled lines (x, y) with different colours, dashes and markers."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.0))
+        figure = blank(width=1.5 * WIDTH)
         axes = figure.subplots()
         styles = zip(_LINE_COLOURS * 2, ["-"] * 3 + ["--"] * 3, "os^Dvx", strict=True)
         for (name, (x, y)), (colour, dash, marker) in zip(series.items(), styles, strict=False):
@@ -234,19 +351,22 @@ def lines(
 def scatter(
     series: Mapping[str, tuple[np.ndarray, np.ndarray]], *, xlabel: str, ylabel: str, diagonal: bool = False
 ) -> str:
-    """Scatter plots of series (x, y), one panel each; `diagonal` adds the line x = y."""
+    """Scatter plots of series (x, y), one panel each; `diagonal` adds the line x = y.
+
+    Clouds of a hundred points and more are drawn as pixels, which take less space than shapes.
+    """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.6))
+        figure = blank(width=WIDTH if len(series) == 1 else WIDE)
         panels = figure.subplots(1, len(series), squeeze=False)[0]
         for axes, (name, (x, y)) in zip(panels, series.items(), strict=True):
             few = len(x) < 100
-            axes.scatter(x, y, s=14 if few else 3, color=SECOND, alpha=0.8 if few else 0.35, linewidths=0)
+            size, alpha = (14, 0.8) if few else (3, 0.35)
+            axes.scatter(x, y, s=size, color=SECOND, alpha=alpha, linewidths=0, rasterized=not few)
             if diagonal:
                 axes.axline((x.min(), x.min()), slope=1, color=INK, linewidth=1, zorder=0)
             axes.set_title(name, loc="left")
             axes.set_xlabel(xlabel)
         panels[0].set_ylabel(ylabel)
-        figure.subplots_adjust(wspace=0.3)
         return as_svg(figure, f"{ylabel} over {xlabel}")
 
 
@@ -255,7 +375,7 @@ def roofline(
 ) -> str:
     """A roofline plot of layers: MACs per second against MACs per byte, with points and a roofline for each name."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.4))
+        figure = blank(height=3.4)
         axes = figure.subplots()
         span = np.geomspace(min(x.min() for x, _ in points.values()) / 2, 2 * max(x.max() for x, _ in points.values()))
         for (name, (x, y)), colour, marker in zip(points.items(), _LINE_COLOURS, "os^", strict=False):
@@ -263,6 +383,9 @@ def roofline(
             axes.scatter(x, y / 1e9, s=12, color=colour, marker=marker, label=name, linewidths=0, alpha=0.8)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:,g}")
+            axis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("multiply-accumulates per byte")
         axes.set_ylabel("billion multiply-accumulates / s")
         axes.legend(loc="upper left", fontsize=8)
@@ -272,13 +395,13 @@ def roofline(
 def sensitivities(decibels: np.ndarray, layers: Sequence[str], formats: Sequence[str]) -> str:
     """A heat map of the signal-to-noise ratio of logits in dB, float[L, K], with one layer quantised to one format."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.24 * len(layers) + 0.6))
+        figure = blank(width=1.5 * WIDTH, height=0.24 * len(layers) + 0.6)
         axes = figure.subplots()
         axes.imshow(decibels, aspect="auto", cmap="YlOrBr_r", vmin=0, vmax=60)
         axes.grid(visible=False)
         axes.set_xticks(range(len(formats)), formats)
         axes.xaxis.tick_top()
-        axes.set_yticks(range(len(layers)), layers, fontsize=7.5)
+        axes.set_yticks(range(len(layers)), short_names(layers), fontsize=8)
         for (layer, fmt), value in np.ndenumerate(decibels):
             axes.text(
                 fmt, layer, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if value < 25 else "k"
@@ -307,11 +430,11 @@ def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]
                 names.append(decision["name"].removesuffix(".format"))
                 height += count + 1
         image = np.concatenate(bands, axis=1).transpose(1, 0, 2)
-        figure = Figure(figsize=(WIDTH, min(max(0.11 * height, 2.6), 12.0)))
+        figure = blank(width=WIDE, height=max(HEIGHT, min(0.06 * height, 5.0), 0.15 * len(names)))
         axes = figure.subplots()
         axes.imshow(image, aspect="auto", interpolation="nearest", extent=(0, lines[-1]["step"], height, 0))
         axes.grid(visible=False)
-        axes.set_yticks(ticks, names, fontsize=7.5)
+        axes.set_yticks(ticks, short_names(names), fontsize=8)
         axes.set_xlabel("step")
         bits_by_label = {
             name: b for decision in decisions for name, b in zip(decision["options"], decision["bits"], strict=True)
@@ -319,7 +442,7 @@ def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]
         if len(bits_by_label) > 6:
             bits_by_label = {f"{b} bits": b for b in sorted(set(bits_by_label.values()))}
         handles = [Patch(color=bit_colour(b), label=label) for label, b in bits_by_label.items()]
-        axes.legend(handles=handles, ncols=6, loc="lower left", bbox_to_anchor=(0, 1), handlelength=1, columnspacing=1)
+        axes.legend(handles=handles, ncols=8, loc="lower left", bbox_to_anchor=(0, 1), handlelength=1, columnspacing=1)
         return as_svg(figure, "Probability of each format of each decision over training")
 
 

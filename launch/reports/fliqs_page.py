@@ -13,7 +13,7 @@ from rich.table import Table
 from aqt_like.formats import parse_layer_format
 from launch.reports import figures
 from launch.reports.figures import quality_on_test
-from launch.reports.page import card, html_table, page
+from launch.reports.page import card, html_table, page, picture_card
 from launch.reports.recorded_runs import RecordedRun, gain, read_runs, runs_of_first_cost, uniform_gap
 from launch.training import progress
 from launch.training.run_directory import METRICS
@@ -69,11 +69,9 @@ def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Pa
     factor, unit = figures.readable_cost(summary["cost_unit"])
     name, data_name = summary["quality"], summary["config"]["data"]["name"]
     sentence = gain(runs) or f"{summary['name']}: {100 * quality_on_test(summary):.2f} % on test."
-    lead = (
-        f"{sentence} It costs {summary['relative_cost']:.3f} × the target of {summary['target'] * factor:,.4g} {unit}."
-    ) + "".join(
-        f" Of {budget['name']}, {budget['cost']:,.4g} {budget['unit']} where {budget['target']:,.4g} were allowed."
-        for budget in summary["budgets"][1:]
+    more = (
+        f"It costs {summary['relative_cost']:.3f} × the target of {_amount(summary['target'] * factor)} {unit}."
+        + "".join(_keeping(budget) for budget in summary["budgets"][1:])
     )
     tiles = [
         (f"{100 * quality_on_test(summary):.2f} %", f"test {name}", "main"),
@@ -82,14 +80,25 @@ def write(directories: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Pa
         (f"{summary['seconds']:,.0f} s", f"training, {summary['steps_per_second']:.1f} steps/s", ""),
     ]
     if main.searched and (gap := uniform_gap(runs)):
-        lead += f" Between {gap.cheapest['name']} and {gap.dearest['name']} lie {gap.points:.2f} points"
+        more += f" Between {gap.cheapest['name']} and {gap.dearest['name']} lie {gap.points:.2f} points"
         if (share := gap.recovered(summary)) is None:
-            lead += ", which is within the noise of a single run."
+            more += ", which is within the noise of a single run."
         else:
-            lead += f", of which it recovers {100 * share:.0f} %."
+            more += f", of which it recovers {100 * share:.0f} %."
             tiles.insert(1, (f"{100 * share:.0f} %", f"of the {name} gap recovered", ""))
-    path.write_text(page(f"{summary['name']} on {data_name}", lead, tiles, _cards(runs, lines)))
+    title = f"{summary['name']} on {data_name}"
+    path.write_text(page(title, lead=sentence, more=more, tiles=tiles, cards=_cards(runs, lines)))
     return path
+
+
+def _keeping(budget: dict[str, Any]) -> str:
+    factor, unit = figures.readable_cost(budget["unit"])
+    cost, target = (_amount(budget[key] * factor) for key in ("cost", "target"))
+    return f" Of {budget['name'].replace('_', ' ')}, {cost} {unit} where {target} were allowed."
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
 def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list[str]:
@@ -97,24 +106,26 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
     searched = [run.summary for run in runs if run.searched] or [main]
     same_layers = [summary for summary in searched if _paths(summary) == _paths(searched[0])]
     settings = json.dumps({key: main[key] for key in ("config", "versions", "device", "seed")}, indent=1)
+    training = _training_cards(main, lines) if lines else []
     return [
-        card(
+        picture_card(
             f"{_capital(main['quality'])} against cost",
             "Stars are searched, dots have one format in all layers.",
-            figures.pareto([run.summary for run in runs_of_first_cost(runs)]),
+            figures.pareto(
+                [run.summary for run in runs_of_first_cost(runs)], width=figures.WIDTH if training else figures.WIDE
+            ),
+            wide=not training,
         ),
-        card(
+        *training[:1],  # of the same height, beside it
+        picture_card(
             "Format of each layer",
             "From input to output; the warmer, the fewer bits.",
             figures.formats_over_depth(same_layers),
+            wide=True,
         ),
-        card(
-            "Where the cost is",
-            _shares_of(main),
-            figures.cost_shares(main),
-        ),
+        picture_card("Where the cost is", _shares_of(main), figures.cost_shares(main), wide=True),
         card("Results", "", _table(runs), wide=True),
-        *(_training_cards(main, lines) if lines else ()),
+        *training[1:],
         card(
             "Settings",
             _footprint(main),
@@ -126,7 +137,7 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
 
 def _shares_of(summary: dict[str, Any]) -> str:
     name = summary["cost_name"].replace("_", " ")
-    text = f"Each layer's share of {name}" + (", and of bit operations." if name != "bit operations" else ".")
+    text = f"Each layer's share of {name}" + (", and in grey of bit operations." if name != "bit operations" else ".")
     estimates = [layer["path"] for layer in summary["layers"] if layer["cost_is_estimate"]]
     return text + (f" Interpolated, not measured: {', '.join(estimates)}." if estimates else "")
 
@@ -147,26 +158,27 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
     warmup = round(config["warmup_fraction"] * lines[-1]["step"])
     timed = [line | {"milliseconds": 1000 / line["steps_per_second"]} for line in lines]
     cards = [
-        card(
+        picture_card(
             f"{_capital(summary['quality'])} while training",
             "On training batches, and on the validation batches that the reward is computed on.",
             figures.curve(lines, {"train_quality": "train", "valid_quality": "validation"}, summary["quality"]),
         ),
-        card(
+        picture_card(
             "Sampled cost",
             "Of the networks drawn at each step; dotted: the target.",
             figures.curve(lines, {"relative_cost": "cost / target"}, "cost / target", reference=1.0),
         ),
-        card(
+        picture_card(
             "Reward",
             f"The {config['reward'].replace('_', ' ')} reward with γ = {config['gamma']:g}.",
             figures.curve(lines, {"reward": "reward"}, "reward"),
         ),
-        card(
+        picture_card(
             "Entropy of the policy",
             f"A sum over layers. Formats are drawn uniformly for the first {warmup} steps.",
             figures.curve(lines, {"entropy": "entropy"}, "entropy (nats)"),
         ),
+        picture_card("Step time", "", figures.curve(timed, {"milliseconds": "step time"}, "step time (ms)")),
     ]
     if summary["policy"] == "reinforce":
         decisions = [
@@ -175,8 +187,7 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
         ]
         picture = figures.policy_over_time(lines[:: max(len(lines) // _HEATMAP_LINES, 1)], decisions)
         explanation = "A band per decision, a row per format in it: the stronger, the more probable."
-        cards.append(card("The policy over time", explanation, picture))
-    cards.append(card("Step time", "", figures.curve(timed, {"milliseconds": "step time"}, "step time (ms)")))
+        cards.append(picture_card("The policy over time", explanation, picture, wide=True))
     return cards
 
 

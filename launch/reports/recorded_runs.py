@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +46,7 @@ class RecordedRun:
 def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
     """The runs in `directories`, each followed by the uniform baselines below it in ascending cost, without duplicates.
 
-    Runs with equal names get the names of their directories appended.
+    Runs with equal names get the names of their directories appended, or of those above them that differ.
 
     Raises:
       ValueError: a directory holds no finished run.
@@ -58,11 +59,20 @@ def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
         for run in (_read(directory), *sorted(below, key=lambda run: run.summary["cost"])):
             runs_by_path[run.directory.resolve()] = run
     runs = list(runs_by_path.values())
-    names = [run.summary["name"] for run in runs]
-    for run, name in zip(runs, names, strict=True):
-        if names.count(name) > 1:
-            run.summary["name"] = f"{name} ({run.directory.resolve().name})"
+    for name in {run.summary["name"] for run in runs}:
+        namesakes = [run for run in runs if run.summary["name"] == name]
+        if len(namesakes) > 1:
+            places = _telling_apart([run.directory.resolve() for run in namesakes])
+            for run, place in zip(namesakes, places, strict=True):
+                run.summary["name"] = f"{name} ({place})"
     return runs
+
+
+def _telling_apart(directories: Sequence[pathlib.Path]) -> list[str]:
+    """A name for each directory: the first parts of their paths that differ, or the whole paths from there."""
+    below = [directory.relative_to(os.path.commonpath(directories)) for directory in directories]
+    names = [(path.parts or (directory.name,))[0] for path, directory in zip(below, directories, strict=True)]
+    return names if len(set(names)) == len(names) else [str(path) for path in below]
 
 
 def _read(directory: pathlib.Path) -> RecordedRun:

@@ -1,4 +1,5 @@
 import json
+import pathlib
 import re
 
 import pytest
@@ -6,6 +7,8 @@ import pytest
 from launch import report
 from launch.reports import figures, fliqs_page, recorded_runs
 from launch.training import progress
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 
 def summary(name, bits, accuracy, *, policy="fixed", formats="int_s"):
@@ -79,8 +82,19 @@ def test_runs_of_one_name_are_told_apart(run_directories):
     other = run_directories / "again"
     other.mkdir()
     (other / "summary.json").write_text((run_directories / "a" / "summary.json").read_text())
+    below = other / "uniform-int4"
+    below.mkdir()
+    (below / "summary.json").write_text((run_directories / "a" / "uniform-int4" / "summary.json").read_text())
     names = [run.summary["name"] for run in recorded_runs.read_runs([run_directories / "a", other])]
-    assert names == ["FLIQS int_s (a)", "uniform int4", "uniform bf16", "FLIQS int_s (again)"]
+    assert names == [
+        "FLIQS int_s (a)", "uniform int4 (a)", "uniform bf16", "FLIQS int_s (again)", "uniform int4 (again)",
+    ]  # fmt: skip
+
+
+def test_names_of_directories_that_share_their_first_part_are_whole(tmp_path):
+    directories = [tmp_path / "a" / "1" / "u", tmp_path / "a" / "2" / "u", tmp_path / "b" / "u"]
+    assert recorded_runs._telling_apart(directories) == ["a/1/u", "a/2/u", "b/u"]
+    assert recorded_runs._telling_apart([tmp_path / "a", tmp_path / "a" / "b"]) == ["a", "b"]
 
 
 def test_gap_and_its_recovered_share(run_directories):
@@ -98,7 +112,7 @@ def test_page_is_self_contained_escaped_and_complete(run_directories):
     page = path.read_text()
     assert "&lt;digits&gt;" in page and "<digits>" not in page
     assert "FLIQS &lt;int_l&gt;" in page
-    assert "recovers 50 % of it" in page
+    assert "of which it recovers 50 %." in page
     assert "Training drew 20 Wh at 100 W, which stand for 9 g of CO2e and $0.1 to $0.3" in page
     assert page.count("<svg") == page.count("</svg>") == 9
     assert len(re.findall(r"aria-label=", page)) == 9
@@ -128,6 +142,56 @@ def test_command_line(run_directories, capsys):
     assert (first["network"], first["accuracy"], first["bits of each layer"]) == ("FLIQS int_s", "70.00 %", "8 4")
     with pytest.raises(SystemExit, match="holds no finished run"):
         report.main([str(run_directories)])
+
+
+def test_names_are_drawn_as_they_are(run_directories):
+    path = run_directories / "a" / "summary.json"
+    stored = json.loads(path.read_text())
+    stored["name"] = "a_1 < $x_1$ & $2"
+    stored["layers"][0]["path"] = "$l_0$"
+    path.write_text(json.dumps(stored))
+    page = fliqs_page.write([run_directories / "a"], run_directories / "report.html").read_text()
+    pictures = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert ">a_1 &lt; $x_1$ &amp; $2</text>" in pictures  # beside its point
+    assert ">$l_0$</text>" in pictures
+
+
+def test_short_names_stay_different():
+    paths = [f"encoder/layers_{i}/self_attention/{name}" for i in range(12) for name in ("query", "output_projection")]
+    short = figures.short_names([*paths, "head", "stage1_block2/conv1"])
+    assert len(set(short)) == 26
+    assert max(map(len, short)) <= 32
+    assert short[0] == "encoder/layers_0/self…tion/query"
+    assert short[-2:] == ["head", "s1.2/conv1"]
+    alike = ["a" * 20 + middle + "b" * 20 for middle in "xy"]
+    assert figures.short_names(alike) == alike
+
+
+def test_labels_beside_points_hide_no_other(run_directories):
+    runs = [
+        summary(name, (4, 4), accuracy, policy="reinforce")
+        for name, accuracy in (("one", 0.7), ("two", 0.7), ("three", 0.7001))
+    ]
+    svg = figures.pareto(runs)
+    places = re.findall(
+        r'text-anchor: (start|middle|end)[^>]*x="([\d.]+)" y="([\d.]+)"[^>]*>(one|two|three)</text>',
+        svg,
+    )
+    assert {name for *_, name in places} == {"one", "two", "three"}
+    boxes = []
+    for anchor, x, y, name in places:
+        width = 4.2 * len(name)
+        left = float(x) - {"start": 0, "middle": 0.5, "end": 1}[anchor] * width
+        assert not any(
+            left < right and other < left + width and abs(float(y) - base) < 7 for other, right, base in boxes
+        )
+        boxes.append((left, left + width, float(y)))
+
+
+def test_pictures_in_the_documentation_are_small():
+    sizes = {path.name: path.stat().st_size for path in DOCS.iterdir()}
+    assert sizes
+    assert not {name: size for name, size in sizes.items() if size > 200_000}
 
 
 def test_labels_are_spread_apart_in_order():
