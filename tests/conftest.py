@@ -13,16 +13,15 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-# What is asserted of numbers to the last bit is compiled as users compile it; the rest faster, as JAX's own tests are.
-FULLY_OPTIMIZED = (ROOT / "tests" / "aqt_like", ROOT / "tests" / "hwcost", ROOT / "tests" / "benchmarks")
+# What rounds is compiled as users compile it; the rest with fewer optimisations, as JAX's own tests are.
+ROUNDING = {f"test_{name}" for name in ("numerics", "gradients", "granularity", "calibration", "packing")}
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that tests start
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _compilation(request):
     """Chooses how a module's programs are compiled, and frees them after it: a worker holds those of one module."""
-    exact = any(folder in request.path.parents for folder in FULLY_OPTIMIZED)
-    jax.config.update("jax_disable_most_optimizations", not exact)
+    jax.config.update("jax_disable_most_optimizations", request.path.stem not in ROUNDING)
     yield
     jax.clear_caches()
 
