@@ -25,7 +25,7 @@ from hwcost.costs import COSTS
 from hwcost.format_plan import FormatPlan, format_plan
 from hwcost.workload import LayerSpec, Workload
 from launch import lut
-from launch.reports import figures
+from launch.reports import charts
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "devices.json"
 NETWORKS = ("resnet18", "mobilenetv2")
@@ -120,13 +120,13 @@ def main() -> None:
         )
         for name, costs in priced.items()
     }
-    pictures.write("bitfusion_ranks.svg", figures.scatter(series, xlabel="GBOPs", ylabel="latency on BitFusion (ms)"))
+    pictures.write("bitfusion_ranks.svg", charts.scatter(series, xlabel="GBOPs", ylabel="latency on BitFusion (ms)"))
     array = bitfusion.APQ_ACCELERATOR
     peak = array.rows * array.columns * array.clock
     layers = published_workload("mobilenetv2")
     pictures.write(
         "bitfusion_roofline.svg",
-        figures.roofline(
+        charts.roofline(
             {f"MobileNetV2 at int{bits}": roofline_points(layers, bits) for bits in (4, 8)},
             peaks={"MobileNetV2 at int4": 4 * peak, "MobileNetV2 at int8": peak},
             bytes_per_second=array.bus_bits / 8 * array.clock,

@@ -24,7 +24,7 @@ from scipy import optimize
 from aqt_like import calibration, clip_multiples, gradients
 from aqt_like.formats import FormatTable, format_table, parse_format
 from benchmarks import pictures
-from launch.reports import figures
+from launch.reports import charts
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "tensor_error.json"
 DISTRIBUTIONS = ("gaussian", "laplacian", "gaussian-1:1000", "laplacian-1:1000", "gaussian-1:10", "laplacian-1:10")
@@ -119,7 +119,7 @@ def draw(results: dict[str, dict[str, Any]]) -> None:
     bits = list(BITS)
     pictures.write(
         "switching_error.svg",
-        figures.lines(
+        charts.lines(
             {name: (bits[:-1], list(r["switching_error"].values())) for name, r in results.items()},
             xlabel="bits k (switching to k + 1)",
             ylabel="switching error / root mean square",
@@ -128,7 +128,7 @@ def draw(results: dict[str, dict[str, Any]]) -> None:
     )
     pictures.write(
         "clipping_percentile.svg",
-        figures.lines(
+        charts.lines(
             {name: (bits, list(r["best_percentile"].values())) for name, r in results.items()},
             xlabel="bits",
             ylabel="best clipping percentile",
@@ -136,7 +136,7 @@ def draw(results: dict[str, dict[str, Any]]) -> None:
     )
     pictures.write(
         "fp8_error.svg",
-        figures.lines(
+        charts.lines(
             {name: (list(FP8), [100 * e for e in r["fp8_relative_error"].values()]) for name, r in results.items()},
             xlabel="8-bit float",
             ylabel="relative error (%)",

@@ -26,7 +26,7 @@ from aqt_like.formats import parse_format
 from benchmarks import pictures
 from fliqs_jax import models
 from hwcost import analytic
-from launch.reports import figures
+from launch.reports import charts
 from launch.runtimes import engines, layer_timing
 from launch.runtimes.engines import Run, Runtime
 from launch.runtimes.layer_timing import Network, Samples, Setting
@@ -146,7 +146,7 @@ def main() -> None:
         return np.asarray([row[key] for row in comparisons[name]["mixed"]])
 
     series = {name: (column(name, "measured"), column(name, "predicted")) for name in comparisons}
-    picture = figures.scatter(series, xlabel="measured (ms)", ylabel="sum over layers (ms)", diagonal=True)
+    picture = charts.scatter(series, xlabel="measured (ms)", ylabel="sum over layers (ms)", diagonal=True)
     pictures.write("measured.svg", picture)
     print(markdown(comparisons))
 

@@ -25,7 +25,7 @@ def test_a_network_that_is_not_ours_is_searched(tmp_path):
 
 
 def test_a_transformer_on_text_is_searched(tmp_path):
-    text_transformer.main(tmp_path, epochs=0.1)
+    text_transformer.main(tmp_path, epochs=0.03)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["config"]["loss"] == "examples.text_transformer:loss"
     assert summary["accuracy"] > 0.05

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.patches import Patch, Rectangle
 
-from launch.reports.figures import (
+from launch.reports.charts import (
     ACCENT,
     INK,
     SECOND,
@@ -19,10 +19,9 @@ from launch.reports.figures import (
     blank,
     ink_on,
     legend_above,
-    readable_cost,
-    short_names,
     spread,
 )
+from launch.reports.figures import readable_cost, short_names
 
 Network = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from apq_jax import architectures
 from launch.apq.pipeline import KIND, SUMMARY
-from launch.reports import apq_figures, figures
+from launch.reports import apq_figures, charts, figures
 from launch.reports.page import card, html_table, page, picture_card
 
 
@@ -159,7 +159,7 @@ def _cards(summary: dict[str, Any]) -> list[str]:
             search["history"],
             set_names,
             config["search"]["generations"],
-            width=figures.WIDE if evolution_wide else figures.WIDTH,
+            width=charts.WIDE if evolution_wide else charts.WIDTH,
         ),
         wide=evolution_wide,
     )

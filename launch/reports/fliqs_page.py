@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aqt_like.formats import parse_layer_format
-from launch.reports import figures
+from launch.reports import charts, figures
 from launch.reports.figures import quality_on_test
 from launch.reports.page import card, html_table, page, picture_card
 from launch.reports.recorded_runs import RecordedRun, gain, read_runs, runs_of_first_cost, uniform_gap
@@ -112,7 +112,7 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
             f"{_capital(main['quality'])} against cost",
             "Stars are searched, dots have one format in all layers.",
             figures.pareto(
-                [run.summary for run in runs_of_first_cost(runs)], width=figures.WIDTH if training else figures.WIDE
+                [run.summary for run in runs_of_first_cost(runs)], width=charts.WIDTH if training else charts.WIDE
             ),
             wide=not training,
         ),

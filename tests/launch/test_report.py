@@ -5,7 +5,7 @@ import re
 import pytest
 
 from launch import report
-from launch.reports import figures, fliqs_page, recorded_runs
+from launch.reports import charts, figures, fliqs_page, recorded_runs
 from launch.training import progress
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -195,17 +195,17 @@ def test_pictures_in_the_documentation_are_small():
 
 
 def test_labels_are_spread_apart_in_order():
-    placed = figures.spread([1.0, 1.01, 5.0, 0.99], 0.5)
+    placed = charts.spread([1.0, 1.01, 5.0, 0.99], 0.5)
     assert placed[2] == 5.0
     assert placed[0] - placed[3] >= 0.5 - 1e-6
     assert placed[1] - placed[0] >= 0.5 - 1e-6
     assert sum(placed) == pytest.approx(8.0)
-    assert figures.spread([], 1.0) == []
+    assert charts.spread([], 1.0) == []
 
 
 def test_colours_grow_cooler_with_bits():
-    assert figures.bit_colour(4) != figures.bit_colour(8) != figures.bit_colour(16)
-    assert figures.bit_colour(32) == figures.bit_colour(16)
+    assert charts.bit_colour(4) != charts.bit_colour(8) != charts.bit_colour(16)
+    assert charts.bit_colour(32) == charts.bit_colour(16)
 
 
 def test_metrics_survive_a_line_cut_short(run_directories):

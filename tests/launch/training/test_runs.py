@@ -68,7 +68,7 @@ def test_a_run_and_its_baselines_write_all_they_promise(tiny_config, run_experim
     assert {layer["format"] for layer in summary_of(directories[1])["layers"]} == {"int4"}
     assert summary_of(directories[2])["relative_cost"] == pytest.approx(16 / 1.15)
     page = fliqs_page.write(directories, directories[0] / "report.html").read_text()
-    for text in ("FLIQS int_s on digits", "uniform bf16", "stage1_block1/shortcut", "The policy over time"):
+    for text in ("FLIQS int_s on digits", "uniform bf16", "s1.1/shortcut", "The policy over time"):
         assert text in page
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
@@ -451,7 +451,7 @@ def test_a_search_may_be_given_any_costs(tiny_config, run_experiment, tmp_path):
     assert [budget["name"] for budget in summary["budgets"][1:]] == ["bitfusion_energy", "peak_activation_bytes"]
     assert summary["budgets"][2]["cost"] == max(layer.input_values + layer.output_values for layer in layers)
     page = fliqs_page.write(directories, directories[0] / "report.html").read_text()
-    assert "cost (us, log scale" in page and "bitfusion_energy" in page
+    assert "cost (us" in page and "bitfusion_energy" in page
     assert "Interpolated, not measured: stage1_block1/conv1" in page
 
 
