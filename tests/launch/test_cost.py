@@ -3,7 +3,11 @@ import time
 
 import pytest
 
+from aqt_like.formats import format_space
 from fliqs_jax import models
+from hwcost import analytic, pricing
+from hwcost.format_plan import format_plan
+from hwcost.genome_file import write_genome
 from launch import cost
 
 
@@ -45,6 +49,21 @@ def test_a_genome_file_stands_for_the_format(capsys, tmp_path):
     assert mixed["gbops"] - uniform["gbops"] == pytest.approx(512 * 1000 * (64 - 16) / 1e9)
     with pytest.raises(SystemExit, match="a genome of another network: only one of the two has"):
         run(capsys, "--model=resnet34", f"--format={path}")
+
+
+def test_a_genome_of_tied_layers_is_priced(capsys, tmp_path):
+    layers = cost.network_workload("resnet18")
+    plan = format_plan(layers, format_space("int_s"), ["conv(1|2)/conv$: tie"])
+    assert len(plan.space) < len(layers)
+    genome = [1] + [0] * (len(plan.space) - 1)
+    write_genome(tmp_path / "genome.json", plan.named(genome))
+    figures = json.loads(run(capsys, "--model=resnet18", f"--format={tmp_path}/genome.json", "--json"))
+    assert {row["path"]: row["format"] for row in figures["layers"]} == plan.layer_formats(genome)
+    assert figures["gbops"] * 1e9 == pytest.approx(pricing.price_exactly(analytic.BIT_OPERATIONS.table(plan), genome))
+    # Of earlier versions, such a file does not say which layers its decisions are about.
+    (tmp_path / "genome.json").write_text(json.dumps({"choices": plan.space.decode(genome)}))
+    with pytest.raises(SystemExit, match="is of an earlier version, and does not say"):
+        run(capsys, "--model=resnet18", f"--format={tmp_path}/genome.json")
 
 
 def test_everything_counts_attention_and_squeeze_and_excitation(capsys):
