@@ -316,19 +316,8 @@ def _strided(size: int, stride: int) -> int:
 
 def _conv(path: str, ins: int, outs: int, size: int, kernel: int, stride: int, groups: int = 1) -> LayerSpec:
     side = _strided(size, stride)
-    weights = kernel * kernel * (ins // groups) * outs
-    return LayerSpec(
-        path=f"{path}/conv",
-        kind="conv",
-        in_channels=ins,
-        out_channels=outs,
-        input_size=(size, size),
-        output_size=(side, side),
-        kernel=(kernel, kernel),
-        stride=(stride, stride),
-        groups=groups,
-        macs=side * side * weights,
-        weights=weights,
+    return LayerSpec.square_convolution(
+        f"{path}/conv", ins, outs, size=size, output_size=side, kernel=kernel, stride=stride, groups=groups
     )
 
 

@@ -251,19 +251,8 @@ def parse_apq_key(key: str) -> tuple[LayerSpec, Bits]:
         raise LutError(f"key {key!r}: expected (in, out, size, kernel, stride, padding, groups)-W8A8, head or tail")
     ins, outs, size, kernel, stride, padding, groups, weight_bits, activation_bits = map(int, match.groups())
     side = (size + 2 * padding - kernel) // stride + 1
-    weights = kernel * kernel * ins // groups * outs
-    layer = LayerSpec(
-        path=key,
-        kind="conv",
-        in_channels=ins,
-        out_channels=outs,
-        input_size=(size, size),
-        output_size=(side, side),
-        kernel=(kernel, kernel),
-        stride=(stride, stride),
-        groups=groups,
-        macs=side * side * weights,
-        weights=weights,
+    layer = LayerSpec.square_convolution(
+        key, ins, outs, size=size, output_size=side, kernel=kernel, stride=stride, groups=groups
     )
     return layer, (weight_bits, activation_bits)
 

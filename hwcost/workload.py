@@ -42,6 +42,26 @@ class LayerSpec:
     macs: int
     weights: int
 
+    @classmethod
+    def square_convolution(
+        cls, path: str, ins: int, outs: int, *, size: int, output_size: int, kernel: int, stride: int, groups: int
+    ) -> "LayerSpec":
+        """The layer that convolves square images of `size` with a square kernel into images of `output_size`."""
+        weights = kernel * kernel * (ins // groups) * outs
+        return cls(
+            path=path,
+            kind="conv",
+            in_channels=ins,
+            out_channels=outs,
+            input_size=(size, size),
+            output_size=(output_size, output_size),
+            kernel=(kernel, kernel),
+            stride=(stride, stride),
+            groups=groups,
+            macs=output_size * output_size * weights,
+            weights=weights,
+        )
+
     @property
     def input_values(self) -> int:
         """The number of input values for one example."""
