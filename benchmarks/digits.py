@@ -2,7 +2,7 @@
 
     python -m benchmarks.digits [--seeds=3] [--workdir=runs/digits_seeds]
 
-A minute and a half a seed on two quiet cores; it goes on where it was interrupted. Writes results/digits.json beside this file.
+A minute and a half a seed on two quiet cores; it goes on where it was interrupted. Writes results/digits.json.
 """
 
 import argparse
