@@ -68,7 +68,11 @@ class FormatPlan:
         Raises:
           ValueError: the genome does not fit the search space.
         """
-        layers = {path: LayerChoice(fmt, self.granularity(path)) for path, fmt in self.layer_formats(genome).items()}
+        formats = self.layer_formats(genome)
+        layers = {
+            layer.path: LayerChoice(formats[layer.path], self.granularity(layer.path), layer.macs)
+            for layer in self.workload
+        }
         return Genome(self.space.decode(genome), layers)
 
     def encode(self, genome: Genome) -> np.ndarray:

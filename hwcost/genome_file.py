@@ -1,7 +1,7 @@
 """Genome files: the choices of a genome by name, and the format of each layer that follows.
 
     {"choices": {"stem.format": "int8", …},
-     "layers": {"stem": {"format": "int8", "granularity": "per_channel"}, …},
+     "layers": {"stem": {"format": "int8", "granularity": "per_channel", "macs": 110592}, …},
      "architecture": {}}
 
 FLIQS, APQ and sensitivity analyses write it; `fixed` policies, `launch.cost` and APQ's networks read it. Choices refer
@@ -22,10 +22,17 @@ class GenomeFileError(ValueError):
 
 
 class LayerChoice(NamedTuple):
-    """The format name of a layer (`int4/int8` if weights and inputs differ), and its weights' granularity, or `""`."""
+    """What a genome means for one layer.
+
+    Attributes:
+      format: name of the format; `int4/int8` if weights and inputs differ.
+      granularity: name of the granularity of the weights; `""` if unknown.
+      macs: multiply-accumulates (MACs) of the layer in the network that was searched; None if unknown.
+    """
 
     format: str
     granularity: str
+    macs: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +83,15 @@ def read_genome(path: pathlib.Path) -> Genome:
         if "layers" not in document:
             return Genome(choices, _layers_of_earlier_version(choices))
         layers = {name: LayerChoice(**choice) for name, choice in document["layers"].items()}
+        for name, choice in layers.items():
+            if not isinstance(choice.format, str) or not isinstance(choice.granularity, str):
+                raise TypeError(f"layer {name} has {choice}: format and granularity are names")
+            if (option := choices.get(format_decision(name), choice.format)) != choice.format:
+                raise ValueError(f"layer {name} has format {choice.format} in layers, and {option} in choices")
         return Genome(choices, layers, dict(document["architecture"]))
     except OSError as error:
         raise GenomeFileError(f"cannot read the genome file {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise GenomeFileError(f"{path} holds no genome: {error!r}") from error
 
 

@@ -97,8 +97,8 @@ def trace(
       **kwargs: passed to the model.
 
     Raises:
-      ValueError: the model has no layer that can be quantised, or one whose MACs cannot be counted; or an expression in
-        `ignored` matches no path.
+      ValueError: the model has no layer that can be quantised, or one whose MACs cannot be counted or whose input has
+        too few axes; or an expression in `ignored` matches no path.
     """
     layers: dict[str, LayerSpec] = {}
     named_products: set[str] = set()
@@ -144,6 +144,10 @@ def _spec(layer: nn.Module, input_shape: tuple[int, ...], output_shape: tuple[in
     groups = 1
     if isinstance(layer, nn.Conv | nn.ConvTranspose):
         kernel = _per_axis(layer.kernel_size, 1)
+        if len(input_shape) < len(kernel) + 2:
+            raise ValueError(
+                f"{'/'.join(layer.path)}: its input {input_shape[1:]} has fewer axes than images with channels"
+            )
         stride = _per_axis(layer.strides or 1, len(kernel))
         groups = layer.feature_group_count if isinstance(layer, nn.Conv) else 1
     return LayerSpec(

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib.util
+import inspect
 import pathlib
 import runpy
 import sys
@@ -14,7 +15,7 @@ SHIPPED = pathlib.Path(__file__).parents[1] / "configs"  # next to this package,
 
 
 class ConfigFileError(ValueError):
-    """A config does not exist."""
+    """There is no such config."""
 
 
 def load_config(name: str) -> Any:
@@ -27,12 +28,17 @@ def load_config(name: str) -> Any:
       name: path of a file, or name of a shipped config; `:variant` at the end is passed to `get_config`.
 
     Raises:
-      ConfigFileError: there is no such config.
+      ConfigFileError: there is no such config, or none of this variant.
     """
     file, separator, variant = name.partition(":")
     path = _find(file)
     with _configs_in([folder for folder in (path.parent, SHIPPED) if folder.name == "configs"]):
-        return runpy.run_path(str(path))["get_config"](*[variant] if separator else [])
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise ConfigFileError(f"{path} has no function get_config")
+        if separator and not inspect.signature(get_config).parameters:
+            raise ConfigFileError(f"--config={name}: {path.name} has no variants")
+        return get_config(*[variant] if separator else [])
 
 
 def _find(file: str) -> pathlib.Path:

@@ -2,6 +2,7 @@
 
     python -m launch.cost --model=mobilenetv2 --width=1.4 --format=int8 [--image=224] [--layers] [--json]
         [--cost=bitfusion_latency --cost=TABLE.csv]
+    python -m launch.cost --model=my_package.my_module:make_model --input=32,32,3
 
 `--format` is a number format, or a genome file with a format per layer. As in the tables of FLIQS, all convolutions and
 dense layers are counted, but not squeeze-and-excitation and products of activations; `--everything` adds these.
@@ -27,26 +28,32 @@ from hwcost import analytic, workload
 from hwcost.costs import find_cost
 from hwcost.genome_file import names_genome_file, read_genome
 from hwcost.workload import Workload
-from launch.layers import network_settings
+from launch.layers import example_shape, network_settings
 
 
 def network_workload(
-    name: str, *, classes: int | None = None, image: int | None = None, everything: bool = False, **settings: Any
+    name: str,
+    *,
+    classes: int | None = None,
+    image: int | None = None,
+    input_shape: tuple[int, ...] = (),
+    everything: bool = False,
+    **settings: Any,
 ) -> Workload:
-    """Workload of a named network; `image` is the side of the images in pixels.
+    """Workload of a network; `image` is the side of the images in pixels, `input_shape` the shape of one example.
 
     Raises:
-      ValueError: unknown network, a setting that it does not have, or an image size that it does not take.
+      ValueError: unknown network, a setting that it does not have, an image size that it does not take, or no shape for
+        a network of the user's.
     """
-    network = models.find(name)
-    input_shape = network.input_shape
+    input_shape = models.input_shape(name, input_shape)
     if image is not None:
-        if len(input_shape) != 3:
-            raise ValueError(f"image={image}: {name} takes no images")
-        input_shape = (image, image, 3)
-    model = models.create(name, classes=classes or network.classes, **settings)
-    ignored = () if everything else network.uncounted
-    return workload.trace(model, input_shape, ignored=ignored, products=everything, train=False)
+        if len(input_shape) != 3 or image < 1:
+            raise ValueError(f"image={image}: {name} takes no images of this size")
+        input_shape = (image, image, input_shape[-1])
+    model = models.create(name, classes=classes, **settings)
+    ignored = () if everything else models.find(name).uncounted
+    return workload.trace(model, input_shape, ignored=ignored, products=everything, **models.mode(model, train=False))
 
 
 def layer_formats(layers: Workload, name: str) -> list[LayerFormat]:
@@ -62,6 +69,18 @@ def layer_formats(layers: Workload, name: str) -> list[LayerFormat]:
         raise ValueError(f"{name} is of an earlier version, and does not say which layers its decisions are about")
     if unknown := sorted({layer.path for layer in layers} ^ set(genome.layers)):
         raise ValueError(f"{name} is a genome of another network: only one of the two has {', '.join(unknown)}")
+    others = {
+        layer.path: f"{macs:,} MACs there, {layer.macs:,} here"
+        for layer in layers
+        if (macs := genome.layers[layer.path].macs) not in (None, layer.macs)
+    }
+    if others:
+        path, difference = next(iter(others.items()))
+        print(
+            f"note: {len(others)} of {len(layers)} layers have other sizes than in the network of {name} "
+            f"({path}: {difference}). --set, --width, --input and --classes describe a network.",
+            file=sys.stderr,
+        )
     return [parse_layer_format(genome.layers[layer.path].format) for layer in layers]
 
 
@@ -136,10 +155,11 @@ def _number(text: str) -> float:
 def main(argv: list[str] | None = None) -> None:
     """Prints the cost of the network that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help=", ".join(models.MODELS))
+    parser.add_argument("--model", required=True, help=f"package.module:function, or {', '.join(models.MODELS)}")
     parser.add_argument("--width", type=_number, help="factor on the channels, or channels, as the network takes it")
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, of the network, as in depth=8")
     parser.add_argument("--format", default="int8", help="a number format, or a genome file")
+    parser.add_argument("--input", help="shape of one example, as in 32,32,3, if not as published")
     parser.add_argument("--image", type=int, help="side of the images in pixels, if not as published")
     parser.add_argument("--classes", type=int, help="of the classifier, if not as published")
     parser.add_argument("--everything", action="store_true", help="count what the paper does not count, too")
@@ -152,6 +172,7 @@ def main(argv: list[str] | None = None) -> None:
             arguments.model,
             classes=arguments.classes,
             image=arguments.image,
+            input_shape=example_shape(arguments.input) if arguments.input else (),
             everything=arguments.everything,
             **({} if arguments.width is None else {"width": arguments.width}),
             **network_settings(arguments.set),

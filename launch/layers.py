@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--classes", type=int, default=10)
     arguments = parser.parse_args(argv)
     try:
-        shape = example_shape(arguments.input)
+        shape = models.input_shape(arguments.model, example_shape(arguments.input))
         model = models.create(arguments.model, classes=arguments.classes, **network_settings(arguments.set))
         layers = workload.trace(model, shape, dtype=arguments.dtype, **models.mode(model, train=False))
         members = format_space(arguments.formats)

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if arguments.json:
             arguments.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -1,7 +1,7 @@
 """Networks by name: plain Flax linen modules, called as `model(x, train=…)`, without any quantisation code."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from fliqs_jax.models.recommender import CATEGORIES, NUMBERS, Recommender
 from fliqs_jax.models.resnet import ResNet
 from hwcost import registry
 
-__all__ = ["MODELS", "Network", "create", "find", "mode"]
+__all__ = ["MODELS", "Network", "create", "find", "input_shape", "mode"]
 
 
 class Network(NamedTuple):
@@ -26,13 +26,13 @@ class Network(NamedTuple):
       build: `(classes, **settings) → module`.
       input_shape: published shape of one example, `(H, W, C)` for images; () if unknown.
       uncounted: patterns of layer paths that the paper neither searches nor counts (squeeze-and-excitation).
-      classes: published number of classes.
+      classes: published number of classes; None if unknown.
     """
 
     build: Callable[..., nn.Module]
     input_shape: tuple[int, ...]
     uncounted: tuple[str, ...] = ()
-    classes: int = 1000
+    classes: int | None = 1000
 
 
 def _images(size: int) -> tuple[int, int, int]:
@@ -57,6 +57,9 @@ MODELS: dict[str, Network] = {
 }
 
 
+_IN_NAMES = ("depth", "variant")  # settings that the name of a network states
+
+
 def find(name: str) -> Network:
     """Network `name`, or the one that the user's function `module:function` builds.
 
@@ -64,22 +67,45 @@ def find(name: str) -> Network:
       ValueError: unknown name, or a module or function that cannot be imported.
     """
     entry = registry.lookup("model", name, MODELS)
-    return entry if isinstance(entry, Network) else Network(entry, ())
+    return entry if isinstance(entry, Network) else Network(entry, (), classes=None)
 
 
-def create(name: str, *, classes: int, **settings: Any) -> nn.Module:
+def input_shape(name: str, given: Sequence[int] = ()) -> tuple[int, ...]:
+    """Shape of one example of the network `name`: the given one, or the published one.
+
+    Raises:
+      ValueError: unknown name, a shape with another number of axes than the published one, or none is known.
+    """
+    published = find(name).input_shape
+    if not given and not published:
+        raise ValueError(f"model {name!r} needs the shape of one example, as in --input=32,32,3")
+    if given and published and len(given) != len(published):
+        raise ValueError(f"model {name!r}: input {tuple(given)} has not the axes of its examples, as in {published}")
+    return tuple(given) or published
+
+
+def create(name: str, *, classes: int | None = None, **settings: Any) -> nn.Module:
     """Module of the network `name` with its settings; a function of the user receives `classes` only if it takes them.
+
+    Without `classes`, a named network has the published number, and a function of the user its default.
 
     Raises:
       ValueError: unknown name, a setting that the network does not have, or a function that returns no linen module.
     """
-    build = find(name).build
+    network = find(name)
+    build, classes = network.build, network.classes if classes is None else classes
+    if classes is not None and classes < 1:
+        raise ValueError(f"model {name!r}: classes={classes}: expected 1 or more")
+    given = ", ".join(f"{setting}={value!r}" for setting, value in settings.items())
     try:
-        if "classes" in inspect.signature(build).parameters:
+        preset = build.keywords if isinstance(build, partial) else {}
+        if named := [key for key in _IN_NAMES if key in settings and key in preset]:
+            raise TypeError(f"its name fixes {', '.join(named)}")
+        if "classes" in inspect.signature(build).parameters and classes is not None:
             settings["classes"] = classes
         model = build(**settings)
     except TypeError as error:
-        raise ValueError(f"model {name!r}: {error}") from error
+        raise ValueError(f"model {name!r}: {error}; its settings are {given or 'none'}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r}: expected a flax.linen.Module, got {type(model).__name__}")
     return model

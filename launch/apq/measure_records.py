@@ -60,6 +60,8 @@ def read_records(pipeline: Pipeline, kind: str) -> tuple[np.ndarray, np.ndarray]
       JournalError: there are no records, or a line is damaged.
     """
     path = pipeline.workdir / RECORD_FILES[kind]
+    if not path.exists():
+        raise JournalError(f"{path} is missing: it is made by `python -m launch.apq records`")
     _, entries = read_journal(path)
     if not entries:
         raise JournalError(f"{path} holds no records")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def _augmentation(config: ConfigDict) -> Augmentation:
 
 def _mixing(config: ConfigDict) -> Mixing:
     for key in ("mixup", "cutmix"):
-        if config[key] < 0:
+        if not 0 <= config[key] < math.inf:
             raise DataError(f"data.{key}={config[key]}: expected 0 (off) or a positive number")
     if not 0 <= config.erasing <= 1:
         raise DataError(f"data.erasing={config.erasing}: expected a probability")
@@ -72,6 +73,8 @@ class Digits:
     train_examples = 1437
 
     def __init__(self, config: ConfigDict) -> None:
+        if config.image_size not in (None, 8):
+            raise DataError(f"data.image_size={config.image_size}: digits have 8 pixels a side")
         self._make_batch_for = functools.partial(_normalized_by, _augmentation(config), _mixing(config))
 
     def open(self, *, valid_examples: int, seed: int) -> InMemory:

@@ -49,7 +49,7 @@ def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
     Runs with equal names get the names of their directories appended, or of those above them that differ.
 
     Raises:
-      ValueError: a directory holds no finished run.
+      ValueError: a directory holds no finished run, or runs are on different data or of different qualities.
     """
     runs_by_path: dict[pathlib.Path, RecordedRun] = {}
     for directory in directories:
@@ -59,6 +59,7 @@ def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
         for run in (_read(directory), *sorted(below, key=lambda run: run.summary["cost"])):
             runs_by_path[run.directory.resolve()] = run
     runs = list(runs_by_path.values())
+    _check_comparable(runs)
     for name in {run.summary["name"] for run in runs}:
         namesakes = [run for run in runs if run.summary["name"] == name]
         if len(namesakes) > 1:
@@ -66,6 +67,17 @@ def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
             for run, place in zip(namesakes, places, strict=True):
                 run.summary["name"] = f"{name} ({place})"
     return runs
+
+
+def _check_comparable(runs: Sequence[RecordedRun]) -> None:
+    """Checks that all runs have the quality of the first, on its data."""
+    first, *others = ((run.summary["quality"], run.summary["config"]["data"]["name"]) for run in runs)
+    for run, figure in zip(runs[1:], others, strict=True):
+        if figure != first:
+            raise ValueError(
+                f"{run.directory} has {' on '.join(figure)}, {runs[0].directory} {' on '.join(first)}: expected the "
+                "same of all runs"
+            )
 
 
 def _telling_apart(directories: Sequence[pathlib.Path]) -> list[str]:
@@ -76,9 +88,12 @@ def _telling_apart(directories: Sequence[pathlib.Path]) -> list[str]:
 
 
 def _read(directory: pathlib.Path) -> RecordedRun:
-    summary = json.loads((directory / SUMMARY).read_text())
-    if "kind" not in summary:
-        summary["kind"] = _kind_of_earlier_version(summary["config"])
+    try:
+        summary = json.loads((directory / SUMMARY).read_text())
+        if "kind" not in summary:
+            summary["kind"] = _kind_of_earlier_version(summary["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{directory / SUMMARY} is not the summary of a run: {error!r}") from error
     return RecordedRun(directory, summary)
 
 
@@ -113,12 +128,22 @@ def runs_of_first_cost(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
     return [run for run in runs if run.summary["cost_name"] == runs[0].summary["cost_name"]]
 
 
+def _uniform_baselines(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
+    """Summaries of the uniform baselines with the cost and the layers of the first run."""
+    return [
+        run.summary
+        for run in runs_of_first_cost(runs)
+        if not run.searched and _sizes(run.summary) == _sizes(runs[0].summary)
+    ]
+
+
+def _sizes(summary: dict[str, Any]) -> list[tuple[str, int]]:
+    return [(layer["path"], layer["macs"]) for layer in summary["layers"]]
+
+
 def uniform_gap(runs: Sequence[RecordedRun]) -> Gap | None:
-    """The gap between the uniform baselines of the first run's kind of cost; None if there are fewer than two."""
-    uniform = sorted(
-        (run.summary for run in runs_of_first_cost(runs) if not run.searched),
-        key=lambda s: (s["cost"], -quality_on_test(s)),
-    )
+    """The gap between the uniform baselines of the first run's network and kind of cost; None if fewer than two."""
+    uniform = sorted(_uniform_baselines(runs), key=lambda s: (s["cost"], -quality_on_test(s)))
     return Gap(uniform[0], uniform[-1]) if len(uniform) > 1 else None
 
 
@@ -128,7 +153,7 @@ def gain(runs: Sequence[RecordedRun]) -> str | None:
     The run stands between two uniform baselines: the best of those that cost no more, and the cheapest of the others.
     """
     main = runs[0].summary
-    uniform = [run.summary for run in runs_of_first_cost(runs) if not run.searched]
+    uniform = _uniform_baselines(runs)
     if not runs[0].searched or not uniform:
         return None
     below = max((s for s in uniform if s["cost"] <= main["cost"]), key=quality_on_test, default=None)

@@ -6,9 +6,11 @@ Python literal: `--budget="{'cost': 'bitfusion_latency', 'target': 0.2, 'target_
 """
 
 import ast
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
 
 from aqt_like.formats import LayerFormat, parse_layer_format
 
@@ -55,7 +57,7 @@ def parse_budget(text: str) -> Any:
     """
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, TypeError, RecursionError) as error:
         raise BudgetSettingError(_expected(text)) from error
 
 
@@ -65,6 +67,7 @@ def read_budgets(settings: Any) -> tuple[BudgetSetting, ...]:
     Raises:
       BudgetSettingError: `settings` is anything else, an entry is no valid budget, or a cost occurs twice.
     """
+    settings = _without_config_dict(settings)
     entries = (settings,) if isinstance(settings, Mapping) else settings
     if not isinstance(entries, Sequence) or isinstance(entries, str):
         raise BudgetSettingError(_expected(settings))
@@ -90,11 +93,17 @@ def read_alternatives(settings: Any) -> tuple[tuple[BudgetSetting, ...], ...]:
     return sets
 
 
+def _without_config_dict(settings: Any) -> Any:
+    """A single budget of a config as the dict that it was before."""
+    return settings.to_dict() if isinstance(settings, ConfigDict) else settings
+
+
 def _read_budget(entry: Any) -> BudgetSetting:
+    entry = _without_config_dict(entry)
     if not isinstance(entry, Mapping) or set(entry) != set(BudgetSetting._fields):
         raise BudgetSettingError(_expected(entry))
     target = entry["target"]
-    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < math.inf:
+    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target <= sys.float_info.max:
         raise BudgetSettingError(f"budget {dict(entry)}: target {target!r} is no finite number above 0")
     if not isinstance(entry["cost"], str) or not isinstance(entry["target_unit"], str):
         raise BudgetSettingError(_expected(dict(entry)))

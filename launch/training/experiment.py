@@ -1,9 +1,11 @@
 """Experiments: checks all settings of a config, before data is read or anything is compiled, and builds the search."""
 
 import dataclasses
+import functools
+import math
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -159,27 +161,89 @@ def _quality(name: str) -> Quality:
     return quality
 
 
+_TEXTS = {"baselines": "int4", "rules": "stem: bf16"}
+
+
+class _Range(NamedTuple):
+    """Numbers that settings may have; `nan` is in no range."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+    settings: tuple[str, ...]
+
+
+_RANGES = (
+    _Range(
+        "a number above 0",
+        lambda number: 0 < number < math.inf,
+        ("epochs", "gamma", "target", "log_every", "checkpoint_every", "distillation.temperature"),
+    ),
+    _Range(
+        "a number from 0",
+        lambda number: 0 <= number < math.inf,
+        (
+            "policy_learning_rate",
+            "entropy_end",
+            "ewgs_strength",
+            "optimizer.learning_rate",
+            "optimizer.weight_decay",
+            "footprint.watts",
+            "footprint.kilograms_per_kilowatt_hour",
+        ),
+    ),
+    _Range(
+        "a number from 0, below 1",
+        lambda number: 0 <= number < 1,
+        ("policy_momentum", "baseline_momentum", "optimizer.momentum", "label_smoothing"),
+    ),
+    _Range("a number in 0…1", lambda number: 0 <= number <= 1, ("distillation.weight",)),
+    _Range(
+        "a fraction of training, 0…1",
+        lambda number: 0 <= number <= 1,
+        ("warmup_fraction", "optimizer.warmup_fraction", "input_quantization_fraction", "profile_fraction"),
+    ),
+    _Range(
+        "a whole number from 0",
+        lambda number: isinstance(number, int) and number >= 0,
+        ("seed", "data.valid_examples", "recalibration_batches"),
+    ),
+    _Range(
+        "a whole number above 0",
+        lambda number: isinstance(number, int) and number > 0,
+        ("random_search.draws", "random_search.evaluated"),
+    ),
+)
+
+
 def _check_settings(config: ConfigDict) -> None:
     """Checks the settings that depend on neither data nor model."""
+    for numbers in _RANGES:
+        for key in numbers.settings:
+            value = functools.reduce(getattr, key.split("."), config)
+            if not numbers.holds(value):
+                raise ConfigError(f"{key}={value}: expected {numbers.expected}")
     devices = len(jax.devices())
     for key in ("batch_size", "valid_batch_size"):
         if config[key] < 1 or config[key] % devices:
             raise ConfigError(f"{key}={config[key]}: expected a positive multiple of the {devices} devices")
-    for key in ("warmup_fraction", "input_quantization_fraction", "profile_fraction"):
-        if not 0 <= config[key] <= 1:
-            raise ConfigError(f"{key}={config[key]}: expected a fraction of training, 0…1")
     if config.profile_fraction < config.input_quantization_fraction:
         raise ConfigError(
             f"profile_fraction={config.profile_fraction}: inputs are profiled until they are quantised at least, which "
             f"is at input_quantization_fraction={config.input_quantization_fraction}"
         )
-    for key in ("epochs", "gamma", "target", "log_every", "checkpoint_every"):
-        if config[key] <= 0:
-            raise ConfigError(f"{key}={config[key]}: expected a number above 0")
     if config.cost_samples < 0 or config.cost_samples == 1:
         raise ConfigError(f"cost_samples={config.cost_samples}: expected 0, or 2 and more")
     if config.clip.source not in (PRECOMPUTED, *CRITERIA):
         raise ConfigError(f"clip.source={config.clip.source!r}: expected one of {', '.join((PRECOMPUTED, *CRITERIA))}")
+    prices = config.footprint.dollars_per_hour
+    if len(prices) != 2 or not 0 <= prices[0] <= prices[1] < math.inf:
+        raise ConfigError(f"footprint.dollars_per_hour={prices}: expected the lowest and the highest price")
+    for key in ("baselines", "rules"):
+        texts = config[key]
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ConfigError(f"{key}={texts!r}: expected a tuple of texts, such as ('{_TEXTS[key]}',)")
+    if len(set(config.baselines)) < len(config.baselines):
+        raise ConfigError(f"baselines={config.baselines}: one format is there twice")
 
 
 def _check_examples(config: ConfigDict, source: data.Source) -> None:
@@ -214,8 +278,6 @@ def _layers(config: ConfigDict, model: nn.Module, uncounted: Sequence[str], exam
 
 
 def _quantizer(config: ConfigDict, plan: FormatPlan) -> Quantizer:
-    if config.ewgs_strength < 0:
-        raise ConfigError(f"ewgs_strength={config.ewgs_strength}: expected 0 (off) or a positive number")
     clips = {path: kernel_clip(name) for path, name in plan.granularity_of.items()}
     estimator = gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through
     return Quantizer(estimator, weight_clip_of=clips)
@@ -246,8 +308,7 @@ def _loss(config: ConfigDict, classes: int) -> losses.Loss:
 def _budgets(config: ConfigDict, plan: FormatPlan) -> tuple[dict[str, CostModel], tuple[pricing.Budget, ...]]:
     """Cost models that the config names, the main one first, and their budgets in the same order."""
     main = {"cost": config.cost, "target": config.target, "target_unit": config.target_unit}
-    further = (config.budgets,) if isinstance(config.budgets, Mapping) else config.budgets
-    settings = read_budgets((main, *further))
+    settings = read_budgets((main, *(setting._asdict() for setting in read_budgets(config.budgets))))
     costs = {setting.cost: find_cost(setting.cost) for setting in settings}
     return costs, tuple(_budget(config, plan, costs[setting.cost], setting) for setting in settings)
 

@@ -30,8 +30,8 @@ def test_a_genome_is_that_of_its_plan_again():
         named = plan.named(genome)
         np.testing.assert_array_equal(plan.encode(named), genome)
     assert named.choices == {"stem.format": "bf16", "*/conv.format": "int4", "head.format": "int8"}
-    assert named.layers["block2/conv"] == LayerChoice("int4", "per_channel")
-    assert named.layers["head"] == LayerChoice("int8", "per_tensor")
+    assert named.layers["block2/conv"][:2] == ("int4", "per_channel")
+    assert named.layers["head"] == LayerChoice("int8", "per_tensor", LAYERS[-1].macs)
 
 
 def test_layers_mean_the_same_in_another_space():
@@ -40,6 +40,26 @@ def test_layers_mean_the_same_in_another_space():
     tied = TIED.named([2, 0, 1])
     np.testing.assert_array_equal(loose.encode(tied), [0, 2, 2, 1])
     np.testing.assert_array_equal(TIED.encode(loose.named([0, 2, 2, 1])), [2, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ({"format": "bf16"}, "layer head has format bf16 in layers, and int8 in choices"),
+        ({"format": 4}, "format and granularity are names"),
+        ({"granularity": None}, "format and granularity are names"),
+        ({"colour": "red"}, "holds no genome: TypeError"),
+    ],
+)
+def test_layers_that_were_changed_by_hand_are_refused(tmp_path, layer, message):
+    path = tmp_path / "genome.json"
+    write_genome(path, PLAIN.named([0, 1, 2, 1]))
+    document = json.loads(path.read_text())
+    assert document["layers"]["head"]["format"] == "int8"
+    document["layers"]["head"] |= layer
+    path.write_text(json.dumps(document))
+    with pytest.raises(GenomeFileError, match=message):
+        read_genome(path)
 
 
 def test_files_of_earlier_versions_are_read(tmp_path):

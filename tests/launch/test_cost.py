@@ -66,6 +66,32 @@ def test_a_genome_of_tied_layers_is_priced(capsys, tmp_path):
         run(capsys, "--model=resnet18", f"--format={tmp_path}/genome.json")
 
 
+def test_a_genome_on_layers_of_other_sizes_is_told(capsys, tmp_path):
+    plan = format_plan(cost.network_workload("resnet18"), format_space("int_s"))
+    write_genome(tmp_path / "genome.json", plan.named([0] * len(plan.space)))
+    for width, told in (("1", ""), ("0.5", "22 of 22 layers have other sizes than in the network of ")):
+        cost.main(["--model=resnet18", f"--width={width}", f"--format={tmp_path}/genome.json"])
+        error = capsys.readouterr().err
+        assert told in error if told else not error
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("32,32", r"input \(32, 32\) has not the axes of its examples, as in \(32, 32, 3\)"),
+        ("32,32,0", "expected the shape"),
+    ],
+)
+def test_shapes_that_a_network_does_not_take_are_refused(capsys, shape, message):
+    with pytest.raises(SystemExit, match=message):
+        run(capsys, "--model=cifar_resnet", f"--input={shape}")
+
+
+def test_a_network_of_ones_own(capsys):
+    figures = json.loads(run(capsys, "--model=examples.digits_mlp:make_model", "--input=8,8,1", "--json"))
+    assert figures["weights"] == 64 * 64 + 64 * 64 + 64 * 10 == 8832
+
+
 def test_everything_counts_attention_and_squeeze_and_excitation(capsys):
     def figures(name, *more):
         return json.loads(run(capsys, f"--model={name}", "--json", *more))
@@ -87,7 +113,8 @@ def test_everything_counts_attention_and_squeeze_and_excitation(capsys):
         (["--model=resnet18", "--format=int1"], "unknown number format 'int1'"),
         (["--model=resnet18", "--format=missing.json"], "cannot read the genome file missing.json: No such file"),
         (["--model=cifar_resnet", "--width=1.5"], "width 1.5: expected the first stage's channels"),
-        (["--model=recommender", "--image=3"], "recommender takes no images"),
+        (["--model=recommender", "--image=3"], "recommender takes no images of this size"),
+        (["--model=examples.digits_mlp:make_model"], "needs the shape of one example"),
         (["--model=deit_b16", "--image=30"], "images of 30×30: expected multiples of 16"),
     ],
 )

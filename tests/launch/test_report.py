@@ -97,6 +97,25 @@ def test_names_of_directories_that_share_their_first_part_are_whole(tmp_path):
     assert recorded_runs._telling_apart([tmp_path / "a", tmp_path / "a" / "b"]) == ["a", "b"]
 
 
+def test_runs_on_other_data_are_not_compared(run_directories):
+    other = run_directories / "other"
+    other.mkdir()
+    (other / "summary.json").write_text((run_directories / "b" / "summary.json").read_text().replace("digits", "cifar"))
+    with pytest.raises(ValueError, match=r"other has accuracy on <cifar>, .*/a accuracy on <digits>: expected"):
+        recorded_runs.read_runs([run_directories / "a", other])
+    (other / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"summary.json is not the summary of a run: KeyError"):
+        recorded_runs.read_runs([other])
+
+
+def test_a_gain_is_over_baselines_of_the_same_layers(run_directories):
+    runs = recorded_runs.read_runs([run_directories / "a"])
+    for run in runs[1:]:
+        run.summary["layers"][0]["macs"] += 1
+    assert recorded_runs.gain(runs) is None
+    assert recorded_runs.uniform_gap(runs) is None
+
+
 def test_gap_and_its_recovered_share(run_directories):
     runs = recorded_runs.read_runs([run_directories / "a"])
     gap = recorded_runs.uniform_gap(runs)

@@ -140,6 +140,8 @@ def test_wrong_settings_are_told():
         models.create("resnet19", classes=10)
     with pytest.raises(ValueError, match=r"model 'mobilenetv2': .*depth"):
         models.create("mobilenetv2", classes=10, depth=3)
+    with pytest.raises(ValueError, match=r"model 'resnet18': its name fixes depth; its settings are depth=34"):
+        models.create("resnet18", classes=10, depth=34)
     with pytest.raises(ValueError, match=r"width 0.3 gives 230 channels: expected a multiple of 12 heads"):
         models.create("deit_b16", classes=10, width=0.3)
     model = models.create("deit_ti16", classes=10)
