@@ -239,7 +239,8 @@ def profile_inputs(
       model: any linen module.
       variables: its variables; `"formats"` and `"calibration"` are ignored.
       *args: passed to the model.
-      **kwargs: passed to `model.apply`, as in `train=False`. Updates of variables are discarded.
+      **kwargs: passed to `model.apply`, as in `train=False`; but all variables are mutable, whatever `mutable` is, and
+        their updates are discarded.
 
     Returns:
       Profiles with scalar leaves. The profile of a layer in a lifted transform (`nn.scan`, `nn.vmap`) averages its runs
@@ -249,6 +250,7 @@ def profile_inputs(
       ValueError: `variables` lacks `"params"`, a layer gets its input by keyword, or its weights are not at its path.
     """
     params = _flat(_params(variables))
+    kwargs.pop("mutable", None)
     float_variables = {
         name: collection for name, collection in variables.items() if name not in ("formats", "calibration")
     }

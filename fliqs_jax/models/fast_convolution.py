@@ -31,7 +31,8 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=…)`, at the types that it is called with.
 
     On CPUs sums are float32's, whatever the types, and so whatever the `precision`; the gradient's too. XLA's own
-    convolution computes what is neither depthwise nor pointwise, or of other types than `TYPES`.
+    convolution computes what is neither depthwise nor pointwise, or of other types than `TYPES`. Gradients are those of
+    reverse mode alone (`jax.grad`, `jax.vjp`); `jax.jvp` is a TypeError.
 
     Args:
       x: [B, H, W, C].

@@ -226,8 +226,8 @@ def test_token_ids_and_other_arguments_pass_through():
 
     tokens, mask = np.arange(10).reshape(2, 5), np.ones((2, 5), bool)
     variables = Text().init(jax.random.key(0), tokens, mask, scale=2.0, train=False)
-    key = {"dropout": jax.random.key(1)}
-    quantized = quantize_model(Text(), variables, (tokens, mask), "int8", scale=jnp.float32(2), train=True, rngs=key)
+    call = {"train": True, "rngs": {"dropout": jax.random.key(1)}, "mutable": []}
+    quantized = quantize_model(Text(), variables, (tokens, mask), "int8", scale=jnp.float32(2), **call)
     y = quantized.apply(variables, tokens, mask, scale=2.0, train=False)
     np.testing.assert_allclose(y, Text().apply(variables, tokens, mask, scale=2.0, train=False), atol=0.2)
 
