@@ -14,7 +14,7 @@ apq: $(READY)
 	$(BIN)/python -m launch.apq all --config=configs/apq_digits.py --workdir=runs/apq
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .

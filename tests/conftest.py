@@ -26,6 +26,14 @@ def _compilation(request):
     jax.clear_caches()
 
 
+# Files of more than half a minute, the longest first, so that no worker is left with one of them at the end.
+LONGEST = ("test_runs", "test_apq", "test_readme", "test_examples", "test_models", "test_wheel", "test_onnx_graphs")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 def _real(variable: str, place: str, what: str) -> pathlib.Path:
     """A file or folder of real data: where an environment variable says, or beside the repository; else skips."""
     path = pathlib.Path(os.environ.get(variable, DATA / place))

@@ -24,8 +24,9 @@ def test_a_network_that_is_not_ours_is_searched(tmp_path):
     assert (tmp_path / "uniform-int8" / "summary.json").exists()
 
 
-def test_a_transformer_on_text_is_searched(tmp_path):
-    text_transformer.main(tmp_path, epochs=0.03)
+def test_a_transformer_on_text_is_searched(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_transformer, "LENGTH", 16)
+    text_transformer.main(tmp_path, epochs=0.01)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["config"]["loss"] == "examples.text_transformer:loss"
     assert summary["accuracy"] > 0.05

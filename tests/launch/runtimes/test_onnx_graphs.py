@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fliqs_jax import models
-from fliqs_jax.models import fast_convolution
+from fliqs_jax.models import efficientnet, fast_convolution
 
 onnx = pytest.importorskip("onnx", reason="needs requirements-devices.txt")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-devices.txt")
@@ -35,7 +35,8 @@ def assert_exports(function, x):
         ("recommender", {}, (3, 39)),
     ],
 )
-def test_networks_compute_in_onnxruntime_what_they_do_in_jax(name, settings, shape):
+def test_networks_compute_in_onnxruntime_what_they_do_in_jax(name, settings, shape, monkeypatch):
+    monkeypatch.setattr(efficientnet, "STAGES", efficientnet.STAGES[:3])
     model = models.create(name, classes=models.find(name).classes if name == "recommender" else 10, **settings)
     mode = models.mode(model, train=False)
     x = jax.random.normal(jax.random.key(0), shape)
