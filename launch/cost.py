@@ -59,6 +59,8 @@ def network_workload(
 def layer_formats(layers: Workload, name: str) -> list[LayerFormat]:
     """Format of each layer: `name`, or the formats in the genome file `name`.
 
+    Says on standard error if the genome was found on layers of other sizes.
+
     Raises:
       ValueError: unknown format, unreadable file, or a file whose layers are not those of the network.
     """
@@ -69,16 +71,12 @@ def layer_formats(layers: Workload, name: str) -> list[LayerFormat]:
         raise ValueError(f"{name} is of an earlier version, and does not say which layers its decisions are about")
     if unknown := sorted({layer.path for layer in layers} ^ set(genome.layers)):
         raise ValueError(f"{name} is a genome of another network: only one of the two has {', '.join(unknown)}")
-    others = {
-        layer.path: f"{macs:,} MACs there, {layer.macs:,} here"
-        for layer in layers
-        if (macs := genome.layers[layer.path].macs) not in (None, layer.macs)
-    }
-    if others:
-        path, difference = next(iter(others.items()))
+    if resized := [layer for layer in layers if genome.layers[layer.path].macs not in (None, layer.macs)]:
+        first = resized[0]
         print(
-            f"note: {len(others)} of {len(layers)} layers have other sizes than in the network of {name} "
-            f"({path}: {difference}). --set, --width, --input and --classes describe a network.",
+            f"note: {len(resized)} of {len(layers)} layers have other sizes than in the network of {name} "
+            f"({first.path}: {genome.layers[first.path].macs:,} MACs there, {first.macs:,} here). "
+            "--set, --width, --input and --classes describe a network.",
             file=sys.stderr,
         )
     return [parse_layer_format(genome.layers[layer.path].format) for layer in layers]

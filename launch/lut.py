@@ -80,10 +80,10 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
-    shape = (arguments.batch, *_example_shape(arguments))
+    example_shape = layers.example_shape(arguments.input) if arguments.input else ()
+    shape = (arguments.batch, *models.input_shape(arguments.model, example_shape))
     runtime = engines.find(arguments.backend, threads=arguments.threads)
-    classes = arguments.classes or models.find(arguments.model).classes
-    model = models.create(arguments.model, classes=classes, **layers.network_settings(arguments.set))
+    model = models.create(arguments.model, classes=arguments.classes, **layers.network_settings(arguments.set))
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=120)
     console.print(f"{arguments.model} on {runtime.device}, batch {arguments.batch}")
@@ -105,15 +105,6 @@ def _measure(arguments: argparse.Namespace) -> None:
     measured_tables.write(arguments.out, table)
     console.print(_checks_table(layer_timing.check(network, samples, runtime.widths)))
     console.print(f"{len(table.entries)} settings, {table.metric} in {table.unit}: {arguments.out}", soft_wrap=True)
-
-
-def _example_shape(arguments: argparse.Namespace) -> tuple[int, ...]:
-    shape = models.find(arguments.model).input_shape
-    if arguments.input:
-        shape = layers.example_shape(arguments.input)
-    if not shape:
-        raise ValueError(f"--model={arguments.model} needs --input, the shape of one example, as in 32,32,3")
-    return shape
 
 
 def _checks_table(checks: Sequence[layer_timing.Check]) -> Table:

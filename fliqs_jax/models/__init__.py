@@ -78,7 +78,7 @@ def input_shape(name: str, given: Sequence[int] = ()) -> tuple[int, ...]:
     """
     published = find(name).input_shape
     if not given and not published:
-        raise ValueError(f"model {name!r} needs the shape of one example, as in --input=32,32,3")
+        raise ValueError(f"model {name!r} needs --input, the shape of one example, as in 32,32,3")
     if given and published and len(given) != len(published):
         raise ValueError(f"model {name!r}: input {tuple(given)} has not the axes of its examples, as in {published}")
     return tuple(given) or published

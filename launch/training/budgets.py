@@ -16,6 +16,8 @@ from aqt_like.formats import LayerFormat, parse_layer_format
 
 ABSOLUTE = "absolute"
 
+_DICTS = (Mapping, ConfigDict)  # a config turns a dict into the latter
+
 
 class BudgetSettingError(ValueError):
     """A budget cannot be read; the message quotes it."""
@@ -61,17 +63,25 @@ def parse_budget(text: str) -> Any:
         raise BudgetSettingError(_expected(text)) from error
 
 
+def budget_entries(settings: Any) -> Sequence[Any]:
+    """The entries of a set of budgets, unchecked: of a single dict, the dict itself.
+
+    Raises:
+      BudgetSettingError: `settings` is neither a dict nor a sequence.
+    """
+    entries = (settings,) if isinstance(settings, _DICTS) else settings
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        raise BudgetSettingError(_expected(settings))
+    return entries
+
+
 def read_budgets(settings: Any) -> tuple[BudgetSetting, ...]:
     """Budgets that hold at the same time, from a dict or a sequence of dicts.
 
     Raises:
       BudgetSettingError: `settings` is anything else, an entry is no valid budget, or a cost occurs twice.
     """
-    settings = _without_config_dict(settings)
-    entries = (settings,) if isinstance(settings, Mapping) else settings
-    if not isinstance(entries, Sequence) or isinstance(entries, str):
-        raise BudgetSettingError(_expected(settings))
-    budgets = tuple(_read_budget(entry) for entry in entries)
+    budgets = tuple(_read_budget(entry) for entry in budget_entries(settings))
     if len({budget.cost for budget in budgets}) < len(budgets):
         raise BudgetSettingError(f"budgets {settings}: one cost is there twice")
     return budgets
@@ -93,14 +103,8 @@ def read_alternatives(settings: Any) -> tuple[tuple[BudgetSetting, ...], ...]:
     return sets
 
 
-def _without_config_dict(settings: Any) -> Any:
-    """A single budget of a config as the dict that it was before."""
-    return settings.to_dict() if isinstance(settings, ConfigDict) else settings
-
-
 def _read_budget(entry: Any) -> BudgetSetting:
-    entry = _without_config_dict(entry)
-    if not isinstance(entry, Mapping) or set(entry) != set(BudgetSetting._fields):
+    if not isinstance(entry, _DICTS) or set(entry) != set(BudgetSetting._fields):
         raise BudgetSettingError(_expected(entry))
     target = entry["target"]
     if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target <= sys.float_info.max:
@@ -111,7 +115,8 @@ def _read_budget(entry: Any) -> BudgetSetting:
 
 
 def _expected(given: Any) -> str:
+    written = dict(given) if isinstance(given, ConfigDict) else given
     return (
-        f"budget {given!r}: expected {{'cost': NAME, 'target': NUMBER, 'target_unit': FORMAT or 'absolute'}}, as in "
+        f"budget {written!r}: expected {{'cost': NAME, 'target': NUMBER, 'target_unit': FORMAT or 'absolute'}}, as in "
         "{'cost': 'weight_bytes', 'target': 1.2, 'target_unit': 'int4'}"
     )

@@ -33,7 +33,7 @@ from hwcost.genome_file import Genome, GenomeFileError, names_genome_file, read_
 from hwcost.workload import Workload
 from launch import data
 from launch.training import optimizers
-from launch.training.budgets import BudgetSetting, read_budgets
+from launch.training.budgets import BudgetSetting, budget_entries, read_budgets
 
 PRECOMPUTED = "precomputed"  # the only clip.source that needs no batch
 
@@ -161,9 +161,6 @@ def _quality(name: str) -> Quality:
     return quality
 
 
-_TEXTS = {"baselines": "int4", "rules": "stem: bf16"}
-
-
 class _Range(NamedTuple):
     """Numbers that settings may have; `nan` is in no range."""
 
@@ -238,10 +235,10 @@ def _check_settings(config: ConfigDict) -> None:
     prices = config.footprint.dollars_per_hour
     if len(prices) != 2 or not 0 <= prices[0] <= prices[1] < math.inf:
         raise ConfigError(f"footprint.dollars_per_hour={prices}: expected the lowest and the highest price")
-    for key in ("baselines", "rules"):
+    for key, example in (("baselines", "int4"), ("rules", "stem: bf16")):
         texts = config[key]
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise ConfigError(f"{key}={texts!r}: expected a tuple of texts, such as ('{_TEXTS[key]}',)")
+            raise ConfigError(f"{key}={texts!r}: expected a tuple of texts, such as ('{example}',)")
     if len(set(config.baselines)) < len(config.baselines):
         raise ConfigError(f"baselines={config.baselines}: one format is there twice")
 
@@ -299,16 +296,13 @@ def _loss(config: ConfigDict, classes: int) -> losses.Loss:
     settings = config.distillation
     if classes < 2:
         raise ConfigError(f"distillation.teacher={settings.teacher!r}: soft targets need two classes or more")
-    try:
-        return distillation.distilled(loss, weight=settings.weight, temperature=settings.temperature)
-    except ValueError as error:
-        raise ConfigError(f"distillation: {error}") from error
+    return distillation.distilled(loss, weight=settings.weight, temperature=settings.temperature)
 
 
 def _budgets(config: ConfigDict, plan: FormatPlan) -> tuple[dict[str, CostModel], tuple[pricing.Budget, ...]]:
     """Cost models that the config names, the main one first, and their budgets in the same order."""
     main = {"cost": config.cost, "target": config.target, "target_unit": config.target_unit}
-    settings = read_budgets((main, *(setting._asdict() for setting in read_budgets(config.budgets))))
+    settings = read_budgets((main, *budget_entries(config.budgets)))
     costs = {setting.cost: find_cost(setting.cost) for setting in settings}
     return costs, tuple(_budget(config, plan, costs[setting.cost], setting) for setting in settings)
 

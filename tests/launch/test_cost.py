@@ -114,7 +114,7 @@ def test_everything_counts_attention_and_squeeze_and_excitation(capsys):
         (["--model=resnet18", "--format=missing.json"], "cannot read the genome file missing.json: No such file"),
         (["--model=cifar_resnet", "--width=1.5"], "width 1.5: expected the first stage's channels"),
         (["--model=recommender", "--image=3"], "recommender takes no images of this size"),
-        (["--model=examples.digits_mlp:make_model"], "needs the shape of one example"),
+        (["--model=examples.digits_mlp:make_model"], "needs --input, the shape of one example"),
         (["--model=deit_b16", "--image=30"], "images of 30×30: expected multiples of 16"),
     ],
 )

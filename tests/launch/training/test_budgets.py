@@ -1,6 +1,7 @@
 import re
 
 import pytest
+from ml_collections import ConfigDict
 
 from launch.training.budgets import BudgetSetting, BudgetSettingError, parse_budget, read_alternatives, read_budgets
 
@@ -12,7 +13,10 @@ def test_budgets_that_hold_at_once_and_alternatives():
     assert read_budgets(()) == ()
     both = (BudgetSetting("bitfusion_latency", 8.0, "absolute"), BudgetSetting("weight_bytes", 1.2, "int4"))
     assert read_budgets((LATENCY, WEIGHTS)) == both
-    assert read_budgets(LATENCY) == both[:1]
+    assert read_budgets(LATENCY) == read_budgets(ConfigDict(LATENCY)) == both[:1]
+    assert read_budgets((ConfigDict(LATENCY), WEIGHTS)) == both
+    with pytest.raises(BudgetSettingError, match=r"budget {'cost': 'weight_bytes'}: expected"):
+        read_budgets(ConfigDict({"cost": "weight_bytes"}))
     assert read_alternatives([[LATENCY, WEIGHTS], LATENCY]) == (both, both[:1])
 
 
