@@ -121,11 +121,12 @@ def parse_format(name: str) -> Format:
     """Parses `int2`…`int16`, `uint2`…`uint16`, `eXmY` (sign, X exponent bits, Y mantissa bits), `bf16` or `fp32`.
 
     `eXmY` has subnormals, no infinities or NaN, and an exponent bias of 2^(X−1) − 1 (FLIQS, A.5). Two variants reserve
-    codes, as hardware does: `eXmYfn` reserves the largest magnitude for NaN (e4m3fn ends at 448, e4m3 at 480), and
+    codes, as hardware does: `e4m3fn` reserves the largest magnitude for NaN (e4m3fn ends at 448, e4m3 at 480), and
     `eXmYieee` the largest exponent for infinity and NaN (e5m2ieee ends at 57,344). `intN` is symmetric: int4 is −7…7.
 
     Raises:
-      UnknownFormatError: the name is none of these.
+      UnknownFormatError: the name is none of these. If `ml_dtypes`, ONNX or XLA give it to a format that has another
+        name here, the message has that name.
     """
     if name == "bf16":
         return Format(name, 16, -126, 7, float(jnp.finfo(jnp.bfloat16).max), float(jnp.finfo(jnp.bfloat16).min), False)
@@ -137,7 +138,7 @@ def parse_format(name: str) -> Format:
         if 2 <= bits <= 16:
             largest = float(2**magnitude_bits - 1)
             return Format(name, bits, magnitude_bits, magnitude_bits, largest, 0.0 if match[1] else -largest, True)
-    if match := re.fullmatch(r"e([1-7])m(\d)(fn|ieee)?", name):
+    if match := re.fullmatch(r"e([1-7])m(\d)((?<=e4m3)fn|ieee)?", name):
         exponent_bits, mantissa_bits, reserved = int(match[1]), int(match[2]), match[3]
         bias = 2 ** (exponent_bits - 1) - 1
         # The last code in use, in ascending order of magnitudes: all codes, all but one, or all but the last exponent.
@@ -146,15 +147,32 @@ def parse_format(name: str) -> Format:
         if exponent > 0:
             largest = (1 + fraction / 2**mantissa_bits) * 2.0 ** (exponent - bias)
             return Format(name, 1 + exponent_bits + mantissa_bits, 1 - bias, mantissa_bits, largest, -largest, True)
-    if re.fullmatch(r"e8m\d", name):
-        raise UnknownFormatError(
-            f"unknown number format {name!r}: its largest value, 2^128 or more, is no float32; exponents of 8 bits "
-            "serve as shared scales (granularity.power_of_two)"
+    raise UnknownFormatError(f"unknown number format {name!r}: {_advice(name)}")
+
+
+# Names elsewhere, less a prefix as in `float8_e5m2` (ml_dtypes), `float8e5m2` (ONNX) and `f8e5m2` (XLA).
+_ELSEWHERE = {
+    # Finite formats without NaN codes. The values of `fnuz` ones are a fraction of ours, which the scale makes up for.
+    **{"e2m1fn": "e2m1", "e2m3fn": "e2m3", "e3m2fn": "e3m2"},
+    **{"e4m3fnuz": "e4m3", "e4m3b11fnuz": "e4m3", "e5m2fnuz": "e5m2"},
+    # With infinity and NaN, for which the names here have a suffix; and names that only lack the prefix.
+    **{"e3m4": "e3m4ieee", "e4m3": "e4m3ieee", "e5m2": "e5m2ieee", "e4m3fn": "e4m3fn"},
+    **{"e2m1": "e2m1", "e2m3": "e2m3", "e3m2": "e3m2", "bfloat16": "bf16", "float32": "fp32", "f32": "fp32"},
+}
+
+
+def _advice(name: str) -> str:
+    """What to write instead of a name that is no format."""
+    bare, prefixes = re.subn(r"^(float\d_?|f\d)(?=e\d)", "", name.lower())
+    if bare in _ELSEWHERE and (prefixes or bare == name):  # An upper-case E4M3 may be either of two.
+        return f"use {_ELSEWHERE[bare]!r}"
+    if re.fullmatch(r"e8m\d(fnu?|ieee)?", bare):
+        return (
+            "exponents of 8 bits serve as shared scales (granularity.power_of_two), since no float32 is 2^128 or more"
         )
-    raise UnknownFormatError(
-        f"unknown number format {name!r}: expected int2…int16, uint2…uint16, eXmY with 1 ≤ X ≤ 7 and one digit Y (or "
-        "eXmYfn, eXmYieee), bf16 or fp32"
-    )
+    if match := re.fullmatch(r"(e[1-7]m\d)fn", bare):
+        return f"no library defines it; use {match[1]!r}, which has no NaN"
+    return "expected int2…int16, uint2…uint16, eXmY with 1 ≤ X ≤ 7 and one digit Y (or eXmYieee, e4m3fn), bf16 or fp32"
 
 
 def format_pair(weights: str, inputs: str) -> LayerFormat:

@@ -1,6 +1,8 @@
 import dataclasses
 
 import jax
+import ml_dtypes
+import numpy as np
 import pytest
 
 from aqt_like.formats import (
@@ -28,6 +30,7 @@ from aqt_like.formats import (
         ("e4m3fn", 8, 448, -448),
         ("e5m2ieee", 8, 57344, -57344),
         ("e3m4ieee", 8, 15.5, -15.5),
+        ("e4m3ieee", 8, 240, -240),
         ("bf16", 16, 3.3895313892515355e38, -3.3895313892515355e38),
     ],
 )
@@ -37,10 +40,56 @@ def test_golden_values(name, bits, largest, lowest):
 
 
 @pytest.mark.parametrize(
-    "name", ["int1", "int17", "int", "INT4", "e0m3", "e8m7", "e4", "fp8", "", "int4 ", "uint04", "e1m2ieee"]
+    "name", ["int1", "int17", "int", "INT4", "E4M3", "e0m3", "e8m7", "e4", "fp8", "", "int4 ", "uint04", "e1m2ieee"]
 )
 def test_unknown_names_are_refused_by_name(name):
     with pytest.raises(UnknownFormatError, match="unknown number format"):
+        parse_format(name)
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "here"),
+    [
+        ("float4_e2m1fn", "e2m1"),
+        ("float6_e2m3fn", "e2m3"),
+        ("float6_e3m2fn", "e3m2"),
+        ("float8_e3m4", "e3m4ieee"),
+        ("float8_e4m3", "e4m3ieee"),
+        ("float8_e5m2", "e5m2ieee"),
+        ("float8_e4m3fn", "e4m3fn"),
+        ("float8_e4m3fnuz", "e4m3"),
+        ("float8_e4m3b11fnuz", "e4m3"),
+        ("float8_e5m2fnuz", "e5m2"),
+        ("bfloat16", "bf16"),
+    ],
+)
+def test_names_elsewhere_are_refused_with_the_name_here(elsewhere, here):
+    bare = elsewhere.partition("_")[2]
+    for name in {elsewhere, elsewhere.replace("_", ""), bare} - {"", "e3m4", "e4m3", "e5m2", "e4m3fn"}:
+        with pytest.raises(UnknownFormatError, match=f"unknown number format '{name}': use '{here}'$"):
+            parse_format(name)
+    if here == "bf16":
+        return
+    # Every code of the type, as ml_dtypes decodes it: its magnitudes are ours, but for a power of two.
+    dtype = np.dtype(elsewhere if elsewhere in np.sctypeDict else getattr(ml_dtypes, elsewhere))
+    codes = np.arange(2 ** int(elsewhere[5]), dtype=np.uint8).view(dtype).astype(np.float64)
+    magnitudes = np.unique(np.abs(codes[np.isfinite(codes)]))
+    ratio = {"e4m3fnuz": 2, "e5m2fnuz": 2, "e4m3b11fnuz": 16}.get(bare, 1)
+    np.testing.assert_array_equal(parse_format(here).magnitudes(), ratio * magnitudes)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("e8m0fnu", "shared scales"),
+        ("float8_e8m0fnu", "shared scales"),
+        ("e5m2fn", "use 'e5m2', which has no NaN"),
+        ("e3m3fn", "use 'e3m3', which has no NaN"),
+        ("e2m2fnuz", "expected int2"),
+    ],
+)
+def test_suffixes_that_are_not_formats_here_are_refused(name, message):
+    with pytest.raises(UnknownFormatError, match=message):
         parse_format(name)
 
 
