@@ -15,6 +15,8 @@ _EXPONENT_FIELD = 0x7F800000
 _HALF = 0x400000  # the highest fraction bit
 _EXPONENT_BIAS = 127
 _FRACTION_BITS = 23
+_SMALLEST_SCALE_EXPONENT = -126  # of the smallest normal float32: hardware may flush smaller ones to zero
+_LARGEST_CLIP = np.nextafter(np.finfo(np.float32).max, np.float32(0))  # its scale × the largest code never overflows
 
 
 def _bits_of(x: jax.Array) -> jax.Array:
@@ -82,12 +84,24 @@ def _rounded(x: jax.Array, bits: jax.Array, row: FormatTable) -> jax.Array:
     return _float_of((_bits_of(x) & _SIGN_BIT) | (rounded & ~_SIGN_BIT))
 
 
+def _with_exponent(x: jax.Array, exponent: int) -> jax.Array:
+    """The fraction bits of `x` as a float32 of 2^exponent … 2^(exponent + 1)."""
+    fraction = _bits_of(x) & ~(_SIGN_BIT | _EXPONENT_FIELD)
+    return _float_of(fraction | exponent + _EXPONENT_BIAS << _FRACTION_BITS)
+
+
 def scale_for(row: FormatTable, clip: jax.Array) -> jax.Array:
     """The scale of a format: `clip` / its largest value, the 1/s of FLIQS, Eq. 4 and 10. float32, shape of `clip`.
 
-    It is 1 for unscaled formats, and where `clip` is 0 (a tensor of zeros).
+    It is a normal float32 for every finite `clip`, since hardware may flush subnormal ones to zero: a smaller quotient
+    is doubled until it is normal. Doubled scales keep the values of a float format up to `clip`; those of an integer
+    are rounded to a multiple of less than 2^−125. Values beyond `clip` no longer saturate there, unless the caller
+    clips them. The scale is 2^−126 where `clip` is 0, and 1 for unscaled formats.
     """
-    return jnp.where(row.scaled & (clip > 0), clip / row.largest, 1.0)
+    clip = jnp.minimum(clip, _LARGEST_CLIP)
+    doubled = _with_exponent(_with_exponent(clip, 0) / row.largest, _SMALLEST_SCALE_EXPONENT)
+    smallest = jnp.where(clip > 0, doubled, 2.0**_SMALLEST_SCALE_EXPONENT)
+    return jnp.where(row.scaled, jnp.maximum(clip / row.largest, smallest), 1.0)
 
 
 def quantize(x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | None = None) -> jax.Array:
@@ -96,15 +110,17 @@ def quantize(x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | 
     Args:
       x: float32, or bfloat16 or float16, any shape.
       fmt: name of the format, as in `formats.parse_format`.
-      clip: clip threshold, the value of the format's largest code; broadcasts against `x`. Unscaled formats (bf16,
-        fp32) ignore it. The largest finite magnitude of `x` if None.
+      clip: clip threshold, the value of the format's largest code; broadcasts to the shape of `x`. Unscaled formats
+        (bf16, fp32) ignore it. The largest finite magnitude of `x` if None.
 
     Returns:
-      float32 of the shape of `x`: the nearest values, ties to even, saturating; NaN stays NaN.
+      float32 of the shape of `x`: the nearest values, ties to even, saturating; NaN stays NaN. Every finite `x` and
+      `clip` gives finite values, all of them zero if `clip` is 0. Where `clip` is so small that the scale would be
+      subnormal, values are off by less than 2^−125. Hardware may flush values below 2^−126 to zero.
 
     Raises:
       UnknownFormatError: `fmt` is no number format.
-      ValueError: `clip` is negative, infinite or NaN.
+      ValueError: `clip` is negative, infinite or NaN, or does not broadcast to the shape of `x`.
     """
     values, scale = quantize_to_grid(x, fmt, clip=clip)
     return values * scale if parse_format(fmt).scaled else values
@@ -113,15 +129,43 @@ def quantize(x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | 
 def quantize_to_grid(
     x: jax.typing.ArrayLike, fmt: str, *, clip: jax.typing.ArrayLike | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """The values x_q of the format (FLIQS, Eq. 10) and their scale, both float32; `quantize` returns the product."""
+    """The values x_q of the format (FLIQS, Eq. 10) and their scale, both float32; `quantize` returns the product.
+
+    Arguments and errors are those of `quantize`. Values have the shape of `x`, the scale that of `clip`; see
+    `scale_for` for that of a small `clip`.
+    """
     parsed = parse_format(fmt)
     row = format_table([parsed], [1.0]).row(0)
     values = jnp.asarray(x, jnp.float32)
     if not parsed.scaled:  # Dividing by 1 would flush subnormals on some hardware.
         return round_to_grid(values, row), jnp.ones(())
+    if clip is not None:
+        if not isinstance(clip, jax.core.Tracer) and not _all_magnitudes(clip):
+            raise ValueError(f"clip {clip}: expected the finite magnitude that the largest code of {fmt} stands for")
+        clip = jnp.asarray(clip, jnp.float32)
+        if not _broadcasts_to(clip.shape, values.shape):
+            raise ValueError(f"clip of shape {clip.shape} does not broadcast to the shape {values.shape} of x")
+    return _quantize_to_grid(values, clip, row)
+
+
+@jax.jit
+def _quantize_to_grid(x: jax.Array, clip: jax.Array | None, row: FormatTable) -> tuple[jax.Array, jax.Array]:
     if clip is None:
-        clip = jnp.max(jnp.abs(values), initial=0.0, where=jnp.isfinite(values))
-    elif not isinstance(clip, jax.core.Tracer) and not np.all(np.isfinite(clip) & (np.asarray(clip) >= 0)):
-        raise ValueError(f"clip {clip}: expected the finite magnitude that the largest code of {fmt} stands for")
-    scale = scale_for(row, jnp.asarray(clip, jnp.float32))
-    return round_to_grid(values / scale, row), scale
+        clip = jnp.max(jnp.abs(x), initial=0.0, where=jnp.isfinite(x))
+    scale = scale_for(row, clip)
+    # Compilers divide by a scalar by multiplying with its reciprocal, which is subnormal above 2^126.
+    unit = jnp.where(scale > 2.0**126, 0.25, 1.0)
+    return round_to_grid(saturate(x, -clip, clip) * unit / (scale * unit), row), scale
+
+
+def _all_magnitudes(clip: jax.typing.ArrayLike) -> bool:
+    """Whether all values are finite as float32, and none is negative."""
+    with np.errstate(over="ignore"):
+        values = np.asarray(clip).astype(np.float32)
+    return bool(np.all(np.isfinite(values) & (values >= 0)))
+
+
+def _broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    return len(shape) <= len(target) and all(
+        n in (1, m) for n, m in zip(reversed(shape), reversed(target), strict=False)
+    )

@@ -90,3 +90,24 @@ def test_a_threshold_of_zero_gives_finite_values_and_gradients(estimator):
     value, slopes = jax.value_and_grad(loss, (0, 1))(jnp.zeros(4), jnp.zeros(()))
     assert value == 0
     assert all(np.isfinite(slope).all() for slope in slopes)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("name", ["int8", "e4m3"])
+def test_tiny_and_huge_thresholds_give_the_nearest_values_and_finite_gradients(estimator, name):
+    clip = np.asarray([1e-45, 1e-38, 1e-37, 1e-36, 1.0, 3e38, np.finfo(np.float32).max], np.float32)
+    x = (np.random.default_rng(0).uniform(-1, 1, (20, 7)) * clip).astype(np.float32)
+    x[:, 2] = 9e-38
+
+    @jax.jit
+    def value_and_slope(x):
+        y, pullback = jax.vjp(lambda x: ESTIMATORS[estimator](x, row_of(name), jnp.asarray(clip)), x)
+        return y, pullback(jnp.ones_like(y))[0]
+
+    y, slope = value_and_slope(x)
+    magnitudes = parse_format(name).magnitudes()
+    scaled = np.abs(x.astype(np.float64)) / clip * magnitudes[-1]
+    nearest = magnitudes[np.abs(scaled[..., None] - magnitudes).argmin(-1)]
+    expected = np.sign(x) * nearest * (clip / magnitudes[-1])
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=2.0**-126)
+    assert np.isfinite(slope).all()

@@ -19,7 +19,7 @@ def row_of(name):
     return format_table([parse_format(name)], [1.0]).row(0)
 
 
-RESERVED = ["e4m3fn", "e5m2ieee", "e3m4ieee"]
+RESERVED = ["e4m3fn", "e4m3ieee", "e5m2ieee", "e3m4ieee"]
 
 
 def grid_of(name):
@@ -88,6 +88,7 @@ def test_special_values(name):
     [
         ("e4m3", ml_dtypes.float8_e4m3fn),
         ("e4m3fn", ml_dtypes.float8_e4m3fn),
+        ("e4m3ieee", ml_dtypes.float8_e4m3),
         ("e5m2ieee", ml_dtypes.float8_e5m2),
         ("e3m4ieee", ml_dtypes.float8_e3m4),
         ("e5m2", ml_dtypes.float8_e5m2),
@@ -186,3 +187,79 @@ def test_half_precision_inputs_are_rounded_once(dtype):
     x = jnp.asarray(np.random.default_rng(0).standard_normal(4096) * 100, dtype)
     expected = aqt_like.quantize(np.asarray(x).astype(np.float32), "e3m2", clip=112.0)
     np.testing.assert_array_equal(aqt_like.quantize(x, "e3m2", clip=112.0), expected)
+
+
+HUGE = float(np.finfo(np.float32).max)
+CLIPS = [0.0, 1e-45, 1e-40, 1e-38, 1e-37, 3e-37, 1e-36, 1e-30, 1e-20, 1.0, 3e38, HUGE]
+
+
+def reference(x, name, clip):
+    """The nearest values at scale clip / largest, in float64; subnormals count as zero, as on hardware that flushes."""
+    x, clip = np.where(np.abs(x) < 2.0**-126, 0, x).astype(np.float64), np.float64(np.float32(clip))
+    grid = grid_of(name)
+    scale = clip / grid[-1] if clip else 1
+    magnitudes = nearest_even(np.minimum(np.abs(x), clip) / scale, grid) * scale
+    return np.where(x > 0, magnitudes, 0 if name[0] == "u" else -magnitudes)
+
+
+@pytest.mark.parametrize("name", ["int2", "int8", "uint4", "e4m3", "e5m2", "e7m1"])
+def test_every_finite_tensor_and_threshold_gives_the_nearest_values(name):
+    factors = np.random.default_rng(0).uniform(-1.5, 1.5, 100)
+    quantize = jax.jit(aqt_like.quantize, static_argnums=1)
+    for clip in CLIPS:
+        tensor = np.clip(
+            [*(factors * (clip or 1)), 0, 1e-45, -1e-40, 1e-36, -1e-37, clip, -1, HUGE, -HUGE], -HUGE, HUGE
+        )
+        tensor = tensor.astype(np.float32)
+        expected = reference(tensor, name, clip)
+        values, scale = numerics.quantize_to_grid(tensor, name, clip=clip)
+        assert np.isin(np.abs(values), grid_of(name)).all()
+        for found in (quantize(tensor, name, clip=clip), np.asarray(values * scale)):
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1.02 * 2.0**-126)
+
+
+@pytest.mark.parametrize("name", ["int8", "e4m3", "e5m2"])
+def test_without_a_threshold_tiny_huge_and_infinite_tensors_keep_their_largest_value(name):
+    for values in (
+        [1e-36, 5e-37, 0, -1e-36],
+        [3e38, 1e38, 0, -HUGE],
+        [1e-36, np.inf, -np.inf, 0],
+        [1e-40, 0, 1e-45, 0],
+    ):
+        tensor = np.asarray(values, np.float32)
+        expected = reference(np.clip(tensor, -HUGE, HUGE), name, np.abs(tensor[np.isfinite(tensor)]).max())
+        np.testing.assert_allclose(aqt_like.quantize(tensor, name), expected, rtol=1e-6, atol=2.0**-126)
+
+
+def test_a_threshold_for_each_channel_may_be_zero_tiny_or_huge():
+    clip = np.asarray(CLIPS, np.float32)
+    tensor = np.clip(np.random.default_rng(0).uniform(-1.2, 1.2, (20, len(clip))) * np.float64(clip), -HUGE, HUGE)
+    expected = np.stack([reference(tensor[:, k], "int8", clip[k]) for k in range(len(clip))], axis=1)
+    found = aqt_like.quantize(tensor.astype(np.float32), "int8", clip=clip)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=2.0**-126)
+
+
+def test_scales_are_normal_and_exact_where_float32_holds_them():
+    row = row_of("e5m2")
+    clip = np.asarray([1e-45, 1e-38, 1e-36, 2.0**-126 * 114688, 1e-10, 1, HUGE], np.float32)
+    scale_for = jax.jit(numerics.scale_for)
+    scale = np.asarray(scale_for(row, clip))
+    exact = clip.astype(np.float64) / 114688
+    assert (scale >= 2.0**-126).all()
+    np.testing.assert_allclose(scale[3:], exact[3:], rtol=3e-7)
+    doublings = np.log2(scale / exact)[1:3]  # But for a subnormal threshold, which hardware may take for zero.
+    np.testing.assert_allclose(doublings[1], np.round(doublings[1]), atol=1e-6)
+    assert (scale[:3] < 2.0**-125).all()
+    assert (scale_for(row, np.zeros_like(clip)) == 2.0**-126).all()
+    assert (scale_for(row_of("bf16"), clip) == 1).all()
+
+
+def test_thresholds_of_another_shape_are_refused():
+    for shape in ((3, 1), (1, 3), (2,), (4,)):
+        with pytest.raises(ValueError, match=r"does not broadcast to the shape \(3,\) of x"):
+            aqt_like.quantize(np.ones(3), "int8", clip=np.ones(shape))
+    for clip in (-1.0, np.inf, np.nan, 1e39, [1.0, 1.0, -1.0]):
+        with pytest.raises(ValueError, match="expected the finite magnitude"):
+            aqt_like.quantize(np.ones(3), "int8", clip=clip)
+    assert aqt_like.quantize(np.ones((0, 3)), "int8", clip=np.ones((1, 3))).shape == (0, 3)
+    assert aqt_like.quantize(np.ones((0, 3)), "int8").shape == (0, 3)
