@@ -60,17 +60,31 @@ class Blocks(NamedTuple):
         whole = x.shape[axis] // self.size
         blocks, rest = jnp.split(x, [whole * self.size], axis)
         parts = []
-        if whole:
+        if whole or not rest.shape[axis]:
             split = blocks.reshape(*x.shape[:axis], whole, self.size, *x.shape[axis + 1 :])
             parts.append(jnp.squeeze(statistic(split, (axis + 1,)), axis + 1))
-        if rest.size:
+        if rest.shape[axis]:
             parts.append(statistic(rest, (axis,)))
         return jnp.concatenate(parts, axis)
 
     def spread(self, thresholds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Repeats one threshold per block to one per value of a tensor of shape `shape`."""
+        """Repeats one threshold per block to one per value of a tensor of shape `shape`.
+
+        Raises:
+          ValueError: `thresholds` has other axes than the tensor, or another number of blocks.
+        """
         axis = _axis_of(shape, self.axis)
+        count = -(-shape[axis] // self.size)
+        if thresholds.ndim != len(shape) or thresholds.shape[axis] != count:
+            raise ValueError(
+                f"thresholds of shape {thresholds.shape}: expected {count} along axis {axis}, for a tensor of {shape}"
+            )
         return jax.lax.slice_in_dim(jnp.repeat(thresholds, self.size, axis), 0, shape[axis], axis=axis)
+
+    def gather(self, spread: jax.Array) -> jax.Array:
+        """The first value of each block: one threshold per block again, from what `spread` returns."""
+        axis = _axis_of(spread.shape, self.axis)
+        return jax.lax.slice_in_dim(spread, 0, spread.shape[axis], self.size, axis)
 
 
 def per_block(size: int, axis: int) -> Blocks:
@@ -128,9 +142,9 @@ def power_of_two(clip: jax.Array, row: FormatTable) -> jax.Array:
 
 
 def saturation_free_power_of_two(clip: jax.Array, row: FormatTable) -> jax.Array:
-    """The scale rule of the smallest power of two at which `clip` does not saturate."""
+    """The scale rule of the smallest power of two at which `clip` does not saturate, or the largest in float32."""
     floor = power_of_two(clip, row)
-    return jnp.where(floor < clip, 2 * floor, floor)
+    return jnp.where((floor < clip) & jnp.isfinite(2 * floor), 2 * floor, floor)
 
 
 def scale_in_format(name: str) -> ScaleRule:
@@ -140,10 +154,9 @@ def scale_in_format(name: str) -> ScaleRule:
 
     def rule(clip: jax.Array, row: FormatTable) -> jax.Array:
         scale_row = format_table([scale_format], [1.0]).row(0)
-        scale = clip / row.largest
-        unit = jnp.max(scale) / scale_row.largest
-        unit = jnp.where(unit > 0, unit, 1.0)
-        return jnp.maximum(numerics.round_to_grid(scale / unit, scale_row), smallest) * unit * row.largest
+        unit = jnp.maximum(jnp.max(clip, initial=0.0) / row.largest / scale_row.largest, _SMALLEST_SCALE)
+        code = jnp.maximum(numerics.round_to_grid(clip / (unit * row.largest), scale_row), smallest)
+        return jnp.minimum(code * unit * row.largest, jnp.finfo(jnp.float32).max)
 
     return rule
 

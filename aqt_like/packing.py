@@ -20,7 +20,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from aqt_like import numerics
-from aqt_like.formats import format_table, parse_format
+from aqt_like.formats import parse_format
 from aqt_like.granularity import BLOCK_FORMATS, Blocks, block_clip
 
 VERSION = 2
@@ -76,8 +76,8 @@ def pack(
     elif clip is None:
         raise ValueError("blocks need a clip: one value for each")
     else:
-        values, _ = numerics.quantize_to_grid(x, fmt, clip=blocks.spread(jnp.asarray(clip), x.shape))
-        scale = numerics.scale_for(format_table([parsed], [1.0]).row(0), jnp.asarray(clip, jnp.float32))
+        values, scale = numerics.quantize_to_grid(x, fmt, clip=blocks.spread(jnp.asarray(clip), x.shape))
+        scale = blocks.gather(scale)
     values, scale = np.asarray(values), np.asarray(scale)
     if np.isnan(values).any():
         raise ValueError(f"{np.isnan(values).sum()} of {values.size} values are NaN, which {fmt} has no code for")
@@ -95,14 +95,17 @@ def unpack(packed: Packed) -> np.ndarray:
     bits = np.unpackbits(packed.codes, count=size * fmt.bits, bitorder="little").reshape(size, fmt.bits)
     codes = np.packbits(bits, axis=1, bitorder="little")[:, 0] if size else np.zeros(0, np.uint8)
     magnitudes = fmt.magnitudes().astype(np.float32)
-    scale = packed.scale
+    scale = jnp.asarray(packed.scale)
     if packed.blocks is not None:
-        scale = np.asarray(packed.blocks.spread(jnp.asarray(scale), packed.shape))
+        scale = packed.blocks.spread(scale, packed.shape)
     if fmt.lowest == 0:
-        return magnitudes[codes].reshape(packed.shape) * scale
-    sign_bit = 1 << (fmt.bits - 1)
-    values = np.copysign(magnitudes[codes & (sign_bit - 1)], np.where(codes & sign_bit, np.float32(-1), np.float32(1)))
-    return values.reshape(packed.shape) * scale
+        values = magnitudes[codes]
+    else:
+        sign_bit = 1 << (fmt.bits - 1)
+        signs = np.where(codes & sign_bit, np.float32(-1), np.float32(1))
+        values = np.copysign(magnitudes[codes & (sign_bit - 1)], signs)
+    # Not in NumPy, which keeps the subnormal products that XLA may flush to zero.
+    return np.array(jnp.asarray(values.reshape(packed.shape)) * scale)
 
 
 def save(path: pathlib.Path, tensors: Mapping[str, Packed]) -> None:

@@ -131,3 +131,20 @@ def test_traced_formats_share_the_machinery():
     for k, name in enumerate(["mxfp4", "mxfp6_e2m3", "mxfp8_e4m3", "mxint8"]):
         np.testing.assert_array_equal(quantize(table.row(k)), aqt_like.quantize_blocks(x, name))
     assert quantize._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4"])
+def test_block_formats_of_empty_tensors_are_empty(name):
+    for shape in ((4, 0), (0, 40)):
+        assert jax.eval_shape(lambda x: aqt_like.quantize_blocks(x, name), np.zeros(shape)).shape == shape
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp8_e5m2", "mxint8", "nvfp4"])
+def test_block_formats_hold_tiny_and_huge_values(name):
+    """To within the coarsest step of the formats, or a few smallest normals of float32."""
+    quantize = jax.jit(lambda x: aqt_like.quantize_blocks(x, name))
+    for size in (1e-37, 1e-30, 3.4028235e38):
+        x = np.asarray([[size, -size / 3, 0, size / 2]], np.float32)
+        np.testing.assert_allclose(quantize(x), x, rtol=0.26, atol=4 * 2.0**-126)
+    free = granularity.saturation_free_power_of_two(jnp.float32(3e38), row_of("e2m1"))
+    assert free == 6 * 2.0**125

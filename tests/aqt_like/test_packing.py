@@ -167,3 +167,24 @@ def test_blocks_with_thresholds_of_ones_own():
     )
     with pytest.raises(ValueError, match="blocks need a clip"):
         packing.pack(x, "int5", blocks=blocks)
+
+
+@pytest.mark.parametrize("name", ["int8", "e5m2", "uint4", "mxfp4"])
+def test_tiny_tensors_are_packed_bit_for_bit(name, tmp_path):
+    x = np.asarray([[1e-36, 5e-37, 0.0, 1e-37], [3e-38, 1e-38, 1e-40, 2e-36]], np.float32)
+    packed = packing.pack(x, name)
+    quantize = aqt_like.quantize_blocks if name in granularity.BLOCK_FORMATS else aqt_like.quantize
+    expected = np.asarray(quantize(x, name))
+    np.testing.assert_array_equal(packing.unpack(packed).view(np.uint32), expected.view(np.uint32))
+    assert np.abs(expected - x).max() < 3e-37  # the widest step, that of e2m1
+    packing.save(tmp_path / "x", {"x": packed, "empty": packing.pack(x[:, :0], name)})
+    loaded = packing.load(tmp_path / "x")
+    np.testing.assert_array_equal(packing.unpack(loaded["x"]), expected)
+    assert packing.unpack(loaded["empty"]).shape == (2, 0)
+
+
+def test_thresholds_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="does not broadcast"):
+        packing.pack(np.ones(3), "int8", clip=np.ones((3, 1)))
+    with pytest.raises(ValueError, match=r"thresholds of shape \(2, 4\): expected 3 along axis 1"):
+        packing.pack(np.ones((2, 12)), "int8", clip=np.ones((2, 4)), blocks=granularity.per_block(4, -1))
