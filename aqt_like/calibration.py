@@ -102,7 +102,7 @@ def divergence(histogram: Histogram, row: FormatTable, clip_bins: jax.Array) -> 
     inside = index < clip_bins
     counts = histogram.counts
     occupied = inside & (counts > 0)
-    codes = gradients.straight_through((index + 0.5) * histogram.width, row, clip_bins * histogram.width)
+    codes, _ = gradients.straight_through.codes((index + 0.5) * histogram.width, row, clip_bins * histogram.width)
     interval = jnp.cumsum(jnp.diff(codes, prepend=codes[:1]) != 0)
 
     def per_interval(values: jax.Array) -> jax.Array:

@@ -1,11 +1,10 @@
 """Format choice: turns one format index per layer into the `"formats"` collection that a quantised model reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
 from aqt_like import calibration, clip_multiples, interception
 from aqt_like.formats import Format, FormatTable, LayerFormat, format_table, parse_format
@@ -90,7 +89,9 @@ def format_state(
       multiples: their clip multiples.
       choice: int32[L], format index of each layer; may be traced.
       profile: stacked profiles of the layers' inputs, leaves `[L]`.
-      quantize_inputs: bool scalar or bool[L]; False leaves inputs in fp32 (two-phase quantisation; FLIQS, A.2).
+      quantize_inputs: bool scalar or bool[L]; False leaves inputs in fp32 (two-phase quantisation; FLIQS, A.2). Inputs
+        that were never profiled, or all zeros in the profile, have no clip threshold and stay in fp32 as well
+        (`interception.check_profile` names them).
       quantize_weights: bool[L]; False leaves weights in fp32. All weights are quantised if None.
     """
 
@@ -103,7 +104,8 @@ def format_state(
     signed = bank.signed.row(choice)._replace(clip_multiple=chosen(multiples.inputs))
     unsigned = bank.unsigned.row(choice)._replace(clip_multiple=chosen(multiples.unsigned_inputs))
     inputs = jax.tree.map(lambda u, s: jnp.where(profile.never_negative, u, s), unsigned, signed)
-    inputs = jax.tree.map(lambda q, f: jnp.where(quantize_inputs, q, f), inputs, bank.unquantized)
+    quantized = quantize_inputs & profile.tells_a_threshold
+    inputs = jax.tree.map(lambda q, f: jnp.where(quantized, q, f), inputs, bank.unquantized)
     clip = inputs.clip_multiple * profile.root_mean_square
     return interception.by_layer(paths, interception.LayerFormats(weights, inputs, clip))
 
@@ -111,8 +113,7 @@ def format_state(
 def profiled_clip_multiples(
     paths: Sequence[str],
     bank: FormatBank,
-    params: dict[str, Any],
-    operands: dict[str, tuple[jax.Array, ...]],
+    operands: Mapping[str, interception.LayerOperands],
     criterion: calibration.Criterion = calibration.best_multiples,
 ) -> ClipMultiples:
     """The best clip multiples on real weights and inputs, instead of precomputed ones (FLIQS, §3).
@@ -120,24 +121,20 @@ def profiled_clip_multiples(
     Args:
       paths: path of each layer.
       bank: the formats.
-      params: the model's parameters.
-      operands: input of each layer on one batch, by path; both factors of a product (`interception.layer_operands`).
+      operands: what each layer multiplies on one batch, by path (`interception.layer_operands`).
       criterion: least squared error, or least divergence (APQ, §4).
     """
 
-    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
-
     def kernel(path: str) -> jax.Array:
-        key = (*path.split("/"), "kernel")
-        if key not in flat:
-            return operands[path][1]
+        values = operands[path].weights
+        if operands[path].is_product:
+            return values
         # Each channel is clipped at a multiple of its own root mean square: divided by it, channels can be pooled.
-        values = flat[key]
         rms = calibration.root_mean_square(values, tuple(range(values.ndim - 1)))
         return values / jnp.where(rms > 0, rms, 1.0)
 
     def best(tensors: Sequence[jax.Array], table: FormatTable) -> jax.Array:
         return jnp.stack([criterion(x, table) for x in tensors])
 
-    kernels, activations = [kernel(p) for p in paths], [operands[p][0] for p in paths]
+    kernels, activations = [kernel(p) for p in paths], [operands[p].input for p in paths]
     return ClipMultiples(best(kernels, bank.weights), best(activations, bank.signed), best(activations, bank.unsigned))

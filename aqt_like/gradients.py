@@ -1,16 +1,17 @@
-"""Gradient estimators: fake quantisation with a gradient for training.
+"""Gradient estimators: quantisation with a gradient for training.
 
-All estimators return the same values, those of `numerics.quantize`, bit for bit; they differ in the gradient of `x`.
-None passes a gradient to `clip`. Each is a function of
+An estimator gives the codes of a tensor and their scale, or, called, their product: fake quantisation (FLIQS, Eq. 10,
+11). All estimators give the same values; they differ in the gradient of `x`. None passes a gradient to `clip` or
+through the scale. Arguments:
 
     x: float32, any shape.
     row: the format, as scalars.
     clip: float32 clip threshold, the value of the format's largest code; broadcasts against `x`.
-
-and returns float32 of the shape of `x`. `interception.Quantizer.estimator` takes one.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +20,45 @@ from jax import lax
 from aqt_like import numerics
 from aqt_like.formats import FormatTable
 
-Estimator = Callable[[jax.Array, FormatTable, jax.Array], jax.Array]
+
+class Codes(NamedTuple):
+    """A quantised tensor, `values · scale`.
+
+    Attributes:
+      values: float32 of the shape of the tensor: values of the format, or 2^−32 times those of e7mY, products of which
+        would overflow.
+      scale: float32 of the shape of the clip threshold.
+    """
+
+    values: jax.Array
+    scale: jax.Array
 
 
-def straight_through(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
-    """The straight-through estimator: fake quantisation (FLIQS, Eq. 10, 11) with gradient 1 in range, else 0."""
-    scale = lax.stop_gradient(numerics.scale_for(row, clip))
-    clipped = _clipped(x, row, scale)
-    return _with_gradient_of(clipped, _rounded(clipped, row, scale))
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+    """A gradient estimator.
+
+    Attributes:
+      codes: `(x, row, clip) -> Codes`.
+    """
+
+    codes: Callable[[jax.Array, FormatTable, jax.Array], Codes]
+
+    def __call__(self, x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
+        """The fake-quantised `x`, float32 of its shape."""
+        values, scale = self.codes(x, row, clip)
+        return values * scale
+
+
+def _straight_through_codes(x: jax.Array, row: FormatTable, clip: jax.Array) -> Codes:
+    row, scale, bound = _scaled(row, clip)
+    clipped = _saturated(x, row, bound)
+    rounded = numerics.round_within_range(lax.stop_gradient(clipped) / scale, row)
+    return Codes(_with_gradient_of(clipped, rounded, scale), scale)
+
+
+straight_through = Estimator(_straight_through_codes)
+"""The straight-through estimator (FLIQS, Eq. 10, 11): the gradient is 1 up to the clip threshold, else 0."""
 
 
 def ewgs(strength: float) -> Estimator:
@@ -37,33 +69,47 @@ def ewgs(strength: float) -> Estimator:
     Source: Network Quantization with Element-wise Gradient Scaling (Lee et al., 2021), Eq. 6.
     """
 
-    def estimator(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
-        scale = lax.stop_gradient(numerics.scale_for(row, clip))
-        clipped = _clipped(x, row, scale)
-        rounded = _rounded(clipped, row, scale)
-        distance = lax.stop_gradient((clipped - rounded) / ((row.largest - row.lowest) * scale))
-        return _with_gradient_of(_clipped(_scale_gradient(x, strength * distance), row, scale), rounded)
+    def codes(x: jax.Array, row: FormatTable, clip: jax.Array) -> Codes:
+        row, scale, bound = _scaled(row, clip)
+        units = lax.stop_gradient(_saturated(x, row, bound) / scale)
+        rounded = numerics.round_within_range(units, row)
+        distance = (units - rounded) / (row.largest - row.lowest)
+        surrogate = _saturated(_scale_gradient(x, strength * distance), row, bound)
+        return Codes(_with_gradient_of(surrogate, rounded, scale), scale)
 
-    return estimator
-
-
-def _clipped(x: jax.Array, row: FormatTable, scale: jax.Array) -> jax.Array:
-    return numerics.saturate(x, row.lowest * scale, row.largest * scale)
+    return Estimator(codes)
 
 
-def _rounded(clipped: jax.Array, row: FormatTable, scale: jax.Array) -> jax.Array:
-    clipped, scale = lax.stop_gradient((clipped, scale))
-    return numerics.round_within_range(clipped / scale, row) * scale
+def _scaled(row: FormatTable, clip: jax.Array) -> tuple[FormatTable, jax.Array, jax.Array]:
+    """The format with codes in the range of products, their scale, and the largest magnitude of `x` that is kept.
+
+    A threshold of 0, as of a kernel of zeros, has the scale 1, so that gradients stay in range.
+    """
+    far = row.scaled & (row.largest > 2.0**40)  # e7mY
+    factor = jnp.where(far, 2.0**-32, 1.0)
+    row = row._replace(
+        smallest_exponent=row.smallest_exponent - jnp.where(far, 32, 0),
+        largest=row.largest * factor,
+        lowest=row.lowest * factor,
+    )
+    clip = lax.stop_gradient(clip)
+    bound = jnp.where(row.scaled & (clip > 0), clip, row.largest)
+    return row, numerics.scale_for(row, bound), bound
 
 
-def _with_gradient_of(surrogate: jax.Array, value: jax.Array) -> jax.Array:
-    """`value`, bit for bit, with the gradient of `surrogate`, which must be finite.
+def _saturated(x: jax.Array, row: FormatTable, bound: jax.Array) -> jax.Array:
+    return numerics.saturate(x, jnp.where(row.lowest < 0, -bound, 0.0), bound)
+
+
+def _with_gradient_of(surrogate: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
+    """`codes`, bit for bit, with the gradient of `surrogate / scale`; the surrogate must be finite.
 
     A zero with a gradient is used instead of a `custom_vjp`: XLA's CPU backend then keeps the quantised input for the
     weight gradient instead of recomputing it (`benchmarks/quantizers.py` compares both). The zero is subtracted, so
-    that −0 stays −0.
+    that −0 stays −0, and divided by the scale afterwards: of the difference of two quotients, compilers may fuse one
+    (FMA), which leaves its rounding error.
     """
-    return value - (lax.stop_gradient(surrogate) - surrogate)
+    return codes - (lax.stop_gradient(surrogate) - surrogate) / scale
 
 
 @jax.custom_vjp

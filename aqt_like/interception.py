@@ -1,4 +1,4 @@
-"""Interception: fake quantisation of the layers of any linen model, which stays plain Flax and is never edited.
+"""Interception: quantisation of the layers of any linen model, which stays plain Flax and is never edited.
 
 Three variable collections determine how layers compute. All are plain data, keyed by layer path like the parameters:
 
@@ -6,11 +6,11 @@ Three variable collections determine how layers compute. All are plain data, key
 * `"calibration"`: `LayerCalibration`, the profile of a layer's input; updated if the caller makes it mutable.
 * `"params"`: the float weights, which training updates.
 
-Layers without a `"formats"` entry compute in float.
+Layers without a `"formats"` entry compute in float. Entries of a layer that a loop repeats have the repetitions as
+leading axes (`layer_calls`).
 """
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,132 +18,72 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from flax.core.scope import in_filter, subtract_filters, union_filters
 
-from aqt_like import calibration, gradients, granularity
-from aqt_like.formats import FormatTable
+from aqt_like.layer_calls import (
+    QUANTIZABLE,
+    Product,
+    by_layer,
+    is_layer_call,
+    layer_input,
+    repetition_paths,
+)
+from aqt_like.layer_profile import (
+    InputStatistics,
+    LayerCalibration,
+    ProfileError,
+    check_profile,
+    empty_calibration,
+    stacked_calibration,
+)
+from aqt_like.lifting import FORMATS, OBSERVED, repeated_with_params
+from aqt_like.quantized_layer import (
+    DEFAULT_QUANTIZER,
+    LayerFormats,
+    Quantizer,
+    kernel_clip,
+    kernel_seen,
+    quantized_call,
+    weight_clips,
+)
 
+__all__ = [
+    "DEFAULT_QUANTIZER",
+    "QUANTIZABLE",
+    "LayerCalibration",
+    "LayerFormats",
+    "Product",
+    "ProfileError",
+    "Quantizer",
+    "apply_quantized",
+    "by_layer",
+    "check_profile",
+    "empty_calibration",
+    "is_layer_call",
+    "kernel_clip",
+    "layer_operands",
+    "profile_inputs",
+    "stacked_calibration",
+    "weight_clips",
+]
 
-class Product(nn.Module):
-    """An einsum of two activations as a module with a path: `Product()("bqc,bkc->bqk", query, key)`.
-
-    Flax's attention accepts it: `qk_attn_weights_einsum_cls=lambda: Product(name="scores")`, and likewise
-    `attn_weights_value_einsum_cls`.
-    """
-
-    @nn.compact
-    def __call__(self, equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-        """Returns `jnp.einsum(equation, left, right)`."""
-        return jnp.einsum(equation, left, right)
-
-
-QUANTIZABLE = (nn.Conv, nn.ConvTranspose, nn.Dense, nn.DenseGeneral, nn.Einsum, Product)
-
-PROFILED_EXAMPLES = 16
-
-
-class LayerFormats(NamedTuple):
-    """Formats of one layer.
-
-    Attributes:
-      weights: format row of the weights; of a `Product`, that of the second factor.
-      inputs: format row of the input.
-      input_clip: float32 scalar, clip threshold of the input.
-    """
-
-    weights: FormatTable
-    inputs: FormatTable
-    input_clip: jax.Array
-
-
-class LayerCalibration(NamedTuple):
-    """Profile of a layer's input: scalars, or `[L]` when stacked over layers.
-
-    Attributes:
-      mean_square: float32, running average of the batch mean of x².
-      smallest: float32, smallest value in all batches; if not negative, the input can use an unsigned format.
-      batches: int32, number of batches profiled.
-    """
-
-    mean_square: jax.Array
-    smallest: jax.Array
-    batches: jax.Array
-
-    @classmethod
-    def empty(cls) -> "LayerCalibration":
-        """The profile before the first batch."""
-        return cls(jnp.zeros(()), jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
-
-    def update(self, x: jax.Array) -> "LayerCalibration":
-        """The profile after another batch `x`: a plain mean over batches at first, later an exponential moving average.
-
-        Only about `PROFILED_EXAMPLES` examples, evenly spaced in the batch, are profiled, at almost no cost. Accuracy
-        is not sensitive to the number of profiled batches (FLIQS, Figure 10c).
-        """
-        return self._updated(x[:: max(len(x) // PROFILED_EXAMPLES, 1)], calibration.MOMENTUM)
-
-    def update_with_all(self, x: jax.Array) -> "LayerCalibration":
-        """The profile after another batch `x`, from all its values, in float32; all batches have the same weight."""
-        return self._updated(x.astype(jnp.float32), 1.0)
-
-    def _updated(self, x: jax.Array, momentum: float) -> "LayerCalibration":
-        average = calibration.RunningAverage(self.mean_square, self.batches).update(jnp.mean(jnp.square(x)), momentum)
-        return LayerCalibration(average.value, jnp.minimum(self.smallest, jnp.min(x)), average.batches)
-
-    @property
-    def root_mean_square(self) -> jax.Array:
-        """The root mean square of the input, the unit of clip multiples."""
-        return jnp.sqrt(self.mean_square)
-
-    @property
-    def never_negative(self) -> jax.Array:
-        """Whether the input was never negative, so that an unsigned format can hold it: bool."""
-        return (self.batches > 0) & (self.smallest >= 0)
+Path = tuple[str, ...]
 
 
-def kernel_clip(granularity_name: str) -> granularity.Clip:
-    """The clip threshold of kernels, a multiple of their root mean square, at a granularity by name.
-
-    Raises:
-      ValueError: an unknown granularity.
-    """
-    return granularity.Clipping(calibration.root_mean_square, granularity.kernel_granularity(granularity_name))
-
-
-class Quantizer(NamedTuple):
-    """The functions that quantise tensors.
-
-    Attributes:
-      estimator: fake quantisation and its gradient.
-      weight_clip: clip threshold of a kernel, from the kernel.
-      input_clip: clip threshold of an input, from the input; if None, `LayerFormats.input_clip` is used.
-      factor_clip: clip threshold of the second factor of a product, from that factor.
-      weight_clip_of: replaces `weight_clip` for single layers, by path.
-    """
-
-    estimator: gradients.Estimator = gradients.straight_through
-    weight_clip: granularity.Clip = kernel_clip("per_channel")
-    input_clip: granularity.Clip | None = None
-    factor_clip: granularity.Clip = granularity.Clipping(calibration.root_mean_square)
-    weight_clip_of: Mapping[str, granularity.Clip] = MappingProxyType({})
-
-
-DEFAULT_QUANTIZER = Quantizer()
-
-
-def is_layer_call(context: nn.module.InterceptorContext) -> bool:
-    """Whether an intercepted call runs a layer that can be quantised."""
-    return isinstance(context.module, QUANTIZABLE) and context.method_name == "__call__"
+class UnknownLayerError(ValueError):
+    """Raised for a path at which the model ran no layer; the message lists those that ran."""
 
 
 def apply_quantized(
     model: nn.Module,
-    variables: dict[str, Any],
+    variables: Mapping[str, Any],
     *args: Any,
     mutable: Any = False,
     quantizer: Quantizer = DEFAULT_QUANTIZER,
+    profiling: jax.Array | bool = True,
     **kwargs: Any,
 ) -> Any:
-    """`model.apply` with the weights and input of each layer fake-quantised to `variables["formats"]`.
+    """`model.apply` with the weights and input of each layer quantised to `variables["formats"]`.
 
     By default weights are clipped per output channel and inputs per tensor, and gradients are straight-through.
 
@@ -153,78 +93,170 @@ def apply_quantized(
       *args: passed to the model.
       mutable: as in `model.apply`; if it includes `"calibration"`, inputs of the layers in that collection are
         profiled.
-      quantizer: gradient, granularity and scales.
+      quantizer: gradient, granularity, scales and operand type.
+      profiling: bool scalar, may be traced; if False, nothing is profiled, and profiles stay as they are.
       **kwargs: passed to the model.
 
     Returns:
       What `model.apply` returns.
 
     Raises:
-      ValueError: `variables` lacks `"params"`, or a layer gets its input by keyword.
+      UnknownLayerError: `"formats"` or a mutable `"calibration"` has a path at which no layer ran, or only one in
+        `nn.cond`, `nn.switch` or `nn.while_loop`.
+      ValueError: `variables` lacks `"params"`.
     """
-    formats: dict[tuple[str, ...], LayerFormats] = _flat(variables.get("formats", {}))
-    params: dict[tuple[str, ...], jax.Array] = _flat(_params(variables))
-    for path, layer in formats.items():
-        if (*path, "kernel") in params:  # Products have none.
-            kernel = params[(*path, "kernel")]
-            weight_clip = quantizer.weight_clip_of.get("/".join(path), quantizer.weight_clip)
-            params[(*path, "kernel")] = quantizer.estimator(kernel, layer.weights, weight_clip(kernel, layer.weights))
+    _check_params(variables)
+    formats: dict[Path, LayerFormats] = traverse_util.flatten_dict(variables.get(FORMATS, {}))
+    profiled = in_filter(mutable, "calibration") and bool(variables.get("calibration"))
+    calibration: dict[Path, LayerCalibration] = traverse_util.flatten_dict(variables["calibration"]) if profiled else {}
+    ran: dict[Path, None] = {}  # An ordered set.
 
-    def quantize_input(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def quantize(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if not is_layer_call(context):
             return call(*call_args, **call_kwargs)
         layer = context.module
-        before, (x, *rest) = _split(layer, call_args)
-        if layer.is_mutable_collection("calibration") and layer.has_variable("calibration", "input"):
-            profile: LayerCalibration = layer.get_variable("calibration", "input")
-            layer.put_variable("calibration", "input", profile.update(x))
-        if layer.path in formats:
-            weights, row, clip = formats[layer.path]
-            x = quantizer.estimator(x, row, clip if quantizer.input_clip is None else quantizer.input_clip(x, row))
-            if isinstance(layer, Product):
-                rest = [quantizer.estimator(rest[0], weights, quantizer.factor_clip(rest[0], weights))]
-        return call(*before, x, *rest, **call_kwargs)
+        ran[layer.path] = None
+        if (*layer.path, "input") in calibration:
+            _observe(layer, InputStatistics.of(layer_input(layer, call_args, call_kwargs), profiling))
+        if layer.path not in formats:
+            return call(*call_args, **call_kwargs)
+        # A loop that shares parameters does not pass on the collection, but its repetitions have the same formats.
+        rows = layer.get_variable(FORMATS, "layer") if layer.has_variable(FORMATS, "layer") else formats[layer.path]
+        return quantized_call(call, layer, rows, quantizer, call_args, call_kwargs)
 
-    with nn.intercept_methods(quantize_input):
-        return model.apply(
-            {**variables, "params": traverse_util.unflatten_dict(params)}, *args, mutable=mutable, **kwargs
+    float_variables = {name: value for name, value in variables.items() if name not in (FORMATS, "calibration")}
+    nested = {FORMATS: traverse_util.unflatten_dict({(*path, "layer"): rows for path, rows in formats.items()})}
+    inner_mutable = union_filters(subtract_filters(mutable, "calibration"), OBSERVED) if profiled else mutable
+    with repeated_with_params(), nn.intercept_methods(quantize):
+        result = model.apply({**float_variables, **(nested if formats else {})}, *args, mutable=inner_mutable, **kwargs)
+    _check_paths(ran, dict.fromkeys(formats, FORMATS) | {path[:-1]: "calibration" for path in calibration})
+    if mutable is False:
+        return result
+    y, updated = result
+    if not profiled:
+        return y, updated
+    calls = _by_call(updated.pop(OBSERVED))
+    after = {(*path, "input"): calibration[(*path, "input")].after(statistics) for path, statistics in calls.items()}
+    if profiling is not True:
+        after = jax.tree.map(
+            lambda new, old: jnp.where(profiling, new, old), after, {key: calibration[key] for key in after}
+        )
+    return y, {**updated, "calibration": traverse_util.unflatten_dict({**calibration, **after})}
+
+
+def _check_params(variables: Mapping[str, Any]) -> None:
+    if "params" not in variables:
+        raise ValueError(f"no 'params' among the variables: expected what model.init returns, got {list(variables)}")
+
+
+def _check_paths(ran: Iterable[Path], expected: Mapping[Path, str]) -> None:
+    layers = set(ran)
+    unknown = [path for path in expected if path not in layers]
+    if unknown:
+        named = ", ".join(f"{'/'.join(path)} ({expected[path]})" for path in unknown)
+        raise UnknownLayerError(
+            f"no layer that can be quantised ran at {named}; there ran {', '.join('/'.join(path) for path in ran)}. "
+            "Layers in nn.cond, nn.switch and nn.while_loop stay in float: leave them out by a rule 'PATH: ignore'"
         )
 
 
-def _split(layer: nn.Module, call_args: tuple) -> tuple[tuple, tuple]:
-    """Splits a layer's arguments before its input: a product's equation or nothing, and the input and the rest."""
-    first = 1 if isinstance(layer, Product) else 0
-    if len(call_args) <= first:
-        raise ValueError(f"{'/'.join(layer.path)} gets its input by keyword: expected it by position")
-    return call_args[:first], call_args[first:]
+def _observe(layer: nn.Module, value: Any) -> None:
+    """Keeps a value of a layer call in the collection `"observed"`."""
+    count = 0
+    while layer.has_variable(OBSERVED, f"call{count}"):
+        count += 1
+    layer.put_variable(OBSERVED, f"call{count}", value)
 
 
-def _params(variables: Mapping[str, Any]) -> dict[str, Any]:
-    if "params" not in variables:
-        raise ValueError(f"no 'params' among the variables: expected what model.init returns, got {list(variables)}")
-    return variables["params"]
+def _by_call(observed: Mapping[str, Any]) -> dict[Path, list[Any]]:
+    """What was observed in each call of a layer, by path."""
+    calls: dict[Path, list[Any]] = {}
+    for path, value in traverse_util.flatten_dict(observed).items():
+        calls.setdefault(path[:-1], []).append(value)
+    return calls
 
 
-def _flat(collection: dict[str, Any]) -> dict[tuple[str, ...], Any]:
-    """A collection as a flat dictionary by path; the NamedTuples of this module are leaves."""
-    return traverse_util.flatten_dict(collection)
+def _observed(
+    model: nn.Module, variables: Mapping[str, Any], args: tuple, kwargs: dict[str, Any], observe: Callable[..., Any]
+) -> dict[Path, list[Any]]:
+    """What `observe(layer, call, args, kwargs) -> (result, value)` finds in each layer call, in the order of calls.
+
+    One float forward pass; updates of collections are discarded.
+    """
+    order: dict[Path, None] = {}
+    float_variables = {name: value for name, value in variables.items() if name not in (FORMATS, "calibration")}
+    kwargs = {name: value for name, value in kwargs.items() if name != "mutable"}
+    mutable = [*(name for name in float_variables if name != "params"), OBSERVED]
+
+    def record(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        if not is_layer_call(context):
+            return call(*call_args, **call_kwargs)
+        result, value = observe(context.module, call, call_args, call_kwargs)
+        if context.module.is_mutable_collection(OBSERVED):
+            order[context.module.path] = None
+            _observe(context.module, value)
+        return result
+
+    with repeated_with_params(), nn.intercept_methods(record):
+        _, updated = model.apply(float_variables, *args, mutable=mutable, **kwargs)
+    calls = _by_call(updated.get(OBSERVED, {}))
+    return {path: calls[path] for path in order}
+
+
+class LayerOperands(NamedTuple):
+    """What one call of a layer multiplies.
+
+    Attributes:
+      input: its input; of a product, the first factor.
+      weights: its kernel as it is multiplied, after masks and normalisation, with output channels last; of a product,
+        the second factor.
+      is_product: whether the layer is a product of two activations.
+    """
+
+    input: jax.Array
+    weights: jax.Array
+    is_product: bool
 
 
 def layer_operands(
-    model: nn.Module, variables: dict[str, Any], *args: Any, **kwargs: Any
-) -> dict[str, tuple[jax.Array, ...]]:
-    """The input of each layer, or both factors of a product, by path, from one float forward pass."""
-    operands: dict[str, tuple[jax.Array, ...]] = {}
+    model: nn.Module, variables: Mapping[str, Any], *args: Any, **kwargs: Any
+) -> dict[str, LayerOperands]:
+    """The operands of each layer, by path, from one float forward pass.
 
-    def record(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        if is_layer_call(context):
-            layer = context.module
-            operands["/".join(layer.path)] = _split(layer, call_args)[1]
-        return call(*call_args, **call_kwargs)
+    Of a layer that is called several times, the first call counts. Inputs of runs in a loop that share parameters are
+    stacked along a further last axis.
+    """
+    products: set[Path] = set()
 
-    with nn.intercept_methods(record):
-        model.apply(variables, *args, **kwargs)
-    return operands
+    def operands(layer: nn.Module, call: Any, call_args: tuple, call_kwargs: dict) -> tuple[Any, Any]:
+        x = layer_input(layer, call_args, call_kwargs)
+        if isinstance(layer, Product):
+            products.add(layer.path)
+            return call(*call_args, **call_kwargs), (x, call_args[2], jnp.zeros((0,)))
+        with kernel_seen(layer, call_args, call_kwargs) as seen:
+            result = call(*call_args, **call_kwargs)
+        kernel, axes = seen
+        return result, (x, axes.to_channels_last(kernel), jnp.zeros((0,)))
+
+    found: dict[str, LayerOperands] = {}
+    for path, calls in _observed(model, variables, args, kwargs, operands).items():
+        first, second, boundary = calls[0]
+        repetitions = boundary.shape[: boundary.shape.index(0)]
+        if path not in products:  # Runs share the kernel.
+            second = second[(..., *[0] * (boundary.ndim - len(repetitions) - 1))]
+        for name, index in zip(repetition_paths("/".join(path), repetitions), np.ndindex(*repetitions), strict=True):
+            found[name] = LayerOperands(first[index], second[index], path in products)
+    return found
+
+
+def _statistics(
+    model: nn.Module, variables: Mapping[str, Any], args: tuple, kwargs: dict[str, Any]
+) -> dict[Path, list[InputStatistics]]:
+    def statistics(layer: nn.Module, call: Any, call_args: tuple, call_kwargs: dict) -> tuple[Any, InputStatistics]:
+        found = InputStatistics.of(layer_input(layer, call_args, call_kwargs))
+        return call(*call_args, **call_kwargs), found
+
+    return _observed(model, variables, args, kwargs, statistics)
 
 
 def profile_inputs(
@@ -232,8 +264,8 @@ def profile_inputs(
 ) -> dict[str, LayerCalibration]:
     """The profile of each layer's input, by path in the order of calls, from one float forward pass.
 
-    All values are profiled, in float32. Each call of a layer counts as a batch. Of a product, the first factor is
-    profiled. The forward pass is jitted.
+    All values are profiled, in float32. The calls of a layer count alike. Of a product, the first factor is profiled.
+    The forward pass is jitted.
 
     Args:
       model: any linen module.
@@ -243,72 +275,29 @@ def profile_inputs(
         their updates are discarded.
 
     Returns:
-      Profiles with scalar leaves. The profile of a layer in a lifted transform (`nn.scan`, `nn.vmap`) averages its runs
-      if the transform maps the collection, as in `variable_axes={"params": 0, "calibration": 0}`; else it is empty.
+      Profiles with scalar leaves.
 
     Raises:
-      ValueError: `variables` lacks `"params"`, a layer gets its input by keyword, or its weights are not at its path.
+      ValueError: `variables` lacks `"params"`.
     """
-    params = _flat(_params(variables))
-    kwargs.pop("mutable", None)
-    float_variables = {
-        name: collection for name, collection in variables.items() if name not in ("formats", "calibration")
-    }
-    mutable = [*(name for name in float_variables if name != "params"), "calibration"]
+    _check_params(variables)
     leaves, structure = jax.tree.flatten((args, kwargs))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
-    layer_paths: dict[tuple[str, ...], None] = {}  # An ordered set.
-
-    def record(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        if is_layer_call(context):
-            layer = context.module
-            x = _split(layer, call_args)[1][0]
-            if not isinstance(layer, Product) and (*layer.path, "kernel") not in params:
-                name = "/".join(layer.path)
-                raise ValueError(f"{name}: expected its weights in params at {name}/kernel, and there are none")
-            layer_paths[layer.path] = None
-            if layer.is_mutable_collection("calibration"):
-                layer_profile: LayerCalibration = layer.get_variable("calibration", "input", LayerCalibration.empty())
-                layer.put_variable("calibration", "input", layer_profile.update_with_all(x))
-        return call(*call_args, **call_kwargs)
+    paths: list[Path] = []
 
     @jax.jit
-    def profile(float_variables: dict[str, Any], arrays: dict[int, jax.Array]) -> Any:
-        """The updated `"calibration"` collection; arguments that are no arrays, as in `train=False`, stay static."""
+    def profile(variables: dict[str, Any], arrays: dict[int, jax.Array]) -> list[list[InputStatistics]]:
+        """The statistics; arguments that are no arrays, as in `train=False`, stay static."""
         args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
-        with nn.intercept_methods(record):
-            _, updated = model.apply(float_variables, *args, mutable=mutable, **kwargs)
-        return updated.get("calibration", {})
+        found = _statistics(model, variables, args, kwargs)
+        paths[:] = found
+        return list(found.values())
 
-    collection = _flat(profile(float_variables, arrays))
     profiles: dict[str, LayerCalibration] = {}
-    for path in layer_paths:
-        layer_profile = collection.get((*path, "input"), LayerCalibration.empty())
-        profiles["/".join(path)] = LayerCalibration(
-            jnp.mean(layer_profile.mean_square), jnp.min(layer_profile.smallest), jnp.max(layer_profile.batches)
-        )
+    statistics = profile(dict(variables), arrays)
+    for path, calls in zip(paths, statistics, strict=True):
+        stacked = LayerCalibration.empty().after(calls, momentum=1.0)
+        shape = stacked.mean_square.shape
+        for name, index in zip(repetition_paths("/".join(path), shape), np.ndindex(*shape), strict=True):
+            profiles[name] = jax.tree.map(lambda leaf, index=index: leaf[index], stacked)
     return profiles
-
-
-def by_layer(paths: Sequence[str], stacked: Any, leaf_name: str | None = None) -> dict[str, Any]:
-    """A variable collection with one entry per path, nested at slashes, from a pytree of leaves `[L, …]`."""
-    suffix = () if leaf_name is None else (leaf_name,)
-    leaves, structure = jax.tree.flatten(stacked)
-    return traverse_util.unflatten_dict(
-        {
-            (*path.split("/"), *suffix): jax.tree.unflatten(structure, [leaf[i] for leaf in leaves])
-            for i, path in enumerate(paths)
-        }
-    )
-
-
-def stacked_calibration(paths: Sequence[str], collection: dict[str, Any]) -> LayerCalibration:
-    """The profiles of the layers at `paths` in a `"calibration"` collection, stacked to leaves `[L]`."""
-    flat = _flat(collection)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(flat[(*path.split("/"), "input")] for path in paths))
-
-
-def empty_calibration(paths: Sequence[str]) -> dict[str, Any]:
-    """The `"calibration"` collection before the first batch."""
-    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(paths)), LayerCalibration.empty())
-    return by_layer(paths, stacked, "input")

@@ -17,10 +17,11 @@ Layers that no rule matches are left to the caller: a search allows them all for
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aqt_like import granularity
 from aqt_like.formats import UnknownFormatError, parse_layer_format
+from aqt_like.layer_calls import split_repetition
 
 
 class RuleError(ValueError):
@@ -101,6 +102,29 @@ def decide(paths: Sequence[str], rules: Sequence[Rule]) -> dict[str, Rule]:
         if rule not in rule_of.values():
             raise RuleError(_unused(rule, paths))
     return rule_of
+
+
+def check_repetitions(rule_of: Mapping[str, Rule]) -> None:
+    """Checks that the repetitions of a layer in a loop are quantised or not, and share scales, alike.
+
+    Args:
+      rule_of: the rule of each layer that has one, by path.
+
+    Raises:
+      RuleError: some repetitions of a layer stay in float and others do not, or their granularities differ.
+    """
+    first: dict[str, str] = {}
+    for path, rule in rule_of.items():
+        layer, repetition = split_repetition(path)
+        if not repetition:
+            continue
+        other = first.setdefault(layer, path)
+        kept = rule_of[other]
+        if (rule.ignored, rule.granularity) != (kept.ignored, kept.granularity):
+            raise RuleError(
+                f"{other} and {path} run in one loop: expected 'ignore' for both or none, and one granularity; they "
+                f"have the rules {kept.text!r} and {rule.text!r}"
+            )
 
 
 _EXPECTED = "expected EXPRESSION: WHAT, as in 'stem: bf16' or 'mlp: tie'"

@@ -17,6 +17,7 @@ from flax.core.scope import in_filter
 
 from aqt_like import format_choice, interception, path_rules
 from aqt_like.formats import parse_layer_format
+from aqt_like.layer_calls import split_repetition
 from aqt_like.path_rules import Rule, RuleError
 
 
@@ -76,6 +77,8 @@ def quantize_model(
     "Switchable Clipping" and A.8). Inputs that are never negative use unsigned integers. Other products of the model
     stay in float.
 
+    A layer that loops repeat with parameters of its own has a path per repetition, as in `blocks/mlp[3]`.
+
     Args:
       model: any linen module.
       variables: the model's variables as `model.init` returns them, trained or not.
@@ -120,7 +123,7 @@ def quantize_model(
         profile,
         jnp.asarray(True),
     )
-    clips = {path: interception.kernel_clip(rule_of[path].granularity) for path in paths if rule_of[path].granularity}
+    clips = interception.weight_clips({path: rule_of[path].granularity for path in paths if rule_of[path].granularity})
     return QuantizedModel(
         model, dict(zip(paths, names, strict=True)), collection, interception.Quantizer(weight_clip_of=clips)
     )
@@ -165,7 +168,7 @@ def _check_batch(args: tuple, variables: Mapping[str, Any]) -> None:
 
 def _kernel_paths(params: Mapping[str, Any]) -> set[str]:
     """Paths of modules with a parameter `kernel` of at least two axes, as linen's layers have."""
-    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(nn.meta.unbox(params))
     return {"/".join(path[:-1]) for path, leaf in flat.items() if path[-1] == "kernel" and np.ndim(leaf) >= 2}
 
 
@@ -177,12 +180,14 @@ def _decide(
     Raises:
       RuleError: a layer has no rule, or one that cannot be applied to it.
     """
-    paths = [*profiles, *sorted(kernels - profiles.keys())]
+    layers = {split_repetition(path)[0] for path in profiles}
+    paths = [*profiles, *sorted(kernels - layers)]
     rule_of = path_rules.decide(paths, rules)
     if unmatched := [path for path in paths if path not in rule_of]:
         raise RuleError(
             f"no rule decides about {', '.join(unmatched)}: add '.*': 'FORMAT' or '.*': 'ignore' as the last one"
         )
+    path_rules.check_repetitions(rule_of)
     for path, rule in rule_of.items():
         if not rule.ignored and (problem := _problem(path, rule, profiles, kernels)):
             raise RuleError(f"rule {rule.text!r}: {path} {problem}; to leave it in float, put {path!r}: 'ignore' first")
@@ -194,17 +199,15 @@ def _problem(
 ) -> str | None:
     """The reason why a layer cannot be quantised by its rule; None if it can."""
     if path not in profiles:
-        return "holds a kernel, but no layer that can be quantised ran there on this batch"
+        return (
+            "holds a kernel, but no layer that can be quantised ran there on this batch (in nn.cond, nn.switch and "
+            "nn.while_loop none can)"
+        )
     profile = profiles[path]
-    if path not in kernels and rule.granularity not in ("", "per_tensor"):
+    if split_repetition(path)[0] not in kernels and rule.granularity not in ("", "per_tensor"):
         return f"is a product, both of whose factors are clipped per tensor, not {rule.granularity}"
     if profile.batches == 0:
-        return (
-            "runs in a lifted transform (nn.scan, nn.vmap) through which its input is not seen: give that the "
-            "variable_axes={'calibration': 0}"
-        )
-    if not (np.isfinite(profile.mean_square) and np.isfinite(profile.smallest)):
-        return f"has an input of mean square {float(profile.mean_square)} on this batch: expected a finite one"
+        return "has an input with NaN or infinite values, or whose squares overflow, on this batch"
     if profile.mean_square == 0 and parse_layer_format(rule.formats[0]).inputs.scaled:
         return "has an input of nothing but zeros on this batch, which tells no clip threshold"
     return None

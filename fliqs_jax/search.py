@@ -169,23 +169,26 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
         genome = sampled_from.sample(jax.random.fold_in(state.key, state.step))
 
         # Train the weights with the formats of this genome.
+        profiling = state.step < search.profile_steps
+
         def train_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             variables = quantized_variables(search, state._replace(params=params), genome, quantize_inputs)
             logits, updated = apply(
-                search.model, variables, train_batch["input"], **training, mutable=["batch_stats", "calibration"]
+                search.model,
+                variables,
+                train_batch["input"],
+                **training,
+                mutable=["batch_stats", "calibration"],
+                profiling=profiling,
             )
             return search.loss(logits, train_batch), (logits, updated)
 
         (loss, (logits, updated)), gradient = jax.value_and_grad(train_loss, has_aux=True)(state.params)
         updates, opt_state = search.optimizer.update(gradient, state.opt_state, state.params)
-        profiling = state.step < search.profile_steps
-        calibration = jax.tree.map(
-            lambda new, old: jnp.where(profiling, new, old), updated["calibration"], state.calibration
-        )
         state = state._replace(
             params=optax.apply_updates(state.params, updates),
             batch_stats=updated.get("batch_stats", state.batch_stats),
-            calibration=calibration,
+            calibration=updated["calibration"],
             opt_state=opt_state,
         )
 
@@ -329,7 +332,7 @@ def make_profile_clip_multiples(
         operands = interception.layer_operands(
             search.model, variables, batch["input"], **training, mutable=["batch_stats"]
         )
-        multiples = format_choice.profiled_clip_multiples(search.paths, search.bank, state.params, operands, criterion)
+        multiples = format_choice.profiled_clip_multiples(search.paths, search.bank, operands, criterion)
         return state._replace(clip_multiples=multiples)
 
     return profile

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from aqt_like import format_choice, gradients
 from aqt_like.calibration import CRITERIA, Criterion
 from aqt_like.formats import LayerFormat, format_space, parse_layer_format
-from aqt_like.interception import Quantizer, kernel_clip
+from aqt_like.interception import Quantizer, weight_clips
 from fliqs_jax import distillation, losses, models
 from fliqs_jax.models import pretrained
 from fliqs_jax.policy import POLICIES
@@ -275,7 +275,7 @@ def _layers(config: ConfigDict, model: nn.Module, uncounted: Sequence[str], exam
 
 
 def _quantizer(config: ConfigDict, plan: FormatPlan) -> Quantizer:
-    clips = {path: kernel_clip(name) for path, name in plan.granularity_of.items()}
+    clips = weight_clips(plan.granularity_of)
     estimator = gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through
     return Quantizer(estimator, weight_clip_of=clips)
 

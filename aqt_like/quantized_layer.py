@@ -1,0 +1,225 @@
+"""Quantised layers: codes are multiplied, and the result is scaled.
+
+A layer computes `y = s_x · s_w · (codes of x ⋆ codes of w) + bias`. The codes of all searched formats have at most 8
+significant bits: they are exact in bfloat16 and in TF32, in which TPUs and GPUs multiply, and so the products are those
+of integer hardware; sums of integer codes are exact in float32 as long as they stay below 2^24. Dequantised values have
+24 significant bits, which these devices would round once more.
+
+Codes exist only between a linen layer's `promote_dtype` and its result: what else reads a kernel sees float weights,
+and a kernel that a wrapper normalises (`nn.WeightNorm`, `nn.SpectralNorm`) is quantised after that.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from aqt_like import calibration, gradients, granularity
+from aqt_like.formats import FormatTable
+from aqt_like.kernel_axes import kernel_axes
+from aqt_like.layer_calls import Product, split_repetition
+
+
+class LayerFormats(NamedTuple):
+    """Formats of one layer.
+
+    Attributes:
+      weights: format row of the weights; of a `Product`, that of the second factor.
+      inputs: format row of the input.
+      input_clip: float32 scalar, clip threshold of the input.
+    """
+
+    weights: FormatTable
+    inputs: FormatTable
+    input_clip: jax.Array
+
+
+def kernel_clip(granularity_name: str) -> granularity.Clip:
+    """The clip threshold of kernels, a multiple of their root mean square, at a granularity by name.
+
+    Raises:
+      ValueError: an unknown granularity.
+    """
+    return granularity.Clipping(calibration.root_mean_square, granularity.kernel_granularity(granularity_name))
+
+
+def weight_clips(granularity_of: Mapping[str, str]) -> dict[str, granularity.Clip]:
+    """`Quantizer.weight_clip_of` for granularities by path; repetitions of a layer in a loop have the same."""
+    return {split_repetition(path)[0]: kernel_clip(name) for path, name in granularity_of.items()}
+
+
+class Quantizer(NamedTuple):
+    """The functions that quantise tensors.
+
+    Clip thresholds of kernels are functions of the kernel with its output channels in the last axis and the contracted
+    axes before (`KernelAxes.to_channels_last`), whatever the layer.
+
+    Attributes:
+      estimator: quantisation and its gradient; or a function `(x, row, clip) -> values` of dequantised values, which
+        are multiplied as they are.
+      weight_clip: clip threshold of a kernel, from the kernel.
+      input_clip: clip threshold of an input, from the input; if None, `LayerFormats.input_clip` is used.
+      factor_clip: clip threshold of the second factor of a product, from that factor.
+      weight_clip_of: replaces `weight_clip` for single layers, by path.
+      operands: type in which codes are multiplied, float32 or bfloat16; sums are float32. Scales inside a contraction
+        (blocks) need float32, and so do formats of more than 8 significant bits, which bfloat16 rounds.
+    """
+
+    estimator: gradients.Estimator | Callable[..., jax.Array] = gradients.straight_through
+    weight_clip: granularity.Clip = kernel_clip("per_channel")
+    input_clip: granularity.Clip | None = None
+    factor_clip: granularity.Clip = granularity.Clipping(calibration.root_mean_square)
+    weight_clip_of: Mapping[str, granularity.Clip] = MappingProxyType({})
+    operands: Any = jnp.float32
+
+
+DEFAULT_QUANTIZER = Quantizer()
+
+
+class Operand(NamedTuple):
+    """A quantised operand of a product: `values · scale`.
+
+    Attributes:
+      values: float32, any shape.
+      scale: float32, a scalar or one value per output channel.
+      is_codes: whether `values` are codes; dequantised otherwise, with the scale 1.
+    """
+
+    values: jax.Array
+    scale: jax.Array
+    is_codes: bool = True
+
+
+def _operand(x: jax.Array, row: FormatTable, clip: jax.Array, quantizer: Quantizer, *, channels: bool) -> Operand:
+    """The codes of `x`, whose scale is a scalar, or one per index of the last axis if it has output `channels`.
+
+    Scales along other axes lie inside the contraction: there values are dequantised. So they are if the estimator is a
+    plain function, which has no codes.
+    """
+    x, clip = x.astype(jnp.float32), jnp.asarray(clip)
+    outside = clip.size == 1 or (channels and clip.shape == (1,) * (x.ndim - 1) + x.shape[-1:])
+    if not outside or not isinstance(quantizer.estimator, gradients.Estimator):
+        return Operand(quantizer.estimator(x, row, clip), jnp.ones(()), is_codes=False)
+    values, scale = quantizer.estimator.codes(x, row, clip)
+    return Operand(values, scale.reshape(()) if scale.size == 1 else scale)
+
+
+def quantized_call(
+    call: Callable[..., jax.Array],
+    layer: nn.Module,
+    formats: LayerFormats,
+    quantizer: Quantizer,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> jax.Array:
+    """The result of a layer call with weights and input quantised.
+
+    Args:
+      call: the layer's bound `__call__`.
+      layer: the layer, bound to its variables.
+      formats: its formats.
+      quantizer: gradients, thresholds and operand type.
+      args, kwargs: the arguments of the call.
+
+    Raises:
+      ValueError: an einsum that reads a diagonal of its kernel.
+    """
+    if isinstance(layer, Product):
+        return _quantized_product(formats, quantizer, *args, **kwargs)
+    weight_clip = quantizer.weight_clip_of.get("/".join(layer.path), quantizer.weight_clip)
+    float32_sums = _float32_sums(layer)
+    equation = einsum_equation(layer, args, kwargs)
+    operands: list[Any] = []
+
+    def to_codes(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, dtype: Any) -> tuple[Any, Any, Any]:
+        """Takes the place of the layer's `promote_dtype`: codes for the product, zeros for the bias."""
+        result_type = own_promote_dtype(inputs, kernel, bias, dtype=dtype)[0].dtype
+        axes = kernel_axes(layer, kernel.shape, inputs.shape, equation)
+        x = _input_operand(inputs, formats, quantizer)
+        channels_last = axes.to_channels_last(kernel).astype(jnp.float32)
+        threshold = weight_clip(channels_last, formats.weights)
+        w = _operand(channels_last, formats.weights, threshold, quantizer, channels=True)
+        operands[:] = x, w, bias, axes, result_type
+        operand_type = quantizer.operands if float32_sums and x.is_codes and w.is_codes else jnp.float32
+        no_bias = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
+        return x.values.astype(operand_type), axes.from_channels_last(w.values).astype(operand_type), no_bias
+
+    own_promote_dtype = layer.promote_dtype
+    with _replaced(layer, {"promote_dtype": to_codes, **float32_sums}):
+        y = call(*args, **kwargs)
+    x, w, bias, axes, result_type = operands
+    y = y * axes.on_output(x.scale * w.scale, y.ndim)
+    if bias is not None:
+        y = y + axes.on_output(bias.astype(jnp.float32), y.ndim)
+    return y.astype(getattr(layer, "preferred_element_type", None) or result_type)
+
+
+def einsum_equation(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """The equation that an `nn.Einsum` is called with, if any."""
+    if not isinstance(layer, nn.Einsum):
+        return None
+    return args[1] if len(args) > 1 else kwargs.get("einsum_str")
+
+
+def _quantized_product(
+    formats: LayerFormats, quantizer: Quantizer, equation: str, left: jax.Array, right: jax.Array
+) -> jax.Array:
+    x = _input_operand(left, formats, quantizer)
+    threshold = quantizer.factor_clip(right.astype(jnp.float32), formats.weights)
+    w = _operand(right, formats.weights, threshold, quantizer, channels=False)
+    operand_type = quantizer.operands if x.is_codes and w.is_codes else jnp.float32
+    factors = (factor.values.astype(operand_type) for factor in (x, w))
+    y = jnp.einsum(equation, *factors, preferred_element_type=jnp.float32)
+    return (y * (x.scale * w.scale)).astype(jnp.result_type(left, right))
+
+
+def _input_operand(x: jax.Array, formats: LayerFormats, quantizer: Quantizer) -> Operand:
+    clip = formats.input_clip
+    if quantizer.input_clip is not None:
+        clip = quantizer.input_clip(x.astype(jnp.float32), formats.inputs)
+    return _operand(x, formats.inputs, clip, quantizer, channels=False)
+
+
+def _float32_sums(layer: nn.Module) -> dict[str, Any]:
+    """Fields of a layer under which its product has float32 results, whatever the type of its operands; none if there
+    are no such fields.
+    """
+    if isinstance(layer, nn.Einsum | nn.ConvTranspose):
+        return {"preferred_element_type": jnp.float32}
+    name = "conv_general_dilated" if isinstance(layer, nn.Conv) else "dot_general"
+    if not hasattr(layer, name) or getattr(layer, f"{name}_cls", None) is not None:
+        return {}
+    return {name: functools.partial(getattr(layer, name) or getattr(lax, name), preferred_element_type=jnp.float32)}
+
+
+@contextlib.contextmanager
+def _replaced(layer: nn.Module, fields: Mapping[str, Any]) -> Iterator[None]:
+    """Replaces fields of a bound layer, which are frozen to models, within the block."""
+    own = {name: getattr(layer, name) for name in fields}
+    for name, value in fields.items():
+        object.__setattr__(layer, name, value)
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            object.__setattr__(layer, name, value)
+
+
+@contextlib.contextmanager
+def kernel_seen(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """Within this block, a call of the layer puts its kernel, as it is multiplied, and its axes into the list."""
+    seen: list[Any] = []
+
+    def promote(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, dtype: Any) -> tuple[Any, ...]:
+        seen[:] = kernel, kernel_axes(layer, kernel.shape, inputs.shape, einsum_equation(layer, args, kwargs))
+        return own(inputs, kernel, bias, dtype=dtype)
+
+    own = layer.promote_dtype
+    with _replaced(layer, {"promote_dtype": promote}):
+        yield seen
