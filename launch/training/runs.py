@@ -80,7 +80,7 @@ def read_run(directory: pathlib.Path, console: Console, *, target: float | None 
     if target is not None:
         config.target = target
     experiment = prepare_experiment(config)
-    checkpoints = Checkpoints(directory / CHECKPOINTS)
+    checkpoints = Checkpoints(directory / CHECKPOINTS, read_only=True)
     restored = checkpoints.restore(initial_state(experiment, experiment.trials[0]), say=console.print)
     checkpoints.close()
     if restored is None:
