@@ -103,7 +103,7 @@ def recalibrated(batch_stats: dict[str, Any], sums: Iterable[Mapping[str, Sums]]
     """Batch statistics that are plain means over batches of each batch's mean and variance.
 
     A layer that is called several times in a pass gets the mean over all of its calls. A layer that uses its running
-    statistics keeps them, and so do all layers if there are no batches. Sums are added in float64 on the host.
+    statistics keeps them, and so do all layers if there are no batches. Means are computed in float64 on the host.
 
     Args:
       batch_stats: the collection before.
@@ -115,30 +115,27 @@ def recalibrated(batch_stats: dict[str, Any], sums: Iterable[Mapping[str, Sums]]
     Raises:
       StatisticsError: a mean or variance of a batch is NaN or infinite; the message names layer and batch.
     """
-    totals: dict[str, Sums] = {}
-    for number, of_batch in enumerate(sums, start=1):
-        for path, layer in jax.device_get(dict(of_batch)).items():
-            for name in _STATISTICS:
-                if not np.isfinite(getattr(layer, name)).all():
-                    raise StatisticsError(
-                        f"batch statistics of {path or 'the network'}: the {name} is not finite in recalibration batch "
-                        f"{number} (the first is 1): its data or the weights hold NaN, infinite or too large numbers"
-                    )
-            exact = Sums(*(np.asarray(value, np.float64) for value in layer))
-            totals[path] = jax.tree.map(np.add, totals[path], exact) if path in totals else exact
+    of_batches: list[dict[str, Sums]] = [jax.device_get(dict(of_batch)) for of_batch in sums]
     stats = traverse_util.flatten_dict(batch_stats, keep_empty_nodes=True)
-    for path, total in totals.items():
+    new: dict[tuple[str, ...], np.ndarray] = {}
+    for path in of_batches[0] if of_batches else ():
+        calls = np.sum([of_batch[path].calls for of_batch in of_batches], axis=0)
+        if not calls.any():
+            continue
         for name in _STATISTICS:
+            values = [getattr(of_batch[path], name) for of_batch in of_batches]
+            total = np.sum(values, axis=0, dtype=np.float64)
+            if not np.isfinite(total).all():
+                number = next(i for i, value in enumerate(values, start=1) if not np.isfinite(value).all())
+                raise StatisticsError(
+                    f"batch statistics of {path or 'the network'}: the {name} is not finite in recalibration batch "
+                    f"{number} (the first is 1): its data or the weights hold NaN, infinite or too large numbers"
+                )
             key = (*path.split("/"), name) if path else (name,)
-            if np.any(total.calls > 0):
-                stats[key] = _replaced(stats[key], getattr(total, name), total.calls)
-    return traverse_util.unflatten_dict(stats)
-
-
-def _replaced(old: Any, total: Any, calls: Any) -> Any:
-    """The mean over calls where there were calls, with the type and the sharding of the old statistic."""
-    new = np.where(calls > 0, total / np.maximum(calls, 1), np.asarray(old, np.float64)).astype(old.dtype)
-    return jax.device_put(new, old.sharding) if isinstance(old, jax.Array) else new
+            kept = np.asarray(stats[key])
+            new[key] = np.where(calls > 0, total / np.maximum(calls, 1), kept).astype(kept.dtype)
+    placed = jax.device_put(new, {key: getattr(stats[key], "sharding", None) for key in new})
+    return traverse_util.unflatten_dict({**stats, **placed})
 
 
 def _flat(variables: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
