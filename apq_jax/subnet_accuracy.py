@@ -4,6 +4,7 @@ In float, a subnetwork is evaluated without training, after recalibration of its
 it is evaluated after a short fine-tuning. The genome is traced, so one compilation serves all subnetworks.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,11 +18,11 @@ from apq_jax import supernet
 from apq_jax.architectures import BIT_DECISIONS, ArchitectureSpace
 from apq_jax.block_network import BlockNetwork
 from apq_jax.supernet import Params, Weights
-from aqt_like import format_choice, granularity, interception
+from aqt_like import format_choice, granularity, interception, recalibration
 from aqt_like.formats import LayerFormat, format_pair
+from aqt_like.recalibration import Sums
 
 Batch = Mapping[str, Any]
-MOMENTUM = 0.9  # of the batch statistics, equal to that of the network
 
 
 class Data(NamedTuple):
@@ -42,17 +43,6 @@ Accuracy = Callable[[Weights, Params, Data, jax.Array], float]
 """`(weights, batch_stats, data, genome int32[D])` → accuracy of the genome's subnetwork on the validation examples."""
 
 
-@jax.jit
-def _empty_stats(stats: Params) -> Params:
-    return jax.tree.map(jnp.zeros_like, stats)
-
-
-@functools.partial(jax.jit, static_argnames="batches")
-def _bias_corrected(stats: Params, batches: int) -> Params:
-    """Running averages over `batches` batches that started from zero, corrected for that start."""
-    return jax.tree.map(lambda leaf: leaf / (1 - MOMENTUM**batches), stats)
-
-
 def _correct_predictions(logits: Any, batch: Batch) -> jax.Array:
     return jnp.sum(jnp.argmax(logits, axis=-1) == batch["label"])
 
@@ -71,9 +61,11 @@ def make_float_accuracy(space: ArchitectureSpace, full: BlockNetwork) -> Accurac
     specialise = jax.jit(functools.partial(supernet.specialised, space))
 
     @jax.jit
-    def recalibrate(params: Params, stats: Params, batch: Batch) -> Params:
-        variables = {"params": params, "batch_stats": stats}
-        return full.apply(variables, batch["input"], train=True, mutable=["batch_stats"])[1]["batch_stats"]
+    def batch_sums(params: Params, stats: Params, batch: Batch) -> dict[str, Sums]:
+        def update(variables: dict[str, Any]) -> Any:
+            return full.apply(variables, batch["input"], train=True, mutable=["batch_stats"])[1]
+
+        return recalibration.batch_sums(update, {"params": params, "batch_stats": stats})
 
     @jax.jit
     def count_correct(params: Params, stats: Params, batch: Batch) -> jax.Array:
@@ -82,10 +74,9 @@ def make_float_accuracy(space: ArchitectureSpace, full: BlockNetwork) -> Accurac
         )
 
     def accuracy(weights: Weights, batch_stats: Params, data: Data, genome: jax.Array) -> float:
-        params, stats = specialise(weights, genome), _empty_stats(batch_stats)
-        for batch in data.calibration:
-            stats = recalibrate(params, stats, batch)
-        stats = _bias_corrected(stats, len(data.calibration))
+        params = specialise(weights, genome)
+        sums = (batch_sums(params, batch_stats, batch) for batch in data.calibration)
+        stats = recalibration.recalibrated(batch_stats, sums)
         return _share_of_correct(functools.partial(count_correct, params, stats), data.validation)
 
     return accuracy
@@ -146,16 +137,16 @@ def make_quantized_accuracy(
     multiples = format_choice.precomputed_clip_multiples(members, len(paths), "gaussian", use_unsigned=True)
     quantizer = interception.Quantizer(weight_clip=granularity.Clipping(_rms_of_present, granularity.per_channel(-1)))
 
+    apply_variables = functools.partial(interception.apply_quantized, full, quantizer=quantizer)
+
     def apply(weights: Weights, genome: jax.Array, collections: dict[str, Any], x: jax.Array, **how: Any) -> Any:
-        variables = {"params": supernet.specialised(space, weights, genome), **collections}
-        return interception.apply_quantized(full, variables, x, quantizer=quantizer, **how)
+        return apply_variables({"params": supernet.specialised(space, weights, genome), **collections}, x, **how)
 
     @jax.jit
-    def profile(weights: Weights, genome: jax.Array, stats: Params, profiles: Any, batch: Batch) -> tuple[Params, Any]:
+    def profile(weights: Weights, genome: jax.Array, stats: Params, profiles: Any, batch: Batch) -> Any:
         collections = {"batch_stats": stats, "calibration": profiles}
         mutable = ["batch_stats", "calibration"]
-        _, updated = apply(weights, genome, collections, batch["input"], train=True, mutable=mutable)
-        return updated["batch_stats"], updated["calibration"]
+        return apply(weights, genome, collections, batch["input"], train=True, mutable=mutable)[1]["calibration"]
 
     @jax.jit
     def formats_under(genome: jax.Array, profiles: Any) -> Any:
@@ -176,27 +167,31 @@ def make_quantized_accuracy(
         return tuned, opt_state
 
     @jax.jit
-    def recalibrate(weights: Weights, genome: jax.Array, collections: dict[str, Any], batch: Batch) -> Params:
-        return apply(weights, genome, collections, batch["input"], train=True, mutable=["batch_stats"])[1][
-            "batch_stats"
-        ]
+    def batch_sums(weights: Weights, genome: jax.Array, collections: dict[str, Any], batch: Batch) -> dict[str, Sums]:
+        params = supernet.specialised(space, weights, genome)
+
+        def update(variables: dict[str, Any]) -> Any:
+            return apply_variables(variables, batch["input"], train=True, mutable=["batch_stats"])[1]
+
+        return recalibration.batch_sums(update, {"params": params, **collections})
 
     @jax.jit
     def count_correct(weights: Weights, genome: jax.Array, collections: dict[str, Any], batch: Batch) -> jax.Array:
         return _correct_predictions(apply(weights, genome, collections, batch["input"], train=False), batch)
 
     def accuracy(weights: Weights, batch_stats: Params, data: Data, genome: jax.Array) -> float:
-        stats, profiles = _empty_stats(batch_stats), interception.empty_calibration(paths)
+        # Passes in training mode do not read batch statistics.
+        profiles = interception.empty_calibration(paths)
         for batch in data.calibration:
-            stats, profiles = profile(weights, genome, stats, profiles, batch)
-        quantized = {"formats": formats_under(genome, profiles)}
+            profiles = profile(weights, genome, batch_stats, profiles, batch)
+        collections = {"batch_stats": batch_stats, "formats": formats_under(genome, profiles)}
         opt_state = optimizer.init(weights)
         for batch in data.training:
-            weights, opt_state = fine_tune(weights, opt_state, genome, {"batch_stats": stats, **quantized}, batch)
-        stats = _empty_stats(batch_stats)
-        for batch in data.calibration:
-            stats = recalibrate(weights, genome, {"batch_stats": stats, **quantized}, batch)
-        collections = {"batch_stats": _bias_corrected(stats, len(data.calibration)), **quantized}
+            weights, opt_state = fine_tune(weights, opt_state, genome, collections, batch)
+        sums = (batch_sums(weights, genome, collections, batch) for batch in data.calibration)
+        # Fine-tuning may diverge: the accuracy without recalibration is then that of chance too.
+        with contextlib.suppress(recalibration.StatisticsError):
+            collections["batch_stats"] = recalibration.recalibrated(batch_stats, sums)
         return _share_of_correct(functools.partial(count_correct, weights, genome, collections), data.validation)
 
     return accuracy

@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
                 "source": "precomputed",
                 "distribution": "gaussian",  # of the synthetic data: gaussian, laplacian
             },
-            "recalibration_batches": 50,  # for batch statistics with the formats of the result
+            "recalibration_batches": 50,  # means over so many batches replace batch statistics; 0 keeps them
             "random_search": {"draws": 20000, "evaluated": 32},  # with policy=uniform
             # Rates for the footprint in summaries (hwcost/carbon.py): power draw of the machine, emissions of its
             # electricity (kg of CO2e per kWh), and lowest and highest price per hour.

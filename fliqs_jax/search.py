@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aqt_like import calibration, format_choice, interception
+from aqt_like import calibration, format_choice, interception, recalibration
 from fliqs_jax import models
 from fliqs_jax.losses import Batch, Loss
 from fliqs_jax.policy import Policy
@@ -284,15 +284,26 @@ def _reinforcement(
     )
 
 
-def make_recalibrate(search: Search) -> Callable[[SearchState, jax.Array, Batch], SearchState]:
-    """Makes `(state, genome, train_batch) -> state`, which updates batch statistics with the formats of `genome`."""
+def make_recalibrate(search: Search) -> Callable[[SearchState, Any, Iterable[Any]], SearchState]:
+    """Makes `(state, genome, train_batches) -> state`, which recalibrates batch statistics.
+
+    They become plain means over the batches, with the formats of `genome`, int32[D]; see `aqt_like.recalibration`. The
+    rest of the state is that of before. The function jits its pass over a batch and is not to be jitted itself. It
+    raises `recalibration.StatisticsError` if statistics are not finite.
+    """
     apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
     training = models.mode(search.model, train=True)
 
-    def recalibrate(state: SearchState, genome: jax.Array, batch: Batch) -> SearchState:
-        variables = quantized_variables(search, state, genome, True)
-        _, updated = apply(search.model, variables, batch["input"], **training, mutable=["batch_stats"])
-        return state._replace(batch_stats=updated.get("batch_stats", state.batch_stats))
+    @jax.jit
+    def batch_sums(state: SearchState, genome: jax.Array, batch: Batch) -> dict[str, recalibration.Sums]:
+        def update(variables: dict[str, Any]) -> dict[str, Any]:
+            return apply(search.model, variables, batch["input"], **training, mutable=["batch_stats"])[1]
+
+        return recalibration.batch_sums(update, quantized_variables(search, state, genome, True))
+
+    def recalibrate(state: SearchState, genome: Any, batches: Iterable[Any]) -> SearchState:
+        sums = (batch_sums(state, genome, batch) for batch in batches)
+        return state._replace(batch_stats=recalibration.recalibrated(state.batch_stats, sums))
 
     return recalibrate
 

@@ -44,14 +44,12 @@ def assign(prepared: Experiment, state: Any, dataset: data.Dataset, measured: Se
     search, config = prepared.search, prepared.config
     choices = assignment.options(prepared.plan, search.budgets[0].table, measured.noise_to_signal)
     evaluate = jax.jit(make_evaluate(search))
-    recalibrate = jax.jit(make_recalibrate(search))
+    recalibrate = make_recalibrate(search)
     assignments = {}
     for name, method in METHODS.items():
         genome = method(choices, search.budgets[0].target)
         stream = dataset.train_batches("train", batch_size=config.batch_size, first_step=0, augmented=False)
-        recalibrated = state
-        for batch in itertools.islice(stream, config.recalibration_batches):
-            recalibrated = recalibrate(recalibrated, genome, batch)
+        recalibrated = recalibrate(state, genome, itertools.islice(stream, config.recalibration_batches))
         batches = dataset.eval_batches("test", batch_size=config.valid_batch_size)
         quality = quality_over(search, evaluate, recalibrated, jnp.asarray(genome), batches)
         cost = pricing.price_exactly(search.budgets[0].table, genome)

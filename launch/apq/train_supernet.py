@@ -123,9 +123,10 @@ def read_supernet(pipeline: Pipeline) -> ShrinkingState:
 
     Raises:
       ConfigError: it is not trained yet, or has no checkpoint.
+      CheckpointError: its checkpoints are damaged, or of another network.
     """
     pipeline.read(f"{SUPERNET}/{SUMMARY}")
-    checkpoints = Checkpoints(pipeline.workdir / SUPERNET / "checkpoints")
+    checkpoints = Checkpoints(pipeline.workdir / SUPERNET / "checkpoints", read_only=True)
     template = jax.device_put(_initial(pipeline)[0], replicated(data_mesh()))
     restored = checkpoints.restore(template, say=pipeline.note)
     checkpoints.close()

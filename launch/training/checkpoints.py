@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, with digests that detect damaged files."""
+"""Checkpoints: written atomically, with digests that tell damaged files from a model that has changed."""
 
 import hashlib
 import json
@@ -12,10 +12,14 @@ import orbax.checkpoint as ocp
 
 KEPT_CHECKPOINTS = 3
 _DIGESTS = "sha256.json"
+_DAMAGED = "damaged-"
+_TOLD = 3  # differing shapes in a message
+# The arrays of a state by path, with their shapes.
+_Shapes = dict[str, tuple[int, ...]]
 
 
 class CheckpointError(RuntimeError):
-    """All checkpoints are damaged."""
+    """There are checkpoints, and none can be used: all are damaged, or the model is not that of the run."""
 
 
 class Checkpoints:
@@ -23,17 +27,25 @@ class Checkpoints:
 
     Orbax writes a checkpoint to a temporary directory and renames it, so a killed process leaves no partial checkpoint.
     Digests of its files are added afterwards; they detect a damaged checkpoint before orbax reads it.
+
+    Args:
+      directory: where they are.
+      read_only: whether they belong to a run that is only read: then nothing is created, renamed or removed.
     """
 
-    def __init__(self, directory: pathlib.Path) -> None:
+    def __init__(self, directory: pathlib.Path, *, read_only: bool = False) -> None:
         self._directory = directory.absolute()
+        self._read_only = read_only
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT_CHECKPOINTS, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=KEPT_CHECKPOINTS,
+            enable_async_checkpointing=False,
+            create=not self._read_only,
+            cleanup_tmp_directories=not self._read_only,
         )
-        return ocp.CheckpointManager(self._directory, options=options)
+        return ocp.CheckpointManager(self._directory, item_handlers=ocp.StandardCheckpointHandler(), options=options)
 
     def save(self, step: int, state: Any) -> None:
         """Writes the state after `step` steps, unless this step is stored already."""
@@ -46,33 +58,56 @@ class Checkpoints:
         temporary.rename(checkpoint / _DIGESTS)
 
     def restore(self, like: Any, say: Callable[[str], None] = print) -> tuple[int, Any] | None:
-        """Newest readable checkpoint as `(step, state)`, or None if there are no checkpoints.
+        """Newest undamaged checkpoint as `(step, state)`, or None if there never was a checkpoint.
+
+        A damaged checkpoint is skipped. It is renamed, too, unless the checkpoints are only read.
 
         Args:
           like: a state of the same structure, shapes and shardings.
-          say: receives a message for each damaged checkpoint, which is renamed and skipped.
+          say: receives a message for each damaged checkpoint.
 
         Raises:
-          CheckpointError: there are checkpoints, but all of them are damaged.
+          CheckpointError: all checkpoints are damaged; or an undamaged one has other shapes than `like`, or cannot be
+            read for another reason. Undamaged checkpoints are never renamed.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         for step in steps:
+            checkpoint, intact = self._directory / str(step), False
             try:
-                _check_files(self._directory / str(step))
-                return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                intact = _check_files(checkpoint)
+                differences = _differences(_shapes_by_path(self._manager.item_metadata(step).tree), _shapes(like))
+                if not differences:
+                    return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
             except Exception as error:  # Damage causes any exception of orbax, tensorstore or json.
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                say(f"checkpoint of step {step} is damaged ({reason}): trying the one before")
-                self._manager.close()
-                (self._directory / str(step)).rename(self._unused_name(f"damaged-{step}"))
-                self._manager = self._open()
-        if steps:
+                if intact:
+                    raise CheckpointError(f"{checkpoint} is as it was written, but {_reason(error)}") from error
+                self._set_aside(step, error, say)
+            else:
+                raise CheckpointError(
+                    f"the model is not that of the run in {self._directory.parent}: these shapes differ: "
+                    f"{differences}. The checkpoints are unchanged: undo the edit of the model, or use a new directory"
+                )
+        damaged = [str(step) for step in steps] or self._set_aside_before()
+        if damaged:
             raise CheckpointError(
-                f"no checkpoint in {self._directory} can be read (steps {', '.join(map(str, steps))} are damaged); "
+                f"no checkpoint in {self._directory} can be read (steps {', '.join(damaged)} are damaged); "
                 "remove the run directory to start again"
             )
         return None
+
+    def _set_aside(self, step: int, error: Exception, say: Callable[[str], None]) -> None:
+        """Tells that a checkpoint is damaged, and renames it unless checkpoints are only read."""
+        say(f"checkpoint of step {step} is damaged ({_reason(error)}): trying the one before")
+        if self._read_only:
+            return
+        self._manager.close()
+        (self._directory / str(step)).rename(self._unused_name(f"{_DAMAGED}{step}"))
+        self._manager = self._open()
+
+    def _set_aside_before(self) -> list[str]:
+        """Names of the steps whose checkpoints were renamed earlier."""
+        return sorted(path.name.removeprefix(_DAMAGED) for path in self._directory.glob(f"{_DAMAGED}*"))
 
     def _unused_name(self, name: str) -> pathlib.Path:
         taken = sum(path.name.startswith(name) for path in self._directory.iterdir())
@@ -91,13 +126,49 @@ def _file_digests(checkpoint: pathlib.Path) -> dict[str, str]:
     }
 
 
-def _check_files(checkpoint: pathlib.Path) -> None:
-    """Compares files with their digests, which are missing if the process was killed right after orbax had finished."""
+def _check_files(checkpoint: pathlib.Path) -> bool:
+    """Whether there are digests, with which all files agree; a process killed right after orbax leaves none.
+
+    Raises:
+      ValueError: a file is not as it was written.
+    """
     if not (checkpoint / _DIGESTS).exists():
-        return
+        return False
     expected, actual = json.loads((checkpoint / _DIGESTS).read_text()), _file_digests(checkpoint)
     if damaged := [name for name in expected if actual.get(name) != expected[name]]:
         raise ValueError(f"{damaged[0]} is not as it was written")
+    return True
+
+
+def _shapes(state: Any) -> _Shapes:
+    """Shapes of a state as orbax stores it, with PRNG keys as their data."""
+
+    def stored(leaf: Any) -> Any:
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
+
+    return _shapes_by_path(ocp.tree.serialize_tree(jax.tree.map(stored, state), keep_empty_nodes=True))
+
+
+def _shapes_by_path(tree: Any) -> _Shapes:
+    leaves = ocp.tree.to_flat_dict(tree, sep="/")
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items() if hasattr(leaf, "shape")}
+
+
+def _differences(stored: _Shapes, expected: _Shapes) -> str:
+    """The first few arrays whose shapes differ, parameters first; empty if none do."""
+    differing = [path for path in {**expected, **stored} if stored.get(path) != expected.get(path)]
+    differing.sort(key=lambda path: not path.startswith("params/"))
+    told = [
+        f"{path} is {stored.get(path, 'absent')} in the checkpoint and {expected.get(path, 'absent')} in the model"
+        for path in differing[:_TOLD]
+    ]
+    more = [f"and {len(differing) - _TOLD} more"] if len(differing) > _TOLD else []
+    return "; ".join(told + more)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def state_digest(state: Any) -> str:

@@ -80,7 +80,7 @@ def read_run(directory: pathlib.Path, console: Console, *, target: float | None 
     if target is not None:
         config.target = target
     experiment = prepare_experiment(config)
-    checkpoints = Checkpoints(directory / CHECKPOINTS)
+    checkpoints = Checkpoints(directory / CHECKPOINTS, read_only=True)
     restored = checkpoints.restore(initial_state(experiment, experiment.trials[0]), say=console.print)
     checkpoints.close()
     if restored is None:
@@ -131,7 +131,7 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, console: Co
         mesh=mesh,
         teach=teach,
         step=step,
-        recalibrate=jax.jit(make_recalibrate(search), donate_argnums=0, out_shardings=whole),
+        recalibrate=make_recalibrate(search),
         evaluate=jax.jit(make_evaluate(search)),
         profile=criterion
         and jax.jit(make_profile_clip_multiples(search, criterion), donate_argnums=0, out_shardings=whole),
@@ -236,7 +236,6 @@ def _run(run: _TrialRun, stop: StopRequested) -> None:
     """Trains a trial, chooses its genome, recalibrates and evaluates it, and writes genome and summary."""
     state, seconds = _train(run, stop)
     genome = _chosen_genome(run, state)
-    # Computed before recalibration, which donates the state.
     trained = {
         f"{run.experiment.search.quality.name}_before_recalibration": run.quality(state, genome, "test"),
         "policy_entropy": float(state.policy.entropy()),
@@ -306,12 +305,10 @@ def _chosen_genome(run: _TrialRun, state: SearchState) -> jax.Array:
 
 
 def _recalibrated(run: _TrialRun, state: SearchState, genome: jax.Array) -> SearchState:
-    """State with batch statistics recalibrated for the genome, int32[D]; the given state is donated."""
+    """State with batch statistics recalibrated for the genome, int32[D]."""
     config = run.trial.config
     batches = run.batches("train", config.batch_size, first_step=run.experiment.search.total_steps)
-    for batch in itertools.islice(batches, config.recalibration_batches):
-        state = run.compiled.recalibrate(state, genome, batch)
-    return state
+    return run.compiled.recalibrate(state, genome, itertools.islice(batches, config.recalibration_batches))
 
 
 def _summary(run: _TrialRun, state: SearchState, genome: jax.Array, seconds: float) -> dict[str, Any]:

@@ -36,11 +36,11 @@ def test_float_accuracy_is_that_of_the_network_cut_out_and_recalibrated(weights_
     found = subnet_accuracy.make_float_accuracy(SPACE, FULL)(weights, stats, data, jnp.asarray(genome))
 
     smaller, variables = supernet.cut_out(SPACE, weights, stats, genome)
-    means = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-    train = jax.jit(lambda v, x: smaller.apply(v, x, train=True, mutable=["batch_stats"])[1]["batch_stats"])
-    for batch in data.calibration:
-        means = train({**variables, "batch_stats": means}, batch["input"])
-    settled = {**variables, "batch_stats": jax.tree.map(lambda leaf: leaf / (1 - 0.9**3), means)}
+    # One update from zero is a tenth of what a batch has.
+    empty = variables | {"batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
+    train = jax.jit(lambda x: smaller.apply(empty, x, train=True, mutable=["batch_stats"])[1]["batch_stats"])
+    tenths = [train(batch["input"]) for batch in data.calibration]
+    settled = variables | {"batch_stats": jax.tree.map(lambda *leaves: 10 * np.mean(leaves, axis=0), *tenths)}
     predict = jax.jit(lambda x: smaller.apply(settled, x, train=False).argmax(-1))
     right = sum(int((predict(b["input"]) == b["label"]).sum()) for b in validation)
     assert found == pytest.approx(right / 42)
@@ -82,3 +82,6 @@ def test_quantised_accuracy_fine_tunes_and_leaves_the_once_for_all_network_alone
     assert tuned > coarse  # two bits and fewer channels
     assert tuned == measure(weights, stats, data, genome)
     jax.tree.map(np.testing.assert_array_equal, weights, before)
+    # A network whose fine-tuning diverged is bad, and no error.
+    diverged = [examples[0] | {"input": np.full((32, 8, 8, 1), np.nan, np.float32)}]
+    assert measure(weights, stats, data._replace(training=diverged), genome) < tuned

@@ -282,11 +282,27 @@ def test_fixed_policies_never_change():
     assert all(list(metrics["genome"]) == [1, 2] for _, _, metrics in history)
 
 
-def test_recalibration_moves_only_batch_statistics(searched):
-    state = searched[0]
-    recalibrated = jax.jit(make_recalibrate(SEARCH))(state, jnp.asarray([0, 0]), batch(50))
-    chex.assert_trees_all_equal(recalibrated.params, state.params)
-    assert not np.array_equal(recalibrated.batch_stats["norm"]["mean"], state.batch_stats["norm"]["mean"])
+def test_recalibration_averages_over_batches_and_changes_only_batch_statistics(searched):
+    """The mean and variance of what the quantised convolution computes, in NumPy."""
+    state, genome, batches = searched[0], jnp.asarray([0, 0]), [batch(50), batch(51)]
+    choice = chex.assert_max_traces(SEARCH.choice, n=1)
+    recalibrate = make_recalibrate(dataclasses.replace(SEARCH, choice=choice))
+    recalibrated = recalibrate(recalibrate(state, genome, batches[:1]), genome, batches)
+    captured = jax.jit(
+        lambda state: interception.apply_quantized(
+            SEARCH.model,
+            quantized_variables(SEARCH, state, genome, True),
+            jnp.concatenate([b["input"] for b in batches]),
+            train=False,
+            capture_intermediates=lambda module, _: module.name == "conv",
+            mutable=["intermediates"],
+        )[1]["intermediates"]["conv"]["__call__"][0]
+    )
+    outputs = np.asarray(captured(state), np.float64).reshape(2, -1, 4)
+    expected = {"mean": outputs.mean(axis=1).mean(axis=0), "var": outputs.var(axis=1).mean(axis=0)}
+    chex.assert_trees_all_close(recalibrated.batch_stats["norm"], expected, rtol=1e-5, atol=1e-6)
+    rest = recalibrated._replace(batch_stats=state.batch_stats)
+    assert all(new is old for new, old in zip(jax.tree.leaves(rest), jax.tree.leaves(state), strict=True))
 
 
 def test_evaluation_ignores_padding(searched):

@@ -195,11 +195,39 @@ def test_damage_is_told_and_never_restored(tmp_path):
     flipped[len(flipped) // 2] ^= 1
     path.write_bytes(flipped)
     notices = []
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read \(steps 1 are damaged\)"):
-        checkpoints.restore(state, say=notices.append)
-    assert "is not as it was written" in notices[0]
-    assert [p.name for p in (tmp_path / "c").iterdir()] == ["damaged-1"]
-    assert checkpoints.restore(state) is None
+    readers = Checkpoints(tmp_path / "c", read_only=True)
+    for attempt, left in ((readers, "1"), (checkpoints, "damaged-1"), (checkpoints, "damaged-1")):
+        with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read \(steps 1 are damaged\)"):
+            attempt.restore(state, say=notices.append)
+        assert [p.name for p in (tmp_path / "c").iterdir()] == [left]
+    assert len(notices) == 2  # by the reader and the run; later there is nothing new
+    assert all("is not as it was written" in notice for notice in notices)
+
+
+def test_a_changed_model_is_told_with_its_shapes_and_damages_nothing(tmp_path):
+    def state(width, depth=1):
+        params = {f"layer{i}": {"kernel": jnp.ones((3, width))} for i in range(depth)}
+        return {"batch_stats": {"mean": jnp.ones(width)}, "params": params, "key": jax.random.key(0)}
+
+    for read_only in (True, False):
+        checkpoints = Checkpoints(tmp_path / "run" / "c")
+        checkpoints.save(1, state(4))
+        attempt = Checkpoints(tmp_path / "run" / "c", read_only=read_only)
+        for changed, told in (
+            (
+                state(5),
+                r"params/layer0/kernel is \(3, 4\) in the checkpoint and \(3, 5\) in the model; batch_stats/mean",
+            ),
+            (state(4, depth=2), r"params/layer1/kernel is absent in the checkpoint and \(3, 4\) in the model\. The"),
+            (state(5, depth=9), r"and 7 more\."),
+        ):
+            with pytest.raises(CheckpointError, match=rf"not that of the run in .*: these shapes differ: .*{told}"):
+                attempt.restore(changed, say=pytest.fail)
+        assert [p.name for p in (tmp_path / "run" / "c").iterdir()] == ["1"]
+        assert attempt.restore(state(4))[0] == 1
+    nothing = tmp_path / "nothing"
+    assert Checkpoints(nothing, read_only=True).restore(state(4)) is None
+    assert not nothing.exists()
 
 
 def test_a_checkpoint_killed_before_its_digests_is_still_good(tmp_path):
