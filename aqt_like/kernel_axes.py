@@ -22,13 +22,13 @@ class KernelAxes(NamedTuple):
       outputs: axes of the kernel that index output channels, in the order of the output. They include the axes that
         kernel, input and output share, as the batch axes of `nn.DenseGeneral` and the positions of `nn.ConvLocal`.
       output_axes: for each of these, the axis of the layer's output that it indexes.
-      equation: of an einsum, its equation without spaces and ellipses; else empty.
+      shared: those of them that the input has as well.
     """
 
     shape: tuple[int, ...]
     outputs: tuple[int, ...]
     output_axes: tuple[int, ...]
-    equation: str = ""
+    shared: tuple[int, ...] = ()
 
     @property
     def contracted(self) -> tuple[int, ...]:
@@ -94,7 +94,7 @@ def kernel_axes(
         return KernelAxes(shape, (last - 1 if layer.transpose_kernel else last,), (-1,))
     if isinstance(layer, nn.ConvLocal):
         positions = tuple(range(last - 1))
-        return KernelAxes(shape, (*positions, last), tuple(axis - last for axis in range(last)))
+        return KernelAxes(shape, (*positions, last), tuple(axis - last for axis in range(last)), positions)
     if isinstance(layer, nn.DenseGeneral):
         batch, contracted = len(layer.batch_dims), _count(layer.axis)
         features = tuple(range(batch + contracted, len(shape)))
@@ -102,6 +102,7 @@ def kernel_axes(
             shape,
             (*range(batch), *features),
             (*range(batch), *(axis - len(shape) for axis in features)),
+            tuple(range(batch)),
         )
     if isinstance(layer, nn.Einsum):
         return _einsum_axes(layer, shape, tuple(input_shape), equation or layer.einsum_str or "")
@@ -126,5 +127,5 @@ def _einsum_axes(layer: nn.Module, shape: tuple[int, ...], input_shape: tuple[in
         shape,
         tuple(of_kernel.index(result[position]) for position in positions),
         tuple(positions),
-        f"{of_input},{of_kernel}->{result}",
+        tuple(axis for axis, letter in enumerate(of_kernel) if letter in of_input and letter in result),
     )

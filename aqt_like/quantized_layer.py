@@ -220,6 +220,6 @@ def kernel_seen(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         seen[:] = kernel, kernel_axes(layer, kernel.shape, inputs.shape, einsum_equation(layer, args, kwargs))
         return own(inputs, kernel, bias, dtype=dtype)
 
-    own = layer.promote_dtype
-    with _replaced(layer, {"promote_dtype": promote}):
+    own = getattr(layer, "promote_dtype", None)  # A product has none.
+    with _replaced(layer, {"promote_dtype": promote} if own else {}):
         yield seen
