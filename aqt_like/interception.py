@@ -10,6 +10,7 @@ Layers without a `"formats"` entry compute in float. Entries of a layer that a l
 leading axes (`layer_calls`).
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from aqt_like.layer_profile import (
     InputStatistics,
     LayerCalibration,
     ProfileError,
+    call_ratio,
     check_profile,
     empty_calibration,
     stacked_calibration,
@@ -106,9 +108,9 @@ def apply_quantized(
       ValueError: `variables` lacks `"params"`.
     """
     _check_params(variables)
-    formats: dict[Path, LayerFormats] = traverse_util.flatten_dict(variables.get(FORMATS, {}))
+    formats: dict[Path, Any] = traverse_util.flatten_dict(variables.get(FORMATS, {}))
     profiled = in_filter(mutable, "calibration") and bool(variables.get("calibration"))
-    calibration: dict[Path, LayerCalibration] = traverse_util.flatten_dict(variables["calibration"]) if profiled else {}
+    calibration: dict[Path, Any] = traverse_util.flatten_dict(variables["calibration"]) if profiled else {}
     ran: dict[Path, None] = {}  # An ordered set.
 
     def quantize(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
@@ -168,7 +170,7 @@ def _observe(layer: nn.Module, value: Any) -> None:
     layer.put_variable(OBSERVED, f"call{count}", value)
 
 
-def _by_call(observed: Mapping[str, Any]) -> dict[Path, list[Any]]:
+def _by_call(observed: Any) -> dict[Path, list[Any]]:
     """What was observed in each call of a layer, by path."""
     calls: dict[Path, list[Any]] = {}
     for path, value in traverse_util.flatten_dict(observed).items():
@@ -296,6 +298,12 @@ def profile_inputs(
     profiles: dict[str, LayerCalibration] = {}
     statistics = profile(dict(variables), arrays)
     for path, calls in zip(paths, statistics, strict=True):
+        if (ratio := call_ratio(calls)) > 2:
+            warnings.warn(
+                f"{'/'.join(path)} runs {len(calls)} times, on inputs whose root mean squares differ by a factor of "
+                f"{ratio:.1f}, but has one clip threshold",
+                stacklevel=2,
+            )
         stacked = LayerCalibration.empty().after(calls, momentum=1.0)
         shape = stacked.mean_square.shape
         for name, index in zip(repetition_paths("/".join(path), shape), np.ndindex(*shape), strict=True):

@@ -5,6 +5,7 @@ followed by the indices of the repetition, as in `blocks/mlp[3]` or, in nested l
 hold all repetitions of such a layer as one entry, whose leaves have the repetitions as leading axes.
 """
 
+import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -34,17 +35,19 @@ QUANTIZABLE = (nn.Conv, nn.ConvLocal, nn.ConvTranspose, nn.Dense, nn.DenseGenera
 
 # The functions that compute these layers. A subclass or a lifted layer (`nn.remat(nn.Dense)`) has methods of its own,
 # which may call one of these.
-_COMPUTING = {kind.__call__.__wrapped__ for kind in QUANTIZABLE}
+_COMPUTING = {inspect.unwrap(kind.__call__) for kind in QUANTIZABLE}
 _CONDITIONAL = re.compile(r"\b(cond|switch|while_loop)\(")
 
 
 def is_layer_call(context: nn.module.InterceptorContext) -> bool:
     """Whether an intercepted call computes a layer that can be quantised."""
-    return context.orig_method.func in _COMPUTING and not is_conditional(context.module)
+    computing = getattr(context.orig_method, "func", None)  # Flax binds it by functools.partial.
+    return computing in _COMPUTING and not is_conditional(context.module)
 
 
 def is_conditional(module: nn.Module) -> bool:
     """Whether a module runs in an `nn.cond`, `nn.switch` or `nn.while_loop`, where layers stay in float."""
+    assert module.scope is not None
     return any(_CONDITIONAL.search(part) for part in module.scope.debug_path)
 
 

@@ -41,7 +41,8 @@ class InputStatistics(NamedTuple):
             return jnp.zeros(()), jnp.zeros(())
 
         x = lax.stop_gradient(x)
-        return cls(*(measured(x) if profiling is True else lax.cond(profiling, measured, skipped, x)), jnp.zeros((0,)))
+        mean_square, smallest = measured(x) if profiling is True else lax.cond(profiling, measured, skipped, x)
+        return cls(mean_square, smallest, jnp.zeros((0,)))
 
     def over_runs(self) -> tuple[jax.Array, jax.Array]:
         """Mean square and smallest value over all runs, float32 of the shape of the repetitions."""
@@ -55,27 +56,17 @@ class LayerCalibration(NamedTuple):
     Attributes:
       mean_square: float32, running average of the batch mean of x².
       smallest: float32, smallest value in all batches; if not negative, the input can use an unsigned format.
-      batches: int32, number of batches profiled.
-      passed_over: int32, number of batches with a NaN or infinite value, which are left out.
-      call_ratio: float32, the largest ratio so far of the mean squares of two calls of the layer; 1 for a single call.
+      batches: int32, number of batches profiled. Batches with a NaN or infinite value are passed over.
     """
 
     mean_square: jax.Array
     smallest: jax.Array
     batches: jax.Array
-    passed_over: jax.Array | int = 0
-    call_ratio: jax.Array | float = 1.0
 
     @classmethod
     def empty(cls) -> "LayerCalibration":
         """The profile before the first batch."""
-        return cls(
-            jnp.zeros(()),
-            jnp.full((), jnp.inf, jnp.float32),
-            jnp.zeros((), jnp.int32),
-            jnp.zeros((), jnp.int32),
-            jnp.ones(()),
-        )
+        return cls(jnp.zeros(()), jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
 
     def update(self, x: jax.Array) -> "LayerCalibration":
         """The profile after another batch `x`: a plain mean over batches at first, later an exponential moving average.
@@ -88,18 +79,10 @@ class LayerCalibration(NamedTuple):
         """The profile after another batch, of which each call of the layer has statistics; calls count alike."""
         squares, lowest = (jnp.stack(values) for values in zip(*(call.over_runs() for call in calls), strict=True))
         mean_square, smallest = jnp.mean(squares, 0), jnp.min(lowest, 0)
-        usable = jnp.isfinite(mean_square) & jnp.isfinite(smallest)
         average = calibration.RunningAverage(self.mean_square, self.batches).update(mean_square, momentum)
-        ratio = jnp.max(squares, 0) / jnp.maximum(jnp.min(squares, 0), jnp.finfo(jnp.float32).tiny)
-        seen = LayerCalibration(
-            average.value,
-            jnp.minimum(self.smallest, smallest),
-            average.batches,
-            self.passed_over,
-            jnp.maximum(self.call_ratio, ratio if len(calls) > 1 else 1.0),
-        )
-        passed = self._replace(passed_over=self.passed_over + 1)
-        return jax.tree.map(lambda new, old: jnp.where(usable, new, old), seen, passed)
+        seen = LayerCalibration(average.value, jnp.minimum(self.smallest, smallest), average.batches)
+        usable = jnp.isfinite(mean_square) & jnp.isfinite(smallest)
+        return jax.tree.map(lambda new, old: jnp.where(usable, new, old), seen, self)
 
     @property
     def root_mean_square(self) -> jax.Array:
@@ -129,7 +112,7 @@ def stacked_calibration(paths: Sequence[str], collection: Mapping[str, Any]) -> 
     Raises:
       ValueError: the collection has no such layer.
     """
-    flat: dict[tuple[str, ...], LayerCalibration] = traverse_util.flatten_dict(collection)
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(collection)
 
     def profile(path: str) -> LayerCalibration:
         layer, repetition = split_repetition(path)
@@ -146,41 +129,41 @@ class ProfileError(ValueError):
     """Raised for inputs that were never profiled; the message names the layers."""
 
 
-def check_profile(paths: Sequence[str], profile: LayerCalibration) -> list[str]:
+def check_profile(paths: Sequence[str], profile: LayerCalibration, *, batches: int | None = None) -> list[str]:
     """Checks profiles before inputs are quantised, outside of jit, and tells what is doubtful about them.
 
     Args:
       paths: path of each layer.
       profile: their profiles, leaves `[L]`.
+      batches: number of batches that were to be profiled, if known.
 
     Returns:
-      A line for each doubt: batches passed over, inputs of nothing but zeros, calls of a layer with unlike ranges.
+      A line for each doubt: batches passed over, and inputs of nothing but zeros.
 
     Raises:
       ProfileError: a layer was never profiled.
     """
-    profile = jax.tree.map(np.asarray, profile)
+    mean_square, profiled = (np.asarray(leaf) for leaf in (profile.mean_square, profile.batches))
 
     def named(chosen: np.ndarray) -> str:
         found = [path for path, is_chosen in zip(paths, chosen, strict=True) if is_chosen]
         return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 
-    if (never := profile.batches == 0).any():
-        finite = "none without NaN or infinite values" if profile.passed_over[never].any() else "none"
+    if (never := profiled == 0).any():
         raise ProfileError(
-            f"the input of {named(never)} was never profiled, so that it has no clip threshold: of the batches so far "
-            f"it saw {finite}. Profile it, or leave the layer in float by a rule 'PATH: ignore'"
+            f"the input of {named(never)} was never profiled, or only on batches with NaN or infinite values: it "
+            "has no clip threshold. Expected a profile, or a rule 'PATH: ignore' that leaves the layer in float"
         )
     doubts = []
-    if (passed := profile.passed_over > 0).any():
-        count = int(profile.passed_over.max())
-        doubts.append(f"NaN or infinite inputs of {named(passed)}: up to {count} batches passed over in profiling")
-    if (zeros := profile.mean_square == 0).any():
+    if batches is not None and (passed := profiled < batches).any():
+        count = batches - int(profiled.min())
+        doubts.append(f"NaN or infinite inputs of {named(passed)}: up to {count} of {batches} batches were passed over")
+    if (zeros := mean_square == 0).any():
         doubts.append(f"the input of {named(zeros)} was all zeros: it stays in float")
-    if (unlike := profile.call_ratio > 4).any():
-        worst = float(np.sqrt(profile.call_ratio.max()))
-        doubts.append(
-            f"{named(unlike)} runs several times, on inputs whose ranges differ by up to {worst:.0f} times, but has "
-            "one clip threshold"
-        )
     return doubts
+
+
+def call_ratio(calls: Sequence[InputStatistics]) -> float:
+    """The ratio of the largest root mean square among the calls of a layer to the smallest."""
+    squares = np.stack([np.asarray(call.over_runs()[0]) for call in calls])
+    return float(np.sqrt((squares.max(0) / np.maximum(squares.min(0), np.finfo(np.float32).tiny)).max()))

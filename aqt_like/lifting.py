@@ -23,11 +23,11 @@ _inside = threading.local()
 _split_in_out_axes = lift._split_in_out_axes
 
 
-def _with_ours(variable_axes: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+def _with_ours(xs: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """The axes that a transform maps collections along, on the way in and out, with those of this package."""
     if not getattr(_inside, "depth", 0):
-        return _split_in_out_axes(variable_axes)
-    into, out = _split_in_out_axes(variable_axes)
+        return _split_in_out_axes(xs)
+    into, out = _split_in_out_axes(xs)
     mapped = next((axis for names, axis in into.items() if in_filter(names, "params")), None) is not None
     return {**({FORMATS: 0} if mapped else {}), **into}, {OBSERVED: 0 if mapped else -1, **out}
 

@@ -213,13 +213,17 @@ def _replaced(layer: nn.Module, fields: Mapping[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kernel_seen(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """Within this block, a call of the layer puts its kernel, as it is multiplied, and its axes into the list."""
+    """Within this block, a call of the layer puts its kernel, as it is multiplied, and its axes into the list; of a
+    product nothing."""
     seen: list[Any] = []
+    if isinstance(layer, Product):
+        yield seen
+        return
+    own = layer.promote_dtype
 
     def promote(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, dtype: Any) -> tuple[Any, ...]:
         seen[:] = kernel, kernel_axes(layer, kernel.shape, inputs.shape, einsum_equation(layer, args, kwargs))
         return own(inputs, kernel, bias, dtype=dtype)
 
-    own = getattr(layer, "promote_dtype", None)  # A product has none.
-    with _replaced(layer, {"promote_dtype": promote} if own else {}):
+    with _replaced(layer, {"promote_dtype": promote}):
         yield seen

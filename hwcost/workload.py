@@ -189,10 +189,8 @@ def survey(
             return model.apply(variables, x, mutable=mutable, rngs=keys, **kwargs)[1].get(OBSERVED, {})
 
     closed_jaxpr, marks = jax.make_jaxpr(run, return_shape=True)(variables, x)
-    runs = {
-        int(path[-1].removeprefix(_MARK)): Runs.of(mark.shape)
-        for path, mark in traverse_util.flatten_dict(marks).items()
-    }
+    flat_marks: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(marks)
+    runs = {int(path[-1].removeprefix(_MARK)): Runs.of(mark.shape) for path, mark in flat_marks.items()}
     equations = list(_contractions(closed_jaxpr.jaxpr))
     layers: dict[str, LayerSpec] = {}
     named_products: dict[str, LayerSpec] = {}
