@@ -164,6 +164,8 @@ def check_profile(paths: Sequence[str], profile: LayerCalibration, *, batches: i
 
 
 def call_ratio(calls: Sequence[InputStatistics]) -> float:
-    """The ratio of the largest root mean square among the calls of a layer to the smallest."""
+    """The ratio of the largest root mean square among the calls of a layer to the smallest; 1 if one is not finite."""
     squares = np.stack([np.asarray(call.over_runs()[0]) for call in calls])
+    if not np.isfinite(squares).all():
+        return 1.0
     return float(np.sqrt((squares.max(0) / np.maximum(squares.min(0), np.finfo(np.float32).tiny)).max()))
