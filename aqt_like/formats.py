@@ -71,6 +71,11 @@ class Format:
         return self.name.removeprefix("u").startswith("int")
 
     @property
+    def significant_bits(self) -> int:
+        """The number of bits between the first and the last nonzero bit of any value: up to 8 are exact in bfloat16."""
+        return self.mantissa_bits + (0 if self.is_integer else 1)
+
+    @property
     def unsigned_twin(self) -> "Format":
         """The unsigned integer of the same number of bits; other formats return themselves."""
         return parse_format("u" + self.name) if self.name.startswith("int") else self

@@ -129,7 +129,8 @@ def apply_quantized(
     float_variables = {name: value for name, value in variables.items() if name not in (FORMATS, "calibration")}
     nested = {FORMATS: traverse_util.unflatten_dict({(*path, "layer"): rows for path, rows in formats.items()})}
     inner_mutable = union_filters(subtract_filters(mutable, "calibration"), OBSERVED) if profiled else mutable
-    with repeated_with_params(), nn.intercept_methods(quantize):
+    precision = jax.default_matmul_precision(quantizer.precision)
+    with precision, repeated_with_params(), nn.intercept_methods(quantize):
         result = model.apply({**float_variables, **(nested if formats else {})}, *args, mutable=inner_mutable, **kwargs)
     _check_paths(ran, dict.fromkeys(formats, FORMATS) | {path[:-1]: "calibration" for path in calibration})
     if mutable is False:

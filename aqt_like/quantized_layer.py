@@ -67,8 +67,10 @@ class Quantizer(NamedTuple):
       input_clip: clip threshold of an input, from the input; if None, `LayerFormats.input_clip` is used.
       factor_clip: clip threshold of the second factor of a product, from that factor.
       weight_clip_of: replaces `weight_clip` for single layers, by path.
-      operands: type in which codes are multiplied, float32 or bfloat16; sums are float32. Scales inside a contraction
-        (blocks) need float32, and so do formats of more than 8 significant bits, which bfloat16 rounds.
+      operands: type in which codes are multiplied, float32 or bfloat16; sums are float32. Dequantised values are
+        multiplied in float32. Formats of more than 8 significant bits need float32, since bfloat16 rounds them.
+      precision: precision of the float32 products of the model on TPUs and GPUs, a name of
+        `jax.default_matmul_precision`.
     """
 
     estimator: gradients.Estimator | Callable[..., jax.Array] = gradients.straight_through
@@ -77,6 +79,7 @@ class Quantizer(NamedTuple):
     factor_clip: granularity.Clip = granularity.Clipping(calibration.root_mean_square)
     weight_clip_of: Mapping[str, granularity.Clip] = MappingProxyType({})
     operands: Any = jnp.float32
+    precision: str = "default"
 
 
 DEFAULT_QUANTIZER = Quantizer()

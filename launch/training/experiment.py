@@ -33,6 +33,7 @@ from hwcost.genome_file import Genome, GenomeFileError, names_genome_file, read_
 from hwcost.workload import Workload
 from launch import data
 from launch.training import optimizers
+from launch.training.arithmetic import COMPUTE, PRECISIONS, Arithmetic, choose_arithmetic
 from launch.training.budgets import BudgetSetting, budget_entries, read_budgets
 
 PRECOMPUTED = "precomputed"  # the only clip.source that needs no batch
@@ -79,6 +80,7 @@ class Experiment:
       clip_criterion: criterion by which clip multiples are optimised on a training batch before inputs are quantised
         (FLIQS, §3, "Switchable Clipping"); None keeps the precomputed multiples.
       trials: networks to train.
+      arithmetic: how products are computed on this platform.
     """
 
     config: ConfigDict
@@ -89,6 +91,7 @@ class Experiment:
     clip_multiples: format_choice.ClipMultiples
     clip_criterion: Criterion | None
     trials: tuple[Trial, ...]
+    arithmetic: Arithmetic
 
 
 def prepare_experiment(config: ConfigDict, source: data.Source | None = None) -> Experiment:
@@ -108,6 +111,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     _check_pretrained(config, model, source)
     plan = format_plan(_layers(config, model, network.uncounted, source.example), formats, config.rules)
     costs, budgets = _budgets(config, plan)
+    arithmetic = choose_arithmetic(config, plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
     total_steps = max(round(config.epochs * steps_per_epoch), 1)
     search = Search(
@@ -131,7 +135,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         # Inputs are profiled for at least one step before they are quantised.
         input_quantization_step=max(round(config.input_quantization_fraction * total_steps), 1),
         profile_steps=max(round(config.profile_fraction * total_steps), 1),
-        quantizer=_quantizer(config, plan),
+        quantizer=_quantizer(config, plan, arithmetic),
     )
     multiples = format_choice.precomputed_clip_multiples(
         formats, len(plan.workload), config.clip.distribution, use_unsigned=config.unsigned_inputs
@@ -145,6 +149,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         clip_multiples=multiples,
         clip_criterion=None if config.clip.source == PRECOMPUTED else CRITERIA[config.clip.source],
         trials=_trials(config, plan, given),
+        arithmetic=arithmetic,
     )
 
 
@@ -212,6 +217,9 @@ _RANGES = (
 )
 
 
+_CHOICES = {"compute": COMPUTE, "precision": PRECISIONS, "clip.source": (PRECOMPUTED, *CRITERIA)}
+
+
 def _check_settings(config: ConfigDict) -> None:
     """Checks the settings that depend on neither data nor model."""
     for numbers in _RANGES:
@@ -230,11 +238,17 @@ def _check_settings(config: ConfigDict) -> None:
         )
     if config.cost_samples < 0 or config.cost_samples == 1:
         raise ConfigError(f"cost_samples={config.cost_samples}: expected 0, or 2 and more")
-    if config.clip.source not in (PRECOMPUTED, *CRITERIA):
-        raise ConfigError(f"clip.source={config.clip.source!r}: expected one of {', '.join((PRECOMPUTED, *CRITERIA))}")
+    for key, names in _CHOICES.items():
+        value = functools.reduce(getattr, key.split("."), config)
+        if value not in names:
+            raise ConfigError(f"{key}={value!r}: expected one of {', '.join(names)}")
     prices = config.footprint.dollars_per_hour
     if len(prices) != 2 or not 0 <= prices[0] <= prices[1] < math.inf:
         raise ConfigError(f"footprint.dollars_per_hour={prices}: expected the lowest and the highest price")
+    _check_texts(config)
+
+
+def _check_texts(config: ConfigDict) -> None:
     for key, example in (("baselines", "int4"), ("rules", "stem: bf16")):
         texts = config[key]
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
@@ -274,10 +288,15 @@ def _layers(config: ConfigDict, model: nn.Module, uncounted: Sequence[str], exam
     return layers
 
 
-def _quantizer(config: ConfigDict, plan: FormatPlan) -> Quantizer:
+def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic) -> Quantizer:
     clips = weight_clips(plan.granularity_of)
     estimator = gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through
-    return Quantizer(estimator, weight_clip_of=clips)
+    return Quantizer(
+        estimator,
+        weight_clip_of=clips,
+        operands=jnp.dtype(arithmetic.operands),
+        precision=arithmetic.precision,
+    )
 
 
 def _check_pretrained(config: ConfigDict, model: nn.Module, source: data.Source) -> None:

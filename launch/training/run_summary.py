@@ -33,6 +33,7 @@ def network_summary(experiment: Experiment, genome: np.ndarray) -> dict[str, Any
         "relative_cost": main["cost"] / main["target"],
         "cost_name": main["name"],
         "cost_unit": main["unit"],
+        "arithmetic": experiment.arithmetic.summary(experiment.search.input_quantization_step),
         "budgets": budgets,
         "decisions": [{"name": d.name, "options": list(d.options)} for d in experiment.plan.space.decisions],
         "layers": [

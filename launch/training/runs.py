@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from aqt_like import interception
 from fliqs_jax import random_search
 from fliqs_jax.distillation import TEACHER_LOGITS
 from fliqs_jax.losses import Batch
@@ -33,6 +34,7 @@ from hwcost import carbon
 from hwcost.genome_file import write_genome
 from launch import data
 from launch.training import loop, progress
+from launch.training.arithmetic import EARLIER_ARITHMETIC
 from launch.training.checkpoints import Checkpoints, state_digest
 from launch.training.experiment import RANDOM_SEARCH, ConfigError, Experiment, Trial, prepare_experiment
 from launch.training.interruption import StopRequested, stop_on_signals
@@ -79,6 +81,8 @@ def read_run(directory: pathlib.Path, console: Console, *, target: float | None 
         raise ConfigError(f"{directory} holds a run that is not finished: the command that started it goes on with it")
     if target is not None:
         config.target = target
+    for key, value in EARLIER_ARITHMETIC.items():  # Runs of earlier versions do not say it.
+        config.setdefault(key, value)
     experiment = prepare_experiment(config)
     checkpoints = Checkpoints(directory / CHECKPOINTS, read_only=True)
     restored = checkpoints.restore(initial_state(experiment, experiment.trials[0]), say=console.print)
@@ -195,6 +199,8 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
         dataset = open_data(experiment)
         compiled = compile_functions(experiment, dataset, console)
         console.print(f"compiled in {compiled.seconds:.1f} s for {len(jax.devices())} device(s)")
+        if remark := experiment.arithmetic.remark():
+            console.print(remark)
         for trial, directory in unfinished:
             _run(_TrialRun(experiment, trial, compiled, dataset, directory, console), stop)
     return directories
@@ -257,10 +263,15 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
         run.say(f"going on from step {first_step}")
     elif config.init_from:
         state = _with_pretrained_weights(state, config, run.trial.name, run.console)
-    before_step = {}
-    if profile := compiled.profile:
-        profile_at = search.input_quantization_step
-        before_step[profile_at] = lambda state: profile(state, next(run.taught_batches(profile_at)))
+    inputs_from = search.input_quantization_step
+
+    def before_inputs(state: SearchState) -> SearchState:
+        _check_inputs(run, state)
+        if (profile := compiled.profile) and first_step <= inputs_from:
+            return profile(state, next(run.taught_batches(inputs_from)))
+        return state
+
+    before_step = {max(first_step, inputs_from): before_inputs}
     valid_batches = run.batches("valid", config.valid_batch_size, first_step=first_step)
     with progress.Recorder(
         run.directory / METRICS,
@@ -287,7 +298,21 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
             stop=stop,
         )
     checkpoints.close()
+    if inputs_from >= search.total_steps:
+        _check_inputs(run, state)
     return state, recorder.seconds
+
+
+def _check_inputs(run: _TrialRun, state: SearchState) -> None:
+    """Checks that there is a profile of each input that is to be quantised, and tells what is doubtful.
+
+    Raises:
+      interception.ProfileError: an input was never profiled.
+    """
+    search = run.experiment.search
+    profile = interception.stacked_calibration(search.paths, state.calibration)
+    for doubt in interception.check_profile(search.paths, profile, batches=min(int(state.step), search.profile_steps)):
+        run.say(doubt)
 
 
 def _chosen_genome(run: _TrialRun, state: SearchState) -> jax.Array:
