@@ -184,6 +184,7 @@ def make_quantized_accuracy(
         profiles = interception.empty_calibration(paths)
         for batch in data.calibration:
             profiles = profile(weights, genome, batch_stats, profiles, batch)
+        interception.check_profile(paths, interception.stacked_calibration(paths, profiles))
         collections = {"batch_stats": batch_stats, "formats": formats_under(genome, profiles)}
         opt_state = optimizer.init(weights)
         for batch in data.training:

@@ -123,7 +123,12 @@ def profiled_clip_multiples(
       bank: the formats.
       operands: what each layer multiplies on one batch, by path (`interception.layer_operands`).
       criterion: least squared error, or least divergence (APQ, §4).
+
+    Raises:
+      ValueError: the operands of a path are missing.
     """
+    if unknown := [path for path in paths if path not in operands]:
+        raise ValueError(f"no operands of {', '.join(unknown)}; there are those of {', '.join(operands)}")
 
     def kernel(path: str) -> jax.Array:
         values = operands[path].weights

@@ -103,8 +103,8 @@ def apply_quantized(
       What `model.apply` returns.
 
     Raises:
-      UnknownLayerError: `"formats"` or a mutable `"calibration"` has a path at which no layer ran, or only one in
-        `nn.cond`, `nn.switch` or `nn.while_loop`.
+      UnknownLayerError: `"formats"`, a mutable `"calibration"` or `quantizer.weight_clip_of` has a path at which no
+        layer ran, or only one in `nn.cond`, `nn.switch` or `nn.while_loop`.
       ValueError: `variables` lacks `"params"`.
     """
     _check_params(variables)
@@ -132,7 +132,8 @@ def apply_quantized(
     precision = jax.default_matmul_precision(quantizer.precision)
     with precision, repeated_with_params(), nn.intercept_methods(quantize):
         result = model.apply({**float_variables, **(nested if formats else {})}, *args, mutable=inner_mutable, **kwargs)
-    _check_paths(ran, dict.fromkeys(formats, FORMATS) | {path[:-1]: "calibration" for path in calibration})
+    own_clips = {tuple(path.split("/")): "weight_clip_of" for path in quantizer.weight_clip_of}
+    _check_paths(ran, dict.fromkeys(formats, FORMATS) | {path[:-1]: "calibration" for path in calibration} | own_clips)
     if mutable is False:
         return result
     y, updated = result

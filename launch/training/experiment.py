@@ -33,7 +33,7 @@ from hwcost.genome_file import Genome, GenomeFileError, names_genome_file, read_
 from hwcost.workload import Workload
 from launch import data
 from launch.training import optimizers
-from launch.training.arithmetic import COMPUTE, PRECISIONS, Arithmetic, choose_arithmetic
+from launch.training.compute import COMPUTE, PRECISIONS, Arithmetic, choose_arithmetic
 from launch.training.budgets import BudgetSetting, budget_entries, read_budgets
 
 PRECOMPUTED = "precomputed"  # the only clip.source that needs no batch

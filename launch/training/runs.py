@@ -34,7 +34,7 @@ from hwcost import carbon
 from hwcost.genome_file import write_genome
 from launch import data
 from launch.training import loop, progress
-from launch.training.arithmetic import EARLIER_ARITHMETIC
+from launch.training.compute import EARLIER_ARITHMETIC
 from launch.training.checkpoints import Checkpoints, state_digest
 from launch.training.experiment import RANDOM_SEARCH, ConfigError, Experiment, Trial, prepare_experiment
 from launch.training.interruption import StopRequested, stop_on_signals
@@ -82,7 +82,8 @@ def read_run(directory: pathlib.Path, console: Console, *, target: float | None 
     if target is not None:
         config.target = target
     for key, value in EARLIER_ARITHMETIC.items():  # Runs of earlier versions do not say it.
-        config.setdefault(key, value)
+        if key not in config:
+            config[key] = value
     experiment = prepare_experiment(config)
     checkpoints = Checkpoints(directory / CHECKPOINTS, read_only=True)
     restored = checkpoints.restore(initial_state(experiment, experiment.trials[0]), say=console.print)

@@ -209,7 +209,9 @@ def test_a_layer_that_runs_twice_is_profiled_twice(variables):
     np.testing.assert_allclose(seen.mean_square, (np.mean(first**2) + np.mean(second**2)) / 2, rtol=1e-5)
     louder = jax.tree.map(lambda leaf: leaf, variables)
     louder["params"]["shared"]["bias"] = louder["params"]["shared"]["bias"] + 50.0
-    with pytest.warns(UserWarning, match=r"shared runs 2 times, on inputs whose root mean squares differ by a factor of"):
+    with pytest.warns(
+        UserWarning, match=r"shared runs 2 times, on inputs whose root mean squares differ by a factor of"
+    ):
         interception.profile_inputs(Net(), louder, images(), train=False)
 
 

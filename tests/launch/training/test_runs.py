@@ -408,11 +408,11 @@ def test_clicks_are_searched_by_auc(run_experiment, criteo_file):
     config = fliqs_criteo.get_config()
     config.data.update({"file": str(criteo_file), "buckets": 100, "valid_examples": 300})
     config.model.update({"rank": 16, "width": 0.125, "embedding": 4})
-    config.update({"batch_size": 50, "valid_batch_size": 300, "epochs": 2, "baselines": ()})
+    config.update({"batch_size": 50, "valid_batch_size": 300, "epochs": 2, "baselines": (), "seed": 1})
     (directory,), said = run_experiment(config)
     summary = summary_of(directory)
     assert summary["quality"] == "AUC"
-    assert 0.5 < summary["AUC"] < 0.85
+    assert 0.55 < summary["AUC"] < 0.85
     assert summary["search_step_compilations"] == 1
     assert "validation AUC" in said
     assert "Test AUC" in fliqs_page.write([directory], directory / "report.html").read_text()
