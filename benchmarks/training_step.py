@@ -1,8 +1,9 @@
 """Time and temporary memory of one training step of ResNet-20 with different quantisers and searches.
 
 Width 16, 32×32 images, batch size 128, momentum SGD; weights and inputs of all convolutions and of the classifier are
-quantised. Ours: traced formats from `int_s`, all of them int8 here, with inputs profiled at every step. Other libraries
-(`pip install aqtp==0.9.0 qwix==0.1.8`), at int8:
+quantised. Ours: traced formats from `int_s`, all of them int8 here. Inputs were profiled before, as in most steps of a
+search; whether to profile them is traced too. `python -m benchmarks.training_step` compares ours with fp32 and prints
+the ratios. Other libraries (`pip install aqtp==0.9.0 qwix==0.1.8`), at int8:
 
 * AQT: its fake quantiser (`aqt_quantizer.make_fake_quant`) with a straight-through gradient on the same tensors, since
   the gradients of its own v2 convolution are zero (`aqt_convolution_gradient` checks it).
@@ -114,19 +115,27 @@ def bank_and_multiples(space: Any, layer_count: int) -> tuple[format_choice.Form
     return format_choice.format_bank(members, use_unsigned=True), multiples
 
 
+def profiled_inputs(setting: Setting, variables: Any) -> dict[str, Any]:
+    """The `"calibration"` collection after one batch."""
+    profiles = interception.profile_inputs(setting.model, variables, setting.batch()[0], train=True)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(profiles[path] for path in setting.paths))
+    return interception.by_layer(setting.paths, stacked, "input")
+
+
 def ours(
     space: Any = "int_s",
     estimator: gradients.Estimator = gradients.straight_through,
     setting: Setting = RESNET20,
 ) -> Step:
-    """Training step with traced formats; the genome, int8 for all layers in `int_s`, is part of the state."""
+    """Training step with traced formats, after profiling; the genome, all int8 in `int_s`, is in the state."""
     model, paths = setting.model, setting.paths
     bank, multiples = bank_and_multiples(space, len(paths))
     variables = model.init(jax.random.key(0), setting.batch()[0], train=True)
     collections = {
         "batch_stats": variables["batch_stats"],
-        "calibration": interception.empty_calibration(paths),
+        "calibration": profiled_inputs(setting, variables),
         "genome": jnp.ones(len(paths), jnp.int32),
+        "profiling": jnp.asarray(False),
     }
 
     def forward(params: Any, collections: Any, images: jax.Array) -> tuple[jax.Array, Any]:
@@ -146,30 +155,38 @@ def ours(
             train=True,
             mutable=["batch_stats", "calibration"],
             quantizer=interception.Quantizer(estimator),
+            profiling=collections["profiling"],
         )
-        return logits, {**updated, "genome": genome}
+        return logits, {**collections, **updated}
 
     return training_step(setting, variables["params"], collections, forward)
 
 
 @jax.custom_vjp
-def straight_through_by_custom_vjp(x: jax.Array, row: FormatTable, clip: jax.Array) -> jax.Array:
-    """Straight-through estimator as a `custom_vjp`, for comparison only."""
-    scale = numerics.scale_for(row, clip)
-    return numerics.round_to_grid(x / scale, row) * scale
+def _rounded(x: jax.Array, row: FormatTable, scale: jax.Array) -> jax.Array:
+    return numerics.round_to_grid(x / scale, row)
 
 
-def _custom_vjp_forward(x: jax.Array, row: FormatTable, clip: jax.Array) -> tuple[jax.Array, jax.Array]:
-    scale = numerics.scale_for(row, clip)
+def _rounded_forward(x: jax.Array, row: FormatTable, scale: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     inside = (x >= row.lowest * scale) & (x <= row.largest * scale)
-    return straight_through_by_custom_vjp(x, row, clip), inside
+    return _rounded(x, row, scale), (inside, scale)
 
 
-def _custom_vjp_backward(inside: jax.Array, g: jax.Array) -> tuple[jax.Array, None, None]:
-    return jnp.where(inside, g, 0), None, None
+def _rounded_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, None, None]:
+    inside, scale = saved
+    return jnp.where(inside, g / scale, 0), None, None
 
 
-straight_through_by_custom_vjp.defvjp(_custom_vjp_forward, _custom_vjp_backward)
+_rounded.defvjp(_rounded_forward, _rounded_backward)
+
+
+def _codes_by_custom_vjp(x: jax.Array, row: FormatTable, clip: jax.Array) -> gradients.Codes:
+    scale = jax.lax.stop_gradient(numerics.scale_for(row, clip))
+    return gradients.Codes(_rounded(x, row, scale), scale)
+
+
+straight_through_by_custom_vjp = gradients.Estimator(_codes_by_custom_vjp)
+"""The straight-through estimator as a `custom_vjp`, for comparison only; products of e7mY would overflow."""
 
 
 def aqt() -> Step:
@@ -211,7 +228,8 @@ def qwix(provider: str) -> Step:
 def branched(space: Any, *, mix_outputs: bool, setting: Setting = RESNET20) -> Step:
     """Training step of a branched search, which mixes all formats by the softmax of trained logits.
 
-    It mixes the outputs of a layer (DNAS-style) if `mix_outputs`, and else weights and inputs (EdMIPS-style).
+    It mixes the outputs of a layer (DNAS-style) if `mix_outputs`, and else weights and inputs (EdMIPS-style). Inputs
+    were profiled before, as in `ours`.
     """
     model, paths = setting.model, setting.paths
     bank, multiples = bank_and_multiples(space, len(paths))
@@ -231,8 +249,6 @@ def branched(space: Any, *, mix_outputs: bool, setting: Setting = RESNET20) -> S
             if not interception.is_layer_call(context):
                 return call(*call_args, **call_kwargs)
             layer, (x,) = context.module, call_args
-            seen = layer.get_variable("calibration", "input", interception.LayerCalibration.empty())
-            layer.put_variable("calibration", "input", seen.update(x))
             shares = jax.nn.softmax(params["architecture"][paths.index("/".join(layer.path))])
             kernel = layer.get_variable("params", "kernel")
             rows = [_at(state, layer.path) for state in states]
@@ -245,12 +261,13 @@ def branched(space: Any, *, mix_outputs: bool, setting: Setting = RESNET20) -> S
             total_kernel = sum(s * k for s, k in zip(shares, kernels, strict=True))
             return _linear(layer, total_input, total_kernel)
 
-        variables = {"params": params["weights"], **collections}
+        variables = {"params": params["weights"], "batch_stats": collections["batch_stats"]}
         with nn.intercept_methods(mixed):
-            return model.apply(variables, images, train=True, mutable=["batch_stats", "calibration"])
+            logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return logits, {**collections, **updated}
 
     params = {"weights": variables["params"], "architecture": jnp.zeros((len(paths), count))}
-    collections = {"batch_stats": variables["batch_stats"], "calibration": interception.empty_calibration(paths)}
+    collections = {"batch_stats": variables["batch_stats"], "calibration": profiled_inputs(setting, variables)}
     return training_step(setting, params, collections, forward)
 
 
@@ -319,13 +336,18 @@ def measure_variants(variants: dict[str, Callable[[], Step]], reference: str) ->
     }
 
 
+OURS: dict[str, Callable[[], Step]] = {
+    "fp32": fp32,
+    "ours": ours,
+    "ours, custom_vjp": lambda: ours(estimator=straight_through_by_custom_vjp),
+}
+
+
 def against_peers() -> dict[str, dict[str, float]]:
     """Compares ours, ours as a `custom_vjp`, and the other libraries with fp32."""
     return measure_variants(
         {
-            "fp32": fp32,
-            "ours": ours,
-            "ours, custom_vjp": lambda: ours(estimator=straight_through_by_custom_vjp),
+            **OURS,
             "AQT fake quantiser": aqt,
             "Qwix QtProvider": lambda: qwix("QtProvider"),
             "Qwix OdmlQatProvider": lambda: qwix("OdmlQatProvider"),
@@ -347,3 +369,14 @@ def against_branching() -> dict[str, dict[str, dict[str, float]]]:
         )
         for count, space in BRANCHED.items()
     }
+
+
+def main() -> None:
+    """Measures ours against fp32 and prints the ratios."""
+    measured = measure_variants(OURS, reference="fp32")
+    for name, row in measured.items():
+        print(f"{name}: time {row['time_over_fp32']:.2f}, temporary memory {row['memory_over_fp32']:.2f} of fp32")
+
+
+if __name__ == "__main__":
+    main()

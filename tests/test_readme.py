@@ -13,6 +13,7 @@ import pytest
 from benchmarks import (
     apq_cifar10,
     apq_search,
+    arithmetic,
     assignments,
     cifar10,
     devices,
@@ -196,6 +197,7 @@ def test_what_is_told_of_apq_is_stored():
 
 def test_the_tables_of_formats_are_those_stored():
     measured = json.loads(quantizers.RESULTS.read_text())
+    assert arithmetic.markdown(stored("arithmetic")["relative_errors"]) in FORMATS
     assert quantizers.peers_table(measured) in FORMATS
     assert quantizers.branching_table(measured) in FORMATS
     assert quantizers.page(measured) == quantizers.PAGE.read_text()
