@@ -53,7 +53,7 @@ class Search:
       warmup_steps: number of steps with uniformly sampled formats, in which the policy is not updated (FLIQS, A.4).
       input_quantization_step: first step at which inputs (activations) are quantised (FLIQS, A.2).
       profile_steps: first step at which inputs are no longer profiled.
-      quantizer: gradient estimator, granularity and scales of the fake quantisation.
+      quantizer: gradient estimator, granularity and scales of the quantisation, and the type of codes.
     """
 
     model: nn.Module

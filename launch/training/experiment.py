@@ -33,8 +33,8 @@ from hwcost.genome_file import Genome, GenomeFileError, names_genome_file, read_
 from hwcost.workload import Workload
 from launch import data
 from launch.training import optimizers
-from launch.training.compute import COMPUTE, PRECISIONS, Arithmetic, choose_arithmetic
 from launch.training.budgets import BudgetSetting, budget_entries, read_budgets
+from launch.training.compute import COMPUTE, PRECISIONS, Arithmetic, choose_arithmetic
 
 PRECOMPUTED = "precomputed"  # the only clip.source that needs no batch
 

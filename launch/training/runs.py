@@ -34,8 +34,8 @@ from hwcost import carbon
 from hwcost.genome_file import write_genome
 from launch import data
 from launch.training import loop, progress
-from launch.training.compute import EARLIER_ARITHMETIC
 from launch.training.checkpoints import Checkpoints, state_digest
+from launch.training.compute import EARLIER_ARITHMETIC
 from launch.training.experiment import RANDOM_SEARCH, ConfigError, Experiment, Trial, prepare_experiment
 from launch.training.interruption import StopRequested, stop_on_signals
 from launch.training.mesh import compile_step, data_mesh, place_batch, replicated, split_batch
