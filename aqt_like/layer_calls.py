@@ -7,7 +7,7 @@ hold all repetitions of such a layer as one entry, whose leaves have the repetit
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -34,13 +34,18 @@ QUANTIZABLE = (nn.Conv, nn.ConvLocal, nn.ConvTranspose, nn.Dense, nn.DenseGenera
 
 # The functions that compute these layers. A subclass or a lifted layer (`nn.remat(nn.Dense)`) has methods of its own,
 # which may call one of these.
-_COMPUTING = {kind.__call__.__wrapped__ for kind in QUANTIZABLE}
+_COMPUTING = {kind.__call__.__wrapped__: kind.__call__ for kind in QUANTIZABLE}
 _CONDITIONAL = re.compile(r"\b(cond|switch|while_loop)\(")
 
 
 def is_layer_call(context: nn.module.InterceptorContext) -> bool:
     """Whether an intercepted call computes a layer that can be quantised."""
     return context.orig_method.func in _COMPUTING and not is_conditional(context.module)
+
+
+def computing_method(context: nn.module.InterceptorContext) -> Callable[..., jax.Array]:
+    """The method, of a class, that an intercepted layer call runs."""
+    return _COMPUTING[context.orig_method.func]
 
 
 def is_conditional(module: nn.Module) -> bool:
