@@ -444,8 +444,11 @@ def test_products_that_cannot_be_quantised_are_told(tiny_config):
 
 def test_ignored_layers_stay_in_float_and_out_of_the_search(tiny_config, run_experiment):
     tiny_config.rules = ("shortcut: ignore",)
-    (directory,), _ = run_experiment(tiny_config)
-    assert not [layer["path"] for layer in summary_of(directory)["layers"] if "shortcut" in layer["path"]]
+    (directory,), said = run_experiment(tiny_config)
+    summary = summary_of(directory)
+    assert not [layer["path"] for layer in summary["layers"] if "shortcut" in layer["path"]]
+    assert [place["path"] for place in summary["outside"]["places"]] == ["stage1_block1/shortcut"]
+    assert said.count(f"({summary['outside']['share']:.1%}) are in no listed layer") == 1
 
 
 def test_post_training_quantisation_trains_nothing(tiny_config, run_experiment, tmp_path):
