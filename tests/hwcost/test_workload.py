@@ -199,8 +199,12 @@ def test_names_may_have_dots_and_brackets_but_not_those_of_repetitions():
     layers, outside = macs_of(workload.survey(unusual_networks.named(), (8,)))
     assert layers == dict.fromkeys(("features.0", "2", "a b", "fc(1)"), 64)
     assert outside == {"features.1": 40}
+
+    def like_a_repetition(x):
+        return nn.Dense(8, name="fc[0]")(x)
+
     with pytest.raises(ValueError, match=r"fc\[0\]: names in brackets are those of repetitions in a loop: rename"):
-        workload.trace(nn.Sequential([nn.Dense(8, name="fc[0]")]), (8,))
+        workload.trace(unusual_networks.Network(like_a_repetition), (8,))
 
 
 def test_convolutions_of_every_kind():
