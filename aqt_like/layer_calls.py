@@ -8,7 +8,7 @@ hold all repetitions of such a layer as one entry, whose leaves have the repetit
 import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -35,7 +35,7 @@ QUANTIZABLE = (nn.Conv, nn.ConvLocal, nn.ConvTranspose, nn.Dense, nn.DenseGenera
 
 # The functions that compute these layers. A subclass or a lifted layer (`nn.remat(nn.Dense)`) has methods of its own,
 # which may call one of these.
-_COMPUTING = {inspect.unwrap(kind.__call__) for kind in QUANTIZABLE}
+_COMPUTING = {inspect.unwrap(kind.__call__): kind.__call__ for kind in QUANTIZABLE}
 _CONDITIONAL = re.compile(r"\b(cond|switch|while_loop)\(")
 
 
@@ -43,6 +43,11 @@ def is_layer_call(context: nn.module.InterceptorContext) -> bool:
     """Whether an intercepted call computes a layer that can be quantised."""
     computing = getattr(context.orig_method, "func", None)  # Flax binds it by functools.partial.
     return computing in _COMPUTING and not is_conditional(context.module)
+
+
+def computing_method(context: nn.module.InterceptorContext) -> Callable[..., jax.Array]:
+    """The method, of a class, that an intercepted layer call runs."""
+    return _COMPUTING[getattr(context.orig_method, "func", None)]
 
 
 def is_conditional(module: nn.Module) -> bool:

@@ -41,7 +41,7 @@ def one_shot(workload: Workload, *, batch_size: int, formats: int) -> SearchMemo
     return SearchMemory(
         gradient=GRADIENT_BYTES * weights,
         weight=WEIGHT_BYTES * weights,
-        activation=ACTIVATION_BYTES * batch_size * sum(layer.output_values for layer in workload),
+        activation=round(ACTIVATION_BYTES * batch_size * sum(layer.runs * layer.output_values for layer in workload)),
         search_parameters=formats * len(workload),
     )
 

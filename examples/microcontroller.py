@@ -28,9 +28,10 @@ def milliseconds(layer: LayerSpec, fmt: LayerFormat) -> float:
     if width is None:
         raise ValueError(f"{layer.path}: {fmt.name} is wider than the {max(CYCLES_PER_MAC)} bits of this device")
     arithmetic = layer.macs * CYCLES_PER_MAC[width]
+    weights = layer.runs * layer.weights  # Each run, as each step of a recurrent cell, reads them again.
     if fmt.bits < 8:
-        arithmetic += layer.weights * UNPACKING_CYCLES
-    flash = layer.weights * fmt.bits / 8 / FLASH_BYTES_PER_CYCLE
+        arithmetic += weights * UNPACKING_CYCLES
+    flash = weights * fmt.bits / 8 / FLASH_BYTES_PER_CYCLE
     return 1e3 * max(arithmetic, flash) / CLOCK
 
 

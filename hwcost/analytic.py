@@ -16,7 +16,7 @@ def weight_bytes(layer: LayerSpec, fmt: LayerFormat) -> float:
 
 
 def activation_bytes(layer: LayerSpec, fmt: LayerFormat) -> float:
-    """Bytes of a layer's input and output, both in `fmt`, for one example: its activation memory."""
+    """Bytes of a layer's input and output, both in `fmt`, in one run for one example: its activation memory."""
     return (layer.input_values + layer.output_values) * fmt.inputs.bits / 8
 
 

@@ -63,12 +63,15 @@ APQ_ACCELERATOR, APQ_ENERGY = Accelerator(), Energy()
 class Geometry(NamedTuple):
     """A convolution at batch size 1; a dense layer is a 1×1 convolution.
 
+    Tiles of a dilated convolution hold all the inputs that its taps span. The published table has none.
+
     Attributes:
       in_channels, out_channels: channels of all groups together.
       output: rows and columns of the output.
       kernel: rows and columns of the kernel.
       stride: stride along both axes.
       groups: number of groups; equal to `in_channels` if depthwise.
+      dilation: rows and columns from tap to tap of the kernel.
     """
 
     in_channels: int
@@ -77,6 +80,7 @@ class Geometry(NamedTuple):
     kernel: tuple[int, int]
     stride: int
     groups: int
+    dilation: tuple[int, int] = (1, 1)
 
 
 class Cost(NamedTuple):
@@ -175,7 +179,10 @@ def _cost_of_widths(
     )
     rows, columns = np.minimum(side, geometry.output[0]), np.minimum(side, geometry.output[1])
     inner, outer = np.minimum(inner, ins), np.minimum(outer, outs)
-    inputs = ((rows - 1) * stride + kernel_rows) * ((columns - 1) * stride + kernel_columns)
+    height, width = (
+        (taps - 1) * dilation + 1 for taps, dilation in zip(geometry.kernel, geometry.dilation, strict=True)
+    )
+    inputs = ((rows - 1) * stride + height) * ((columns - 1) * stride + width)
     # Bits of one tile in each buffer, padded to the array.
     capacity = (
         inputs * _padded(inner, lanes) * activation_width,
@@ -291,26 +298,46 @@ def _bus_traffic(
 
 
 def layer_geometry(layer: LayerSpec, accelerator: Accelerator = APQ_ACCELERATOR) -> Geometry:
-    """The convolution that computes a layer on the array.
+    """The convolution that computes a layer on the array, or each of the equal parts that run one after the other.
 
     A convolution with fewer input channels than the array has rows, as over images, is unrolled to a 1×1 convolution.
 
     Raises:
-      ValueError: the array cannot compute the layer: a product of activations, a transposed convolution, one over three
-        axes, or unequal strides.
+      ValueError: the array cannot compute the layer: a product of activations, a transposed convolution, one over a
+        dilated input or over three axes, or unequal strides.
     """
-    if layer.kind == "product" or len(layer.output_size) > 2 or layer.output_size > layer.input_size:
-        raise ValueError(f"{layer.path}: BitFusion has no {layer.kind} from {layer.input_size} to {layer.output_size}")
-    rows, columns = (*layer.output_size, 1, 1)[:2]
-    output = (rows, columns)
+    sizes = f"from {layer.input_size} to {layer.output_size}"
+    if layer.kind in ("product", "conv_transpose"):
+        raise ValueError(f"{layer.path}: BitFusion has no {layer.kind} {sizes}")
+    parts = _equal_parts(layer)
+    ins, outs = layer.in_channels, layer.out_channels
+    if layer.kind == "conv_local":
+        return Geometry(ins * math.prod(layer.kernel), outs, (1, 1), (1, 1), 1, 1)
     if not layer.kernel:
-        return Geometry(layer.in_channels, layer.out_channels, output, (1, 1), 1, 1)
+        *rows, columns = layer.output_size or (1,)
+        output = (math.prod(rows), columns) if rows else (columns, 1)
+        return Geometry(ins // parts, outs // parts, output, (1, 1), 1, 1)
+    if len(layer.output_size) > 2 or max(layer.input_dilation, default=1) > 1:
+        raise ValueError(f"{layer.path}: BitFusion has no conv over three axes or over a dilated input, {sizes}")
     if len(set(layer.stride)) > 1:
         raise ValueError(f"{layer.path}: BitFusion has no stride of {layer.stride}, different along the axes")
     height, width = (*layer.kernel, 1)[:2]
+    rows, columns = (*layer.output_size, 1)[:2]
     if layer.groups == 1 and layer.in_channels < accelerator.rows:
-        return Geometry(layer.in_channels * height * width, layer.out_channels, output, (1, 1), 1, 1)
-    return Geometry(layer.in_channels, layer.out_channels, output, (height, width), layer.stride[0], layer.groups)
+        return Geometry(ins * height * width, outs, (rows, columns), (1, 1), 1, 1)
+    down, across = (*layer.dilation, 1, 1)[:2]
+    return Geometry(ins, outs, (rows, columns), (height, width), layer.stride[0], layer.groups, (down, across))
+
+
+def _equal_parts(layer: LayerSpec) -> int:
+    """The number of convolutions as which the array computes one run of a layer, one after the other.
+
+    A dense layer with groups is a product per group, a convolution with unshared weights one per position. Groups of
+    a convolution are a part of its `Geometry`.
+    """
+    if layer.kind == "conv_local":
+        return math.prod(layer.output_size)
+    return layer.groups if layer.kind == "dense" else 1
 
 
 def _bits(layer: LayerSpec, formats: Sequence[Format]) -> list[int]:
@@ -331,9 +358,16 @@ def cost_models(accelerator: Accelerator = APQ_ACCELERATOR, energy: Energy = APQ
     def layer_costs(layer: LayerSpec, formats: Sequence[LayerFormat]) -> Cost:
         weight_bits = _bits(layer, [f.weights for f in formats])
         input_bits = _bits(layer, [f.inputs for f in formats])
-        return cost(layer_geometry(layer, accelerator), weight_bits, input_bits, accelerator, energy)
+        geometry = layer_geometry(layer, accelerator)
+        try:
+            return cost(geometry, weight_bits, input_bits, accelerator, energy)
+        except ValueError as error:
+            raise ValueError(f"{layer.path}: {error}") from error
+
+    def times(layer: LayerSpec) -> float:
+        return layer.runs * _equal_parts(layer)
 
     return {
-        "latency": CostModel(lambda layer, formats: layer_costs(layer, formats).milliseconds(accelerator), "ms"),
-        "energy": CostModel(lambda layer, formats: layer_costs(layer, formats).millijoules, "mJ"),
+        "latency": CostModel(lambda layer, f: times(layer) * layer_costs(layer, f).milliseconds(accelerator), "ms"),
+        "energy": CostModel(lambda layer, f: times(layer) * layer_costs(layer, f).millijoules, "mJ"),
     }

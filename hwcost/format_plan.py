@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqt_like.formats import LayerFormat
-from aqt_like.path_rules import Rule, RuleError, decide, parse_rule
+from aqt_like.path_rules import Rule, RuleError, check_repetitions, decide, parse_rule
 from hwcost.genome_file import Genome, GenomeFileError, LayerChoice, format_decision
 from hwcost.space import Decision, SearchSpace
 from hwcost.workload import Workload
@@ -130,12 +130,13 @@ def format_plan(workload: Workload, formats: Sequence[LayerFormat], rules: Seque
     """The plan of a workload under rules; without rules, each layer decides among all `formats` (FLIQS, §3 and A.5).
 
     Raises:
-      RuleError: a rule cannot be parsed, uses a format that is not in `formats`, or applies to no layer; or all layers
-        are ignored.
+      RuleError: a rule cannot be parsed, uses a format that is not in `formats`, or applies to no layer; all layers are
+        ignored; or repetitions of a layer in a loop are ignored, or share scales, unlike others.
     """
     names = tuple(f.name for f in formats)
     rule_of = decide([layer.path for layer in workload], [parse_rule(text, names) for text in rules])
-    unrestricted = Rule("", re.compile(""))
+    unrestricted = Rule("no rule", re.compile(""))
+    check_repetitions({layer.path: _effective(rule_of.get(layer.path, unrestricted)) for layer in workload})
     options: dict[str, tuple[str, ...]] = {}
     searched_layers, decision_names = [], []
     for layer in workload:
@@ -160,3 +161,8 @@ def format_plan(workload: Workload, formats: Sequence[LayerFormat], rules: Seque
         format_of_option=table,
         granularity_of={path: rule.granularity for path, rule in rule_of.items() if rule.granularity},
     )
+
+
+def _effective(rule: Rule) -> Rule:
+    """The rule with the usual granularity in the place of none."""
+    return dataclasses.replace(rule, granularity=rule.granularity or USUAL_GRANULARITY)

@@ -58,8 +58,11 @@ def runs_as(part: Part, fmt: LayerFormat) -> int:
 
 
 def roofline_seconds(part: Part, layer: LayerSpec, bits: int) -> tuple[float, float]:
-    """Seconds of a layer's arithmetic and of its memory traffic at peak rates, at batch size 1."""
-    moved = (layer.weights + layer.input_values + layer.output_values) * bits / 8
+    """Seconds of a layer's arithmetic and of its memory traffic at peak rates, at batch size 1.
+
+    Each run of a layer, as each step of a recurrent cell, moves its weights again.
+    """
+    moved = layer.runs * (layer.weights + layer.input_values + layer.output_values) * bits / 8
     return layer.macs / part.rates[bits], moved / part.bandwidth
 
 

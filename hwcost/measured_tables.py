@@ -9,7 +9,8 @@ Three forms are read:
   activations. Pickled data are refused.
 
 The key of a layer describes its shape, so that layers of equal shape share an entry, also across networks:
-`conv in=64 out=128 size=28x28->14x14 kernel=3x3 stride=2x2 groups=1`.
+`conv in=64 out=128 size=28x28->14x14 kernel=3x3 stride=2x2 groups=1`. An entry is the cost of one run of the layer: one
+that runs several times for an example, as a recurrent cell, costs that many times as much.
 """
 
 import csv
@@ -82,8 +83,8 @@ class Lut:
     def most_similar(self, layer: LayerSpec) -> tuple[str, float]:
         """The key of the most similar layer in the table, and the factor from its cost to that of `layer`.
 
-        Candidates have the same kind, kernel, stride and, if grouped, channels per group; the nearest of them in
-        channels and size is chosen. Costs are assumed proportional to MACs.
+        Candidates have the same kind, kernel, stride, dilation and, if grouped, channels per group; the nearest of them
+        in channels and size is chosen. Costs are assumed proportional to MACs.
 
         Raises:
           LutError: the table has no candidate.
@@ -126,7 +127,7 @@ class Lut:
                 except LutError as error:
                     raise LutError(f"{layer.path}: {error}") from error
 
-            return np.asarray([value(fmt) for fmt in formats], np.float64)
+            return layer.runs * np.asarray([value(fmt) for fmt in formats], np.float64)
 
         return CostModel(layer_costs, self.unit, estimates=estimates)
 
@@ -144,12 +145,12 @@ def _parse_key(key: str) -> _ParsedKey:
     ins, outs, groups = (int(values.get(name, 1)) for name in ("in", "out", "groups"))
     pixels = math.prod(int(n) for n in values["size"].rpartition("->")[2].split("x"))
     group = str(ins // groups) if groups > 1 else "all"
-    family = (kind, values.get("kernel", ""), values.get("stride", ""), group)
+    family = (kind, group, *(values.get(name, "") for name in ("kernel", "stride", "dilation", "input_dilation")))
     return _ParsedKey(family, (outs, pixels) if groups > 1 else (ins, outs, pixels))
 
 
 def layer_key(layer: LayerSpec) -> str:
-    """The key of a layer: its kind and shape as text."""
+    """The key of a layer: its kind and shape as text, the same for layers that compute the same."""
 
     def sizes(values: Sequence[int]) -> str:
         return "x".join(map(str, values)) or "1"
@@ -157,7 +158,12 @@ def layer_key(layer: LayerSpec) -> str:
     size = f"{sizes(layer.input_size)}->{sizes(layer.output_size)}"
     text = f"{layer.kind} in={layer.in_channels} out={layer.out_channels} size={size}"
     if layer.kernel:
-        text += f" kernel={sizes(layer.kernel)} stride={sizes(layer.stride)} groups={layer.groups}"
+        text += f" kernel={sizes(layer.kernel)} stride={sizes(layer.stride)}"
+    if layer.kernel or layer.groups > 1:
+        text += f" groups={layer.groups}"
+    for name, dilation in (("dilation", layer.dilation), ("input_dilation", layer.input_dilation)):
+        if max(dilation, default=1) > 1:
+            text += f" {name}={sizes(dilation)}"
     return text
 
 
@@ -294,7 +300,8 @@ def read_haq(path: pathlib.Path, layers: Sequence[LayerSpec], *, unit: str = "cy
     for layer, costs in zip(layers, values, strict=True):
         for (w, a), value in np.ndenumerate(costs):
             setting = (layer_key(layer), (w + 1, a + 1))
-            if setting in entries and entries[setting].value != float(value):
+            one_run = float(value) / layer.runs
+            if setting in entries and entries[setting].value != one_run:
                 raise LutError(f"{path}: layers of one shape ({setting[0]}) cost differently: they cannot share a line")
-            entries[setting] = Entry(float(value))
+            entries[setting] = Entry(one_run)
     return Lut("HAQ's accelerator", "latency", unit, entries, batch=batch)

@@ -5,7 +5,8 @@
     python -m launch.cost --model=my_package.my_module:make_model --input=32,32,3
 
 `--format` is a number format, or a genome file with a format per layer. As in the tables of FLIQS, all convolutions and
-dense layers are counted, but not squeeze-and-excitation and products of activations; `--everything` adds these.
+dense layers are counted, but not squeeze-and-excitation and products of activations; `--everything` adds these. What is
+not counted is told in a last line.
 `--cost` adds a cost on a device (docs/devices.md).
 """
 
@@ -27,11 +28,11 @@ from fliqs_jax import models
 from hwcost import analytic, workload
 from hwcost.costs import find_cost
 from hwcost.genome_file import names_genome_file, read_genome
-from hwcost.workload import Workload
+from hwcost.workload import Survey, Workload
 from launch.layers import example_shape, network_settings
 
 
-def network_workload(
+def network_survey(
     name: str,
     *,
     classes: int | None = None,
@@ -39,8 +40,9 @@ def network_workload(
     input_shape: tuple[int, ...] = (),
     everything: bool = False,
     **settings: Any,
-) -> Workload:
-    """Workload of a network; `image` is the side of the images in pixels, `input_shape` the shape of one example.
+) -> Survey:
+    """Layers of a network and what is outside; `image` is the side of the images in pixels, `input_shape` the shape of
+    one example.
 
     Raises:
       ValueError: unknown network, a setting that it does not have, an image size that it does not take, or no shape for
@@ -53,7 +55,12 @@ def network_workload(
         input_shape = (image, image, input_shape[-1])
     model = models.create(name, classes=classes, **settings)
     ignored = () if everything else models.find(name).uncounted
-    return workload.trace(model, input_shape, ignored=ignored, products=everything, **models.mode(model, train=False))
+    return workload.survey(model, input_shape, ignored=ignored, products=everything, **models.mode(model, train=False))
+
+
+def network_workload(name: str, **settings: Any) -> Workload:
+    """Layers of a network; see `network_survey` for arguments and errors."""
+    return network_survey(name, **settings).layers
 
 
 def layer_formats(layers: Workload, name: str) -> list[LayerFormat]:
@@ -166,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     try:
-        layers = network_workload(
+        found = network_survey(
             arguments.model,
             classes=arguments.classes,
             image=arguments.image,
@@ -175,15 +182,20 @@ def main(argv: list[str] | None = None) -> None:
             **({} if arguments.width is None else {"width": arguments.width}),
             **network_settings(arguments.set),
         )
+        layers = found.layers
         chosen = layer_formats(layers, arguments.format)
-        figures = summarize(layers, chosen) | {"costs": device_costs(layers, chosen, arguments.cost)}
+        costs = device_costs(layers, chosen, arguments.cost)
+        figures = summarize(layers, chosen) | {"costs": costs, "outside": found.figures()}
     except ValueError as error:
         sys.exit(f"error: {error}")
     if arguments.json:
         print(json.dumps(figures, indent=1))
     else:
-        console = Console()
-        show(figures, console if console.is_terminal else Console(width=120), with_layers=arguments.layers)
+        terminal = Console()
+        console = terminal if terminal.is_terminal else Console(width=120)
+        show(figures, console, with_layers=arguments.layers)
+        if remark := found.remark():
+            console.print(remark, soft_wrap=True)
 
 
 if __name__ == "__main__":

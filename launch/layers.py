@@ -5,6 +5,7 @@
 
 `make_model` returns a linen module; all its arguments have defaults. With rules, the decision of each layer and its
 options are listed as well (`hwcost/format_plan.py`). The share of the cost is that of the multiply-accumulates (MACs).
+A last line says which MACs are in no listed layer, as those of tied heads.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from aqt_like.formats import format_space
 from fliqs_jax import models
 from hwcost import workload
 from hwcost.format_plan import FormatPlan, format_plan
-from hwcost.workload import Workload
+from hwcost.workload import LayerSpec, Workload
 
 
 def example_shape(text: str) -> tuple[int, ...]:
@@ -79,7 +80,7 @@ def table(layers: Workload, plan: FormatPlan | None) -> Table:
     for layer in layers:
         rows.add_row(
             layer.path,
-            layer.kind + (f", {layer.groups} groups" if layer.groups > 1 else ""),
+            _kind(layer),
             _sizes(layer.input_size, layer.in_channels),
             _sizes(layer.output_size, layer.out_channels),
             f"{layer.macs:,}",
@@ -88,6 +89,16 @@ def table(layers: Workload, plan: FormatPlan | None) -> Table:
             *(options.get(layer.path, ("ignored: in float", "")) if plan else ()),
         )
     return rows
+
+
+def _kind(layer: LayerSpec) -> str:
+    """The kind of a layer, and what sets it apart from plain ones."""
+    apart = {
+        f"{layer.groups} groups": layer.groups > 1,
+        "dilated": layer.is_dilated,
+        f"{layer.runs:.4g} runs": layer.runs > 1,
+    }
+    return ", ".join([layer.kind, *(text for text, is_so in apart.items() if is_so)])
 
 
 def _sizes(size: tuple[int, ...], channels: int) -> str:
@@ -108,7 +119,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         shape = models.input_shape(arguments.model, example_shape(arguments.input))
         model = models.create(arguments.model, classes=arguments.classes, **network_settings(arguments.set))
-        layers = workload.trace(model, shape, dtype=arguments.dtype, **models.mode(model, train=False))
+        found = workload.survey(model, shape, dtype=arguments.dtype, **models.mode(model, train=False))
+        layers = found.layers
         members = format_space(arguments.formats)
         plan = format_plan(layers, members, arguments.rule) if arguments.rule else None
     except ValueError as error:
@@ -116,8 +128,10 @@ def main(argv: list[str] | None = None) -> None:
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=160)
     console.print(table(layers, plan))
-    total = sum(layer.macs for layer in layers)
-    console.print(f"{len(layers)} layers, {total:,} MACs, {sum(layer.weights for layer in layers):,} weights")
+    weights = sum(layer.weights for layer in layers)
+    console.print(f"{len(layers)} layers, {found.layers_macs:,} MACs, {weights:,} weights")
+    if remark := found.remark():
+        console.print(remark, soft_wrap=True)
 
 
 if __name__ == "__main__":

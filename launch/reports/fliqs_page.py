@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aqt_like.formats import parse_layer_format
+from hwcost.workload import Outside, remark
 from launch.reports import charts, figures
 from launch.reports.figures import quality_on_test
 from launch.reports.page import card, html_table, page, picture_card
@@ -139,7 +140,10 @@ def _shares_of(summary: dict[str, Any]) -> str:
     name = summary["cost_name"].replace("_", " ")
     text = f"Each layer's share of {name}" + (", and in grey of bit operations." if name != "bit operations" else ".")
     estimates = [layer["path"] for layer in summary["layers"] if layer["cost_is_estimate"]]
-    return text + (f" Interpolated, not measured: {', '.join(estimates)}." if estimates else "")
+    text += f" Interpolated, not measured: {', '.join(estimates)}." if estimates else ""
+    places = summary.get("outside", {}).get("places", ())  # Summaries of earlier versions have none.
+    line = remark(sum(layer["macs"] for layer in summary["layers"]), [Outside(**place) for place in places])
+    return text + (f" {line}." if line else "")
 
 
 def _footprint(summary: dict[str, Any]) -> str:

@@ -14,11 +14,15 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from aqt_like.interception import profile_inputs
+from aqt_like.layer_calls import Product, computing_method, is_layer_call, layer_input, split_repetition
+from aqt_like.quantized_layer import einsum_equation
 from hwcost import measured_tables, workload
 from hwcost.measured_tables import Bits, Entry, Lut
-from hwcost.workload import Workload
+from hwcost.workload import LayerSpec, Workload
 from launch.journal import Journal
 from launch.runtimes.engines import COPIES, Program, Run, Runtime
 
@@ -54,66 +58,124 @@ def network(
 ) -> Network:
     """Makes the programs of a network and of its layers, for random inputs of shape [B, …].
 
-    The program of a layer has the geometry of the layer (padding, dilation), a bias and a ReLU. Its input is never
-    negative if that holds in the network.
+    The program of a layer is one run of the layer itself, with a bias, and a ReLU. Its input is never negative if that
+    holds in the network.
 
     Raises:
-      ValueError: `workload.trace` refuses the model.
+      ValueError: `workload.trace` refuses the model, or a run of a layer does not see the batch.
     """
     layers = workload.trace(model, input_shape[1:], dtype=dtype, **mode)
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], input_shape).astype(dtype)
-    variables = jax.jit(lambda key: model.init(key, x, **mode))(keys[1])
+    keys = jax.random.split(jax.random.key(0))
+    example = jax.ShapeDtypeStruct(tuple(input_shape), dtype)
+
+    def init(key: jax.Array, x: jax.Array) -> Any:
+        return model.init(key, x, **mode)
 
     def apply(variables: Any, x: jax.Array) -> Any:
         return model.apply(variables, x, **mode)
 
-    closed = jax.make_jaxpr(apply)(variables, x)
-    equations = dict(
-        reversed(list(workload.contractions(closed.jaxpr)))
-    )  # reversed: the first call of a layer that runs several times
-    positive = _never_negative(apply, variables, x)
-    parts = {}
+    calls = _layer_calls(apply, jax.eval_shape(init, keys[1], example), example)
+    runs = {}
     for layer in layers:
-        program = _layer_program(equations[layer.path], keys[2], positive=layer.path in positive)
-        parts.setdefault(measured_tables.layer_key(layer), program)
+        runs.setdefault(
+            measured_tables.layer_key(layer),
+            (layer, *_one_run(layer, calls[split_repetition(layer.path)[0]], batch=input_shape[0])),
+        )
+    x = jax.random.normal(keys[0], input_shape).astype(dtype)
+    variables = jax.jit(init)(keys[1], x)
+    profiles = profile_inputs(model, variables, x, **mode)
+    parts = {
+        key: _layer_program(call, shape, positive=bool(profiles[layer.path].never_negative))
+        for key, (layer, call, shape) in runs.items()
+    }
     shape = "x".join(map(str, input_shape))
     return Network(f"{NETWORK}{name} {shape}", layers, Program(apply, variables, x), parts)
 
 
-def _never_negative(apply: Callable, variables: Any, x: jax.Array) -> set[str]:
-    """Paths of the layers whose input has no negative value, as after a ReLU."""
+class _LayerCall(NamedTuple):
+    """A call of a layer in a network. In loops and under `vmap`, its shapes are those of a single run.
 
-    def run(variables: Any, x: jax.Array) -> dict[str, jax.Array]:
-        lowest: dict[str, jax.Array] = {}
+    Attributes:
+      layer: the layer, without variables.
+      method: the method that computes it.
+      x: shape and type of the input.
+      more: further arguments: the equation of an einsum that is called with one.
+      output_values: number of output values.
+    """
 
-        def record_minimum(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-            if context.method_name == "__call__" and args and isinstance(args[0], jax.Array):
-                lowest.setdefault("/".join(context.module.path), args[0].min())
-            return call(*args, **kwargs)
-
-        with nn.intercept_methods(record_minimum):
-            apply(variables, x)
-        return lowest
-
-    return {path for path, lowest in jax.jit(run)(variables, x).items() if lowest >= 0}
+    layer: nn.Module
+    method: Callable[..., jax.Array]
+    x: jax.ShapeDtypeStruct
+    more: tuple[str, ...]
+    output_values: int
 
 
-def _layer_program(equation: Any, key: jax.Array, *, positive: bool) -> Program:
-    """Program of one convolution or dot product of a network."""
-    inputs, kernel = (variable.aval for variable in equation.invars)
-    output = equation.outvars[0].aval
-    keys = jax.random.split(key, 3)
-    x = jax.random.normal(keys[0], inputs.shape, inputs.dtype)
-    # Small weights, so that the ranges of the outputs are as usual for a quantiser.
-    weights = 0.05 * jax.random.normal(keys[1], kernel.shape, kernel.dtype)
-    bias = jax.random.normal(keys[2], output.shape[-1:], output.dtype)
+def _layer_calls(apply: Callable, variables: Any, x: jax.ShapeDtypeStruct) -> dict[str, list[_LayerCall]]:
+    """The calls of each layer, by path without repetition, in order."""
+    calls: dict[str, list[_LayerCall]] = defaultdict(list)
+
+    def record(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        y = call(*args, **kwargs)
+        layer = context.module
+        if is_layer_call(context) and not isinstance(layer, Product):
+            inputs, equation = layer_input(layer, args, kwargs), einsum_equation(layer, args, kwargs)
+            calls["/".join(layer.path)].append(
+                _LayerCall(
+                    layer.clone(parent=None, name=None),
+                    computing_method(context),
+                    jax.ShapeDtypeStruct(inputs.shape, inputs.dtype),
+                    () if equation is None else (equation,),
+                    y.size,
+                )
+            )
+        return y
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(apply, variables, x)
+    return calls
+
+
+def _one_run(layer: LayerSpec, calls: Sequence[_LayerCall], *, batch: int) -> tuple[_LayerCall, tuple[int, ...]]:
+    """The call whose sizes a layer has, and the shape of its input in one run for a batch of examples.
+
+    Raises:
+      ValueError: the model maps the layer over the batch, so that no call sees it.
+    """
+    images = (*layer.input_size, layer.in_channels) if layer.kernel else ()
+    for call in calls:
+        if images and call.x.shape[-len(images) :] == images:
+            return call, (batch, *images)  # One run has no further axes, such as frames.
+        if not images and call.output_values == batch * layer.output_values:
+            return call, call.x.shape
+    raise ValueError(
+        f"{layer.path}: cannot be timed for a batch of {batch}: the model maps it over examples, one in each run; "
+        "expected batch 1"
+    )
+
+
+def _layer_program(call: _LayerCall, shape: tuple[int, ...], *, positive: bool) -> Program:
+    """The program of a layer for inputs of this shape."""
+    layer = call.layer.clone(use_bias=True)
+    draw = np.random.default_rng(0)  # NumPy's, which compiles nothing per shape.
+
+    def values(of: jax.ShapeDtypeStruct, scale: float = 1.0) -> np.ndarray:
+        return scale * draw.standard_normal(of.shape, np.float32)
 
     def function(weights: Any, x: jax.Array) -> jax.Array:
-        kernel, bias = weights
-        return nn.relu(equation.primitive.bind(x, kernel, **equation.params) + bias)
+        y: Any = layer.apply({"params": weights}, x, *call.more, method=call.method)
+        return nn.relu(y)
 
-    return Program(function, (weights, bias), abs(x) if positive else x)
+    inputs = jax.ShapeDtypeStruct(shape, call.x.dtype)
+    x = abs(values(inputs)) if positive else values(inputs)
+    init = partial(layer.init, method=call.method)
+    shapes = jax.eval_shape(lambda x: init(jax.random.key(0), x, *call.more), inputs)["params"]
+    # Small weights, so that the ranges of the outputs are as usual for a quantiser.
+    scales = {"kernel": 0.05, "bias": 1.0}
+    weights = {
+        name: jax.tree.map(lambda of, scale=scales[name]: jnp.asarray(values(of, scale), of.dtype), shapes[name])
+        for name in shapes
+    }
+    return Program(function, weights, jnp.asarray(x, inputs.dtype))
 
 
 class Samples:
@@ -156,9 +218,16 @@ def timing_settings(net: Network, runtime: Runtime) -> dict[Setting, Callable[[]
     settings: dict[Setting, Callable[[], Run]] = {}
     for width in runtime.widths:
         for key, part in net.parts.items():
-            settings[Setting(key, (width, width))] = partial(runtime.prepare_layer, part, width)
+            settings[Setting(key, (width, width))] = partial(_prepare_layer, runtime, key, part, width)
         settings[Setting(net.key, (width, width))] = partial(runtime.prepare_network, net.whole, width)
     return settings
+
+
+def _prepare_layer(runtime: Runtime, key: str, part: Program, width: int) -> Run:
+    try:
+        return runtime.prepare_layer(part, width)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def take(
@@ -218,6 +287,8 @@ def check(net: Network, samples: Samples, widths: Iterable[int]) -> list[Check]:
     checks = []
     for width in widths:
         bits = (width, width)
-        predicted = sum(samples.entry(Setting(measured_tables.layer_key(layer), bits)).value for layer in net.layers)
+        predicted = sum(
+            layer.runs * samples.entry(Setting(measured_tables.layer_key(layer), bits)).value for layer in net.layers
+        )
         checks.append(Check(width, predicted, samples.entry(Setting(net.key, bits)).value))
     return checks

@@ -1,5 +1,6 @@
 """Builder of ONNX graphs: nodes, constants, and the axis order of values (needs onnx)."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,16 @@ class Tensor(NamedTuple):
 
 Value = Tensor | np.ndarray
 Arguments = Sequence[Any]  # values, at least one of them a `Tensor`
+
+
+def module_path(scope: str) -> str:
+    """The module path of a name stack in a jaxpr, as in `"stage0/conv"`.
+
+    Linen names scopes after modules, the model first; methods (`module.method`) and einsums (`->`) are left out. A name
+    in a transform, as in `vmap(mlp)`, stands for itself.
+    """
+    names = re.sub(r"\b(?:vmap|scan|remat|checkpoint|jvp|transpose)\(([^()/]*)\)", r"\1", scope).split("/")[1:]
+    return "/".join(name for name in names if name and "->" not in name and "." not in name)
 
 
 class GraphBuilder:

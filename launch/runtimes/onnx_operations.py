@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from hwcost.workload import module_path
-from launch.runtimes.onnx_builder import Arguments, ExportError, GraphBuilder, Tensor, Value
+from launch.runtimes.onnx_builder import Arguments, ExportError, GraphBuilder, Tensor, Value, module_path
 
 
 def _elementwise(kind: str, graph: GraphBuilder, _: Any, arguments: Arguments, __: str) -> Tensor:

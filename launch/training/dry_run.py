@@ -39,6 +39,7 @@ def check(experiment: Experiment, console: Console) -> None:
         f"{experiment.config.data.valid_examples:,} for the reward",
         "layers": f"{len(plan.workload)}, {sum(layer.macs for layer in plan.workload):,} MACs, "
         f"{sum(layer.weights for layer in plan.workload):,} weights",
+        **({"outside": remark} if (remark := experiment.survey.remark()) else {}),
         "search space": f"{len(plan.space)} decisions, 10^{genomes:.1f} genomes",
         **{f"cost {name}": _cost_range(experiment, i) for i, name in enumerate(experiment.costs)},
         "networks": f"{trials}: {', '.join(trial.name for trial in experiment.trials)}",

@@ -30,7 +30,7 @@ from hwcost.cost_model import CostModel
 from hwcost.costs import find_cost
 from hwcost.format_plan import FormatPlan, format_plan
 from hwcost.genome_file import Genome, GenomeFileError, names_genome_file, read_genome
-from hwcost.workload import Workload
+from hwcost.workload import Survey
 from launch import data
 from launch.training import optimizers
 from launch.training.budgets import BudgetSetting, budget_entries, read_budgets
@@ -74,6 +74,7 @@ class Experiment:
       config: the config as given.
       source: data set.
       plan: search space, and the meaning of its genomes.
+      survey: the searched layers, and what the network computes outside of them.
       costs: cost models by name, in the order of `search.budgets`.
       search: definition of the compiled step.
       clip_multiples: initial clip multiples.
@@ -86,6 +87,7 @@ class Experiment:
     config: ConfigDict
     source: data.Source
     plan: FormatPlan
+    survey: Survey
     costs: dict[str, CostModel]
     search: Search
     clip_multiples: format_choice.ClipMultiples
@@ -109,7 +111,8 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     network = models.find(settings["name"])
     model = models.create(settings.pop("name"), classes=source.classes, **settings)
     _check_pretrained(config, model, source)
-    plan = format_plan(_layers(config, model, network.uncounted, source.example), formats, config.rules)
+    found = _survey(config, model, network.uncounted, source.example)
+    plan = format_plan(found.layers, formats, config.rules)
     costs, budgets = _budgets(config, plan)
     arithmetic = choose_arithmetic(config, plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
@@ -144,6 +147,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         config=config,
         source=source,
         plan=plan,
+        survey=found.only(plan.workload),
         costs=costs,
         search=search,
         clip_multiples=multiples,
@@ -270,9 +274,9 @@ def _check_examples(config: ConfigDict, source: data.Source) -> None:
             )
 
 
-def _layers(config: ConfigDict, model: nn.Module, uncounted: Sequence[str], example: jax.ShapeDtypeStruct) -> Workload:
-    """Layers whose formats can be searched."""
-    layers = workload.trace(
+def _survey(config: ConfigDict, model: nn.Module, uncounted: Sequence[str], example: jax.ShapeDtypeStruct) -> Survey:
+    """Layers whose formats can be searched, and what is outside of them."""
+    found = workload.survey(
         model,
         example.shape,
         dtype=example.dtype,
@@ -280,12 +284,12 @@ def _layers(config: ConfigDict, model: nn.Module, uncounted: Sequence[str], exam
         products=config.products,
         **models.mode(model, train=False),
     )
-    if unnamed := [layer.path for layer in layers if ":" in layer.path]:
+    if unnamed := [layer.path for layer in found.layers if ":" in layer.path]:
         raise ConfigError(
             f"products=True: {', '.join(unnamed)} cannot be quantised from outside: write them with "
             "aqt_like.interception.Product, or leave products in float"
         )
-    return layers
+    return found
 
 
 def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic) -> Quantizer:

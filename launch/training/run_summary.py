@@ -13,7 +13,7 @@ from launch.training.experiment import Experiment
 
 
 def network_summary(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
-    """Formats of all layers and exact costs of a genome, int32[D]."""
+    """Formats of all layers and exact costs of a genome, int32[D], and what is in no layer."""
     chosen = experiment.plan.layer_formats(genome)
     budgets = [
         {
@@ -49,6 +49,7 @@ def network_summary(experiment: Experiment, genome: np.ndarray) -> dict[str, Any
             }
             for layer, cost in zip(experiment.plan.workload, terms.tolist(), strict=True)
         ],
+        "outside": experiment.survey.figures(),
     }
 
 

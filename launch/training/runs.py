@@ -196,6 +196,8 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
         done = ", ".join(t.name for t in experiment.trials if all(t is not trial for trial, _ in unfinished))
         console.print(f"already complete in {workdir}: {done}")
     if unfinished:
+        if remark := experiment.survey.remark():
+            console.print(remark, soft_wrap=True)
         console.print(f"reading {experiment.config.data.name}, compiling the search step …")
         dataset = open_data(experiment)
         compiled = compile_functions(experiment, dataset, console)

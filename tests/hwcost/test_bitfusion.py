@@ -7,6 +7,7 @@ import math
 import pathlib
 import re
 
+import flax.linen as nn
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from aqt_like.formats import parse_format
 from fliqs_jax import models
 from hwcost import bitfusion, workload
 from hwcost.bitfusion import Geometry
+from tests import unusual_networks
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "bitfusion.json"
 INT8 = parse_format("int8")
@@ -97,7 +99,8 @@ def slow_cost(geometry, weight_bits, activation_bits, accelerator):
             "o": math.ceil(outs / oc),
         }
         tiles = math.prod(counts.values())
-        area = ((th - 1) * stride + kh) * ((tw - 1) * stride + kw)
+        down, across = geometry.dilation
+        area = ((th - 1) * stride + (kh - 1) * down + 1) * ((tw - 1) * stride + (kw - 1) * across + 1)
         tile = {"a": area * ic * activation_bits, "w": kh * kw * ic * oc * weight_bits, "o": th * tw * oc * 32}
         held = {
             "a": area * pad(ic, lanes) * widths[1],
@@ -154,6 +157,7 @@ def test_the_slow_derivation_agrees_also_where_nothing_was_published(seed):
         tuple(rng.integers(1, 6, 2).tolist()),
         int(rng.integers(1, 3)),
         ins if depthwise else 1,
+        (2, 3) if seed % 2 else (1, 1),
     )
     accelerator = bitfusion.Accelerator(bus_bits=int(rng.choice([64, 192, 512])))
     pairs = [(2, 2), (4, 8), (6, 4), (8, 8), (16, 16), (16, 8)]
@@ -184,11 +188,56 @@ def test_layers_become_what_the_array_computes():
     assert bitfusion.layer_geometry(dense) == Geometry(3, 16, (197, 1), (1, 1), 1, 1)
 
 
+def milliseconds(layer):
+    return float(bitfusion.cost_models()["latency"].layer_costs(layer, [INT8])[0])
+
+
+def dense(ins, outs, *size):
+    return spec(
+        kind="dense", in_channels=ins, out_channels=outs, input_size=size, output_size=size, kernel=(), stride=()
+    )
+
+
+def test_dense_layers_over_several_axes_cost_what_plain_ones_do():
+    (general,) = workload.trace(nn.DenseGeneral(100, axis=(-3, -2, -1)), (7, 7, 512))
+    assert round(milliseconds(general), 4) == 0.2112 == round(milliseconds(dense(25088, 100)), 4)
+    *projections, out = workload.trace(unusual_networks.attention(), (196, 768))
+    for layer in (*projections, out):
+        assert milliseconds(layer) == milliseconds(dense(768, 768, 196))
+    assert milliseconds(dense(8, 8, 4, 6, 5)) == milliseconds(dense(8, 8, 24, 5))
+
+
+def test_layers_in_parts_cost_the_sum_of_the_parts():
+    (experts,) = workload.trace(unusual_networks.expert_einsum(), (4, 6, 8))
+    assert experts.groups == 4
+    assert milliseconds(experts) == pytest.approx(4 * milliseconds(dense(8, 16, 6)))
+    local = {layer.path: layer for layer in workload.trace(unusual_networks.kinds(), (8, 8, 32))}["local"]
+    assert milliseconds(local) == pytest.approx(64 * milliseconds(dense(9 * 32, 32)))
+
+
+def test_a_layer_costs_as_often_as_it_runs():
+    for cost in bitfusion.cost_models().values():
+        once, often = (cost.layer_costs(spec(runs=runs), [INT8])[0] for runs in (1, 2.5))
+        assert often == pytest.approx(2.5 * once)
+
+
+def test_tiles_of_dilated_convolutions_hold_the_inputs_between_taps():
+    plain = spec(in_channels=64, out_channels=64, stride=(1, 1))
+    dilated = dataclasses.replace(plain, dilation=(2, 2))
+    assert bitfusion.layer_geometry(dilated) == bitfusion.layer_geometry(plain)._replace(dilation=(2, 2))
+    energies = [bitfusion.cost_models()["energy"].layer_costs(layer, [INT8]) for layer in (plain, dilated)]
+    assert energies[0] < energies[1]
+    with pytest.raises(ValueError, match=r"conv: Geometry.* not even the smallest tile fits"):
+        bitfusion.cost_models()["latency"].layer_costs(dataclasses.replace(plain, dilation=(40, 40)), [INT8])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"kind": "product"}, "conv: BitFusion has no product"),
-        ({"output_size": (64, 64)}, r"conv: BitFusion has no conv from \(32, 32\) to \(64, 64\)"),
+        ({"kind": "conv_transpose"}, r"conv: BitFusion has no conv_transpose from \(32, 32\) to \(16, 16\)"),
+        ({"input_dilation": (2, 2)}, "conv: BitFusion has no conv over three axes or over a dilated input"),
+        ({"output_size": (8, 8, 8)}, "conv: BitFusion has no conv over three axes or over a dilated input"),
         ({"stride": (1, 2)}, r"conv: BitFusion has no stride of \(1, 2\)"),
     ],
 )

@@ -1,5 +1,7 @@
 """What every cost that has a name must do, and the published figures of each."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from fliqs_jax import models
 from hwcost import carbon, fpga, gpu, measured_tables, pricing, workload
 from hwcost.costs import COSTS
 from hwcost.format_plan import format_plan
+from tests import unusual_networks
 
 LAYERS = workload.trace(models.create("cifar_resnet", classes=10), (32, 32, 3), train=False)
 INTEGERS = format_space("int4,int6,int8")
@@ -56,6 +59,15 @@ def test_weights_and_inputs_are_priced_by_their_own_bits():
     )
     for fmt, expected in ((mixed, 12), (int4, 12), (int8, 16)):
         assert table.cost_model().layer_costs(layer, [fmt]) == expected
+
+
+def test_a_layer_costs_as_often_as_it_runs_but_is_stored_once():
+    int8 = parse_format("int8")
+    step, _ = workload.trace(unusual_networks.recurrent(), (12, 8))[:2]
+    once = dataclasses.replace(step, runs=1, macs=step.macs // 12)
+    for name, model in COSTS.items():
+        often = 1 if name in ("weight_bytes", "peak_activation_bytes", "fpga_area") else 12
+        np.testing.assert_allclose(model.layer_costs(step, [int8]), often * model.layer_costs(once, [int8]))
 
 
 def test_the_worst_of_several_budgets_counts():

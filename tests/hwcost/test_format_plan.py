@@ -7,6 +7,7 @@ from aqt_like.formats import format_space
 from aqt_like.path_rules import RuleError
 from hwcost import analytic, pricing
 from hwcost.format_plan import format_plan
+from hwcost.genome_file import read_genome, write_genome
 from hwcost.workload import LayerSpec
 
 FORMATS = format_space("int_s")
@@ -86,3 +87,26 @@ def test_uniform_genomes_respect_pins_but_not_restrictions():
 def test_rules_that_do_not_fit_the_workload_are_refused(rules, message):
     with pytest.raises(RuleError, match=message):
         format_plan(LAYERS, FORMATS, rules)
+
+
+REPEATED = tuple(
+    LayerSpec(path, "dense", 4, 4, (), (), (), (), 1, macs=16, weights=16)
+    for path in ("stem", *(f"blocks/fc[{i}]" for i in range(3)))
+)
+
+
+def test_repetitions_in_a_loop_may_share_a_decision_or_have_formats_of_their_own(tmp_path):
+    tied = format_plan(REPEATED, FORMATS, [r"\[\d+\]: tie"])
+    assert [decision.name for decision in tied.space.decisions] == ["stem.format", "blocks/fc*.format"]
+    assert tied.layer_formats([0, 1])["blocks/fc[2]"] == "int8"
+    apart = format_plan(REPEATED, FORMATS, [r"fc\[0\]: bf16", r"fc\[1\]: int4 per_channel"])
+    assert [len(decision.options) for decision in apart.space.decisions] == [3, 1, 1, 3]
+    write_genome(tmp_path / "genome.json", tied.named([0, 1]))
+    own = format_plan(REPEATED, FORMATS)
+    np.testing.assert_array_equal(own.encode(read_genome(tmp_path / "genome.json")), [0, 1, 1, 1])
+
+
+@pytest.mark.parametrize("rule", [r"fc\[1\]: ignore", r"fc\[[12]\]: per_tensor"])
+def test_repetitions_in_a_loop_are_ignored_and_share_scales_alike(rule):
+    with pytest.raises(RuleError, match=r"blocks/fc\[0\] and blocks/fc\[1\] run in one loop: expected 'ignore' for"):
+        format_plan(REPEATED, FORMATS, [rule])

@@ -9,6 +9,7 @@ from aqt_like.formats import format_space, parse_format
 from fliqs_jax import models
 from hwcost import measured_tables, pricing, workload
 from hwcost.format_plan import format_plan
+from tests import unusual_networks
 
 LAYERS = workload.trace(models.create("cifar_resnet", classes=10), (32, 32, 3), train=False)
 
@@ -162,3 +163,40 @@ def test_missing_layers_are_estimated_only_where_asked():
         measured_tables.LutError, match=r"nothing to interpolate 'conv .* groups=16' from: no layer of its kind"
     ):
         model.layer_costs(depthwise, [parse_format("int8")])
+
+
+def test_keys_tell_what_computes_otherwise_apart():
+    kinds = {layer.path: layer for layer in workload.trace(unusual_networks.kinds(), (8, 8, 32))}
+    (experts,) = workload.trace(unusual_networks.expert_einsum(), (4, 6, 8))
+    shape = "in=32 out=32 size=8x8->{} kernel=3x3 stride={} groups=1"
+    keys = {path: measured_tables.layer_key(layer) for path, layer in kinds.items()}
+    assert keys == {
+        "plain": "conv " + shape.format("8x8", "1x1"),
+        "dilated": "conv " + shape.format("8x8", "1x1") + " dilation=4x4",
+        "inserted": "conv " + shape.format("16x16", "1x1") + " input_dilation=2x2",
+        "transposed": "conv_transpose " + shape.format("16x16", "2x2"),
+        "local": "conv_local " + shape.format("8x8", "1x1"),
+    }
+    assert measured_tables.layer_key(experts) == "dense in=32 out=64 size=6->6 groups=4"
+    # None is estimated from another kind, but from its own.
+    layers = (*kinds.values(), experts, dataclasses.replace(experts, groups=1))
+    for layer in layers:
+        others = [measured_tables.layer_key(other) for other in layers if other != layer]
+        table = measured_tables.Lut("b", "m", "ms", {(key, (8, 8)): measured_tables.Entry(1.0) for key in others})
+        with pytest.raises(measured_tables.LutError, match="nothing to interpolate"):
+            table.most_similar(layer)
+        wider = dataclasses.replace(layer, out_channels=64)
+        table.entries[measured_tables.layer_key(layer), (8, 8)] = measured_tables.Entry(1.0)
+        assert table.most_similar(wider) == (measured_tables.layer_key(layer), 64 / layer.out_channels)
+
+
+def test_entries_are_the_cost_of_one_run(tmp_path):
+    *steps, head = workload.trace(unusual_networks.recurrent(), (12, 8))
+    entries = {(measured_tables.layer_key(layer), (8, 8)): measured_tables.Entry(0.5) for layer in (*steps, head)}
+    model = measured_tables.Lut("a board", "latency", "ms", entries).cost_model()
+    assert model.uniform((*steps, head), parse_format("int8")) == 0.5 * (12 * len(steps) + 1)
+    costs = np.asarray([12.0] * len(steps) + [1.0])[:, None, None] * np.ones((1, 8, 8))
+    np.save(tmp_path / "haq.npy", costs)  # HAQ's are those of a layer in the network, with all its runs.
+    table = measured_tables.read_haq(tmp_path / "haq.npy", (*steps, head))
+    assert table.value(measured_tables.layer_key(steps[0]), (8, 8)) == 1
+    assert table.cost_model().uniform((*steps, head), parse_format("int8")) == costs[:, 7, 7].sum()

@@ -1,3 +1,6 @@
+import dataclasses
+import json
+
 import flax.linen as nn
 import jax
 import pytest
@@ -7,6 +10,7 @@ from aqt_like.interception import Product
 from fliqs_jax.models.resnet import ResNet
 from hwcost import analytic, pricing, workload
 from hwcost.format_plan import format_plan
+from tests import unusual_networks
 
 
 def test_resnet8_layers_are_those_counted_by_hand():
@@ -153,3 +157,101 @@ def test_bit_operations_follow_equation_1():
     assert pricing.reachable_interval(table, plan.space) == (16 * macs, 256 * macs)
     assert analytic.BIT_OPERATIONS.uniform(layers, parse_format("e4m3")) == 64 * macs
     assert plan.layer_formats(genome)["stage1_block1/conv1"] == "int8"
+
+
+def macs_of(found):
+    """MACs by path, and MACs outside by place."""
+    return {layer.path: layer.macs for layer in found.layers}, dict(found.outside)
+
+
+def test_layers_in_loops_are_one_layer_per_repetition():
+    layers, outside = macs_of(workload.survey(unusual_networks.looped(), (64,)))
+    assert layers == {**{f"blocks/fc[{i}]": 64 * 64 for i in range(6)}, "head": 640} and not outside
+    layers, _ = macs_of(workload.survey(unusual_networks.nested(), (8,)))
+    inner = {f"outer/inner/fc[{i},{j}]": 64 for i in range(2) for j in range(3)}
+    assert layers == inner | {"outer/post[0]": 64, "outer/post[1]": 64}
+    own_layers = {f"experts/{name}[{i}]": 5 * 8 * 32 for name in ("up", "down") for i in range(4)}
+    found = workload.survey(unusual_networks.experts(), (5, 8))
+    assert macs_of(found) == (own_layers, {"experts/scores": 4 * 25 * 8})
+    found = workload.survey(unusual_networks.experts(), (5, 8), products=True)
+    assert macs_of(found) == (own_layers | {f"experts/scores[{i}]": 25 * 8 for i in range(4)}, {})
+
+
+@pytest.mark.parametrize("cell", [nn.GRUCell, nn.LSTMCell])
+def test_recurrent_cells_run_once_per_step(cell):
+    *steps, head = workload.trace(unusual_networks.recurrent(cell), (12, 8))
+    assert {layer.runs for layer in steps} == {12} and head.runs == 1
+    assert {layer.macs for layer in steps} == {12 * 8 * 16, 12 * 16 * 16}
+    assert all(layer.macs == layer.runs * layer.weights for layer in steps)
+
+
+def test_runs_are_counted_wherever_they_come_from():
+    together, each = workload.trace(unusual_networks.frames(), (7, 16, 16, 3))
+    assert (together.input_size, together.runs, together.macs) == ((16, 16), 7, 7 * 256 * 9 * 3 * 8)
+    assert (each.input_size, each.runs, each.macs) == ((16, 16), 7, 7 * 256 * 9 * 8 * 4)
+    (unknown,) = workload.trace(unusual_networks.UnknownToFlax(), (7, 16, 16, 3))
+    assert dataclasses.replace(unknown, path=together.path) == together
+    (twice,) = workload.trace(unusual_networks.twice(), (16, 16, 8))  # The largest run gives the sizes.
+    assert (twice.input_size, twice.runs, twice.macs) == ((16, 16), 1.25, (256 + 64) * 9 * 8 * 8)
+
+
+def test_names_may_have_dots_and_brackets_but_not_those_of_repetitions():
+    layers, outside = macs_of(workload.survey(unusual_networks.named(), (8,)))
+    assert layers == dict.fromkeys(("features.0", "2", "a b", "fc(1)"), 64)
+    assert outside == {"features.1": 40}
+
+    def like_a_repetition(x):
+        return nn.Dense(8, name="fc[0]")(x)
+
+    with pytest.raises(ValueError, match=r"fc\[0\]: names in brackets are those of repetitions in a loop: rename"):
+        workload.trace(unusual_networks.Network(like_a_repetition), (8,))
+
+
+def test_convolutions_of_every_kind():
+    layers = {layer.path: layer for layer in workload.trace(unusual_networks.kinds(), (8, 8, 32))}
+    plain, transposed = layers["plain"], layers["transposed"]
+    assert {path: layer.kind for path, layer in layers.items() if layer.kind != "conv"} == {
+        "local": "conv_local",
+        "transposed": "conv_transpose",
+    }
+    assert [path for path, layer in layers.items() if layer.is_dilated] == ["dilated", "inserted"]
+    assert layers["dilated"].macs == plain.macs == layers["local"].macs == 64 * plain.weights
+    assert layers["local"].weights == 64 * plain.weights
+    # Zeros between inputs are not multiplied.
+    assert (transposed.output_size, transposed.macs, layers["inserted"].macs) == ((16, 16), plain.macs, plain.macs)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "dtype", "outside"),
+    [
+        (unusual_networks.tied_head, (9,), "int32", {"embed": 9 * 64 * 32000}),
+        (unusual_networks.tied_steps, (9,), "int32", {"decoder/embed": 9 * 16 * 100}),
+        (unusual_networks.attention, (10, 24), "float32", {"attention": 2 * 10 * 10 * 24}),
+        (unusual_networks.in_a_branch, (8,), "float32", {"branch": 2 * 64}),  # that of the costlier branch
+        (
+            lambda: unusual_networks.recurrent(nn.OptimizedLSTMCell),
+            (12, 8),
+            "float32",
+            {"OptimizedLSTMCell_0": 12 * (8 + 16) * 64},
+        ),
+    ],
+)
+def test_what_is_in_no_layer_is_told(network, shape, dtype, outside):
+    found = workload.survey(network(), shape, dtype=dtype)
+    assert dict(found.outside) == outside
+    ((place, macs),) = outside.items()
+    share = macs / (macs + sum(layer.macs for layer in found.layers))
+    assert found.figures() == {"macs": macs, "share": share, "places": [{"path": place, "macs": macs}]}
+    assert json.loads(json.dumps(found.figures())) == found.figures()
+    assert f"MACs ({share:.1%}) are in no listed layer" in found.remark()
+    assert found.remark().endswith(f"{place} ({macs:,})")
+
+
+def test_layers_that_are_left_out_are_outside():
+    found = workload.survey(unusual_networks.looped(), (64,), ignored=("head",))
+    assert dict(found.outside) == {"head": 640}
+    searched = found.only(found.layers[:4])
+    assert dict(searched.outside) == {"head": 640, "blocks/fc[4]": 4096, "blocks/fc[5]": 4096}
+    assert searched.remark().endswith("blocks/fc[4] (4,096), blocks/fc[5] (4,096), head (640)")
+    whole = workload.survey(unusual_networks.looped(), (64,))
+    assert whole.remark() == "" and whole.figures() == {"macs": 0, "share": 0, "places": []}

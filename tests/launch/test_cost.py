@@ -66,6 +66,23 @@ def test_a_genome_of_tied_layers_is_priced(capsys, tmp_path):
         run(capsys, "--model=resnet18", f"--format={tmp_path}/genome.json")
 
 
+def test_a_genome_of_layers_in_a_loop_is_priced(capsys, tmp_path):
+    network = ("--model=tests.unusual_networks:looped", "--input=64")
+    plan = format_plan(cost.network_workload("tests.unusual_networks:looped", input_shape=(64,)), format_space("int_s"))
+    write_genome(tmp_path / "genome.json", plan.named([0, 1, 0, 1, 0, 1, 1]))
+    figures = json.loads(run(capsys, *network, f"--format={tmp_path}/genome.json", "--json"))
+    formats = {row["path"]: row["format"] for row in figures["layers"]}
+    assert (formats["blocks/fc[2]"], formats["blocks/fc[3]"], formats["head"]) == ("int4", "int8", "int8")
+    assert figures["gbops"] == pytest.approx((3 * (16 + 64) * 4096 + 64 * 640) / 1e9)
+
+
+def test_what_is_not_counted_is_told(capsys):
+    figures = json.loads(run(capsys, "--model=deit_ti16", "--json"))
+    assert figures["outside"]["macs"] == 12 * 2 * 197 * 197 * 192
+    assert f"({figures['outside']['share']:.1%}) are in no listed layer" in run(capsys, "--model=deit_ti16")
+    assert json.loads(run(capsys, "--model=deit_ti16", "--everything", "--json"))["outside"]["macs"] == 0
+
+
 def test_a_genome_on_layers_of_other_sizes_is_told(capsys, tmp_path):
     plan = format_plan(cost.network_workload("resnet18"), format_space("int_s"))
     write_genome(tmp_path / "genome.json", plan.named([0] * len(plan.space)))

@@ -29,6 +29,20 @@ def test_a_model_of_whole_numbers(capsys):
     assert "attention2/query" in text
 
 
+def test_what_is_in_no_layer_is_told_last(capsys):
+    text = run(capsys, "--model=tests.unusual_networks:tied_head", "--input=9", "--dtype=int32")
+    assert text.splitlines()[-1] == (
+        "18,432,000 of 18,468,864 MACs (99.8%) are in no listed layer and stay in float, unpriced: embed (18,432,000)"
+    )
+    assert "no listed layer" not in run(capsys, "--model=cifar_resnet", "--input=32,32,3")
+
+
+def test_what_sets_layers_apart_is_told(capsys):
+    lines = run(capsys, "--model=tests.unusual_networks:assembled", "--input=3,8,8,3").splitlines()
+    for kind in ("conv, 3 runs", "conv, dilated", "dense, 16 groups", "blocks/fc[5]"):
+        assert sum(kind in line for line in lines) >= 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -231,3 +231,14 @@ def test_metrics_survive_a_line_cut_short(run_directories):
     path = run_directories / "a" / "metrics.jsonl"
     path.write_text(path.read_text()[:-20])
     assert [line["step"] for line in progress.read_metrics(path)] == [10, 20]
+
+
+def test_what_is_in_no_layer_is_told_where_the_cost_is(run_directories):
+    directory = run_directories / "b"
+    content = json.loads((directory / "summary.json").read_text())
+    page = fliqs_page.write([directory], directory / "report.html").read_text()
+    assert "in no listed layer" not in page  # A run of an earlier version does not say.
+    content["outside"] = {"macs": 3000, "share": 0.6, "places": [{"path": "embed", "macs": 3000}]}
+    (directory / "summary.json").write_text(json.dumps(content))
+    page = fliqs_page.write([directory], directory / "report.html").read_text()
+    assert "3,000 of 5,000 MACs (60.0%) are in no listed layer and stay in float, unpriced: embed (3,000)." in page

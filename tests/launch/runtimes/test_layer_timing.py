@@ -1,15 +1,17 @@
 import json
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hwcost import measured_tables
+from hwcost import measured_tables, workload
 from launch.journal import JournalError
 from launch.runtimes import layer_timing
 from launch.runtimes.engines import Runtime
 from launch.runtimes.layer_timing import Samples, Setting
+from tests import unusual_networks
 
 
 class Small(nn.Module):
@@ -40,9 +42,56 @@ def test_layers_run_alone_as_they_stand_in_the_network(small):
     assert float(second.x.min()) >= 0  # behind a rectifier
     assert float(head.x.min()) < 0
     impulse = jnp.zeros_like(first.x).at[:, 4, 4].set(1.0)
-    kernel, bias = first.weights
-    spread = np.asarray(first.function((kernel, 0 * bias + 10), impulse))[0, :, :, 0]
+    spread = np.asarray(first.function(first.weights | {"bias": jnp.full(4, 10.0)}, impulse))[0, :, :, 0]
     assert set(np.argwhere(spread != 10).reshape(-1).tolist()) == {2, 4, 6}  # dilated, as in the network
+
+
+def test_one_run_of_every_layer_is_timed_in_loops_too():
+    net = layer_timing.network("assembled", unusual_networks.assembled(), (2, 3, 8, 8, 3))
+    inputs = {
+        "conv in=3 out=32 size=8x8->8x8 kernel=3x3 stride=1x1 groups=1": (8, 8, 3),  # of one frame of a film
+        "conv in=32 out=32 size=8x8->8x8 kernel=3x3 stride=1x1 groups=1": (8, 8, 32),
+        "conv in=32 out=32 size=8x8->8x8 kernel=3x3 stride=1x1 groups=1 dilation=4x4": (8, 8, 32),
+        "conv_local in=32 out=32 size=8x8->8x8 kernel=3x3 stride=1x1 groups=1": (8, 8, 32),
+        "conv in=32 out=32 size=8x8->16x16 kernel=3x3 stride=1x1 groups=1 input_dilation=2x2": (8, 8, 32),
+        "conv_transpose in=32 out=32 size=8x8->16x16 kernel=3x3 stride=2x2 groups=1": (8, 8, 32),
+        "dense in=32 out=8 size=16->16": (16, 32),  # of one expert under vmap
+        "dense in=128 out=64 size=1->1 groups=16": (16, 8),
+        "dense in=4 out=4 size=16->16": (16, 4),  # of one step of a scan
+        "dense in=4 out=10 size=16->16": (16, 4),
+    }
+    assert {key: part.x.shape for key, part in net.parts.items()} == {key: (2, *size) for key, size in inputs.items()}
+    for layer in net.layers:
+        part = net.parts[measured_tables.layer_key(layer)]
+        assert part.weights["kernel"].size == layer.weights
+        assert jax.eval_shape(part.function, part.weights, part.x).size == 2 * layer.output_values
+    assert float(net.parts["dense in=32 out=8 size=16->16"].x.min()) >= 0  # behind a rectifier
+
+
+def test_layers_that_do_not_see_the_batch_are_refused():
+    with pytest.raises(ValueError, match=r"experts/up\[0\]: cannot be timed for a batch of 2: the model maps it over"):
+        layer_timing.network("experts", unusual_networks.experts(), (2, 5, 8))
+
+
+def test_whole_networks_are_predicted_from_all_runs_of_their_layers(small, tmp_path):
+    layers = workload.trace(unusual_networks.recurrent(), (12, 8))
+    net = small._replace(layers=layers)
+    samples = Samples(tmp_path / "samples.jsonl", device="mine", batch=1)
+    for key in {net.key, *map(measured_tables.layer_key, layers)}:
+        samples.add(Setting(key, (8, 8)), 1e-3)
+    [check] = layer_timing.check(net, samples, (8,))
+    assert check.predicted == pytest.approx(6 * 12 + 1)
+    samples.close()
+
+
+def test_what_a_runtime_cannot_run_is_named_by_its_key(small):
+    def refuse(program, width):
+        raise ValueError("transposed convolutions are not exported")
+
+    runtime = fake_runtime([])._replace(prepare_layer=refuse)
+    settings = layer_timing.timing_settings(small, runtime)
+    with pytest.raises(ValueError, match=r"^conv in=3 .* dilation=2x2: transposed convolutions are not exported"):
+        next(iter(settings.values()))()
 
 
 def fake_runtime(log):

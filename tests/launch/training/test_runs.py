@@ -59,6 +59,7 @@ def test_a_run_and_its_baselines_write_all_they_promise(tiny_config, run_experim
         assert list(summary)[:4] == ["accuracy", "cost", "target", "genome"]
         assert 0 < summary["accuracy"] <= 1
         assert summary["cost"] == sum(layer["bits"] ** 2 * layer["macs"] for layer in summary["layers"])
+        assert summary["outside"] == {"macs": 0, "share": 0, "places": []}
         # One compilation for the whole experiment: all phases, all trials.
         assert summary["search_step_compilations"] == 1
         lines = progress.read_metrics(directory / "metrics.jsonl")
@@ -80,11 +81,14 @@ def test_a_run_and_its_baselines_write_all_they_promise(tiny_config, run_experim
 
 def test_a_config_is_checked_and_estimated_without_a_trace(tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tiny_config.baselines = ("int4",)
+    tiny_config.baselines, tiny_config.rules = ("int4",), ("shortcut: ignore",)
     console = Console(file=io.StringIO(), width=200)
-    dry_run.check(prepare_experiment(tiny_config), console)
+    prepared = prepare_experiment(tiny_config)
+    dry_run.check(prepared, console)
     lines = dict(line.split(maxsplit=1) for line in console.file.getvalue().splitlines())
-    assert lines["layers"].startswith(f"{LAYERS}, ")
+    assert lines["layers"].startswith(f"{LAYERS - 1}, ")
+    assert lines["outside"] == prepared.survey.remark()
+    assert lines["outside"].endswith("stay in float, unpriced: stage1_block1/shortcut (2,048)")
     assert lines["networks"] == "2: FLIQS int_s, uniform int4"
     assert lines["steps"].startswith(f"{STEPS} each, 4 of them")
     assert re.match(r"about \d+ MB", lines["memory"])
@@ -440,8 +444,11 @@ def test_products_that_cannot_be_quantised_are_told(tiny_config):
 
 def test_ignored_layers_stay_in_float_and_out_of_the_search(tiny_config, run_experiment):
     tiny_config.rules = ("shortcut: ignore",)
-    (directory,), _ = run_experiment(tiny_config)
-    assert not [layer["path"] for layer in summary_of(directory)["layers"] if "shortcut" in layer["path"]]
+    (directory,), said = run_experiment(tiny_config)
+    summary = summary_of(directory)
+    assert not [layer["path"] for layer in summary["layers"] if "shortcut" in layer["path"]]
+    assert [place["path"] for place in summary["outside"]["places"]] == ["stage1_block1/shortcut"]
+    assert said.count(f"({summary['outside']['share']:.1%}) are in no listed layer") == 1
 
 
 def test_post_training_quantisation_trains_nothing(tiny_config, run_experiment, tmp_path):
