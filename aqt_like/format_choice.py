@@ -123,7 +123,12 @@ def profiled_clip_multiples(
       bank: the formats.
       operands: what each layer multiplies on one batch, by path (`interception.layer_operands`).
       criterion: least squared error, or least divergence (APQ, §4).
+
+    Raises:
+      ValueError: `operands` lacks a layer.
     """
+    if unknown := [path for path in paths if path not in operands]:
+        raise ValueError(f"no layer that can be quantised ran at {', '.join(unknown)}; there ran {', '.join(operands)}")
 
     def kernel(path: str) -> jax.Array:
         values = operands[path].weights
