@@ -229,7 +229,7 @@ def test_single_layers_may_have_a_granularity_of_their_own(model_and_variables):
     coarse = interception.apply_quantized(
         model, scaled | {"formats": rows}, x, quantizer=interception.Quantizer(weight_clip_of={"head": per_tensor})
     )
-    with pytest.raises(ValueError, match=r"no layer that can be quantised ran at neck \(weight_clip_of\); there ran conv"):
+    with pytest.raises(ValueError, match=r"no layer .* ran at neck \(weight_clip_of\); there ran conv"):
         interception.apply_quantized(
             model, scaled | {"formats": rows}, x, quantizer=interception.Quantizer(weight_clip_of={"neck": per_tensor})
         )
