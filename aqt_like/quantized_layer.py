@@ -236,6 +236,6 @@ def kernel_seen(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         seen[:] = kernel, kernel_axes(layer, kernel.shape, inputs.shape, einsum_equation(layer, args, kwargs))
         return own(inputs, kernel, bias, dtype=dtype)
 
-    own = getattr(layer, "promote_dtype", None)  # A product has none.
+    own: Any = getattr(layer, "promote_dtype", None)  # A product has none.
     with _replaced(layer, {"promote_dtype": promote} if own else {}):
         yield seen
