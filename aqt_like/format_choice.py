@@ -125,10 +125,10 @@ def profiled_clip_multiples(
       criterion: least squared error, or least divergence (APQ, §4).
 
     Raises:
-      ValueError: the operands of a path are missing.
+      ValueError: `operands` lacks a layer.
     """
     if unknown := [path for path in paths if path not in operands]:
-        raise ValueError(f"no operands of {', '.join(unknown)}; there are those of {', '.join(operands)}")
+        raise ValueError(f"no layer that can be quantised ran at {', '.join(unknown)}; there ran {', '.join(operands)}")
 
     def kernel(path: str) -> jax.Array:
         values = operands[path].weights

@@ -10,6 +10,7 @@ Layers without a `"formats"` entry compute in float. Entries of a layer that a l
 leading axes (`layer_calls`).
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from aqt_like.layer_calls import (
     is_layer_call,
     layer_input,
     repetition_paths,
+    second_factor,
 )
 from aqt_like.layer_profile import (
     InputStatistics,
@@ -103,15 +105,16 @@ def apply_quantized(
       What `model.apply` returns.
 
     Raises:
-      UnknownLayerError: `"formats"`, a mutable `"calibration"` or `quantizer.weight_clip_of` has a path at which no
+      UnknownLayerError: `"formats"`, a mutable `"calibration"` or `Quantizer.weight_clip_of` has a path at which no
         layer ran, or only one in `nn.cond`, `nn.switch` or `nn.while_loop`.
-      ValueError: `variables` lacks `"params"`.
+      ValueError: `variables` lacks `"params"`; or a layer cannot be quantised (see `quantized_layer.quantized_call`).
     """
     _check_params(variables)
     formats: dict[Path, Any] = traverse_util.flatten_dict(variables.get(FORMATS, {}))
     profiled = in_filter(mutable, "calibration") and bool(variables.get("calibration"))
     calibration: dict[Path, Any] = traverse_util.flatten_dict(variables["calibration"]) if profiled else {}
     ran: dict[Path, None] = {}  # An ordered set.
+    numbers = itertools.count()
 
     def quantize(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if not is_layer_call(context):
@@ -119,21 +122,29 @@ def apply_quantized(
         layer = context.module
         ran[layer.path] = None
         if (*layer.path, "input") in calibration:
-            _observe(layer, InputStatistics.of(layer_input(layer, call_args, call_kwargs), profiling))
+            _observe(layer, next(numbers), InputStatistics.of(layer_input(layer, call_args, call_kwargs), profiling))
         if layer.path not in formats:
             return call(*call_args, **call_kwargs)
+        if call is not context.orig_method:
+            raise ValueError(
+                f"{'/'.join(layer.path)}: the model itself intercepts the calls of this layer (nn.intercept_methods), "
+                "and would get codes for values: leave the layer in float by a rule 'PATH: ignore'"
+            )
         # A loop that shares parameters does not pass on the collection, but its repetitions have the same formats.
         rows = layer.get_variable(FORMATS, "layer") if layer.has_variable(FORMATS, "layer") else formats[layer.path]
         return quantized_call(call, layer, rows, quantizer, call_args, call_kwargs)
 
     float_variables = {name: value for name, value in variables.items() if name not in (FORMATS, "calibration")}
     nested = {FORMATS: traverse_util.unflatten_dict({(*path, "layer"): rows for path, rows in formats.items()})}
-    inner_mutable = union_filters(subtract_filters(mutable, "calibration"), OBSERVED) if profiled else mutable
+    inner_mutable = mutable and subtract_filters(mutable, ("calibration", FORMATS) if profiled else FORMATS)
+    if profiled:
+        inner_mutable = union_filters(inner_mutable, OBSERVED)
     precision = jax.default_matmul_precision(quantizer.precision)
     with precision, repeated_with_params(), nn.intercept_methods(quantize):
         result = model.apply({**float_variables, **(nested if formats else {})}, *args, mutable=inner_mutable, **kwargs)
-    own_clips = {tuple(path.split("/")): "weight_clip_of" for path in quantizer.weight_clip_of}
-    _check_paths(ran, dict.fromkeys(formats, FORMATS) | {path[:-1]: "calibration" for path in calibration} | own_clips)
+    expected = {tuple(path.split("/")): "weight_clip_of" for path in quantizer.weight_clip_of}
+    expected |= dict.fromkeys(formats, FORMATS) | {path[:-1]: "calibration" for path in calibration}
+    _check_paths(ran, expected)
     if mutable is False:
         return result
     y, updated = result
@@ -164,19 +175,20 @@ def _check_paths(ran: Iterable[Path], expected: Mapping[Path, str]) -> None:
         )
 
 
-def _observe(layer: nn.Module, value: Any) -> None:
-    """Keeps a value of a layer call in the collection `"observed"`."""
-    count = 0
-    while layer.has_variable(OBSERVED, f"call{count}"):
-        count += 1
-    layer.put_variable(OBSERVED, f"call{count}", value)
+def _observe(layer: nn.Module, number: int, value: Any) -> None:
+    """Keeps a value of a layer call in the collection `OBSERVED`.
+
+    The number is that of the call among all: loops do not see what was observed outside, and would overwrite it.
+    """
+    layer.put_variable(OBSERVED, f"call{number}", value)
 
 
 def _by_call(observed: Any) -> dict[Path, list[Any]]:
-    """What was observed in each call of a layer, by path."""
+    """What was observed in each call of a layer, by path, in the order of calls."""
+    flat: dict[Path, Any] = traverse_util.flatten_dict(observed)
     calls: dict[Path, list[Any]] = {}
-    for path, value in traverse_util.flatten_dict(observed).items():
-        calls.setdefault(path[:-1], []).append(value)
+    for path in sorted(flat, key=lambda path: int(path[-1].removeprefix("call"))):
+        calls.setdefault(path[:-1], []).append(flat[path])
     return calls
 
 
@@ -188,6 +200,7 @@ def _observed(
     One float forward pass; updates of collections are discarded.
     """
     order: dict[Path, None] = {}
+    numbers = itertools.count()
     float_variables = {name: value for name, value in variables.items() if name not in (FORMATS, "calibration")}
     kwargs = {name: value for name, value in kwargs.items() if name != "mutable"}
     mutable = [*(name for name in float_variables if name != "params"), OBSERVED]
@@ -198,7 +211,7 @@ def _observed(
         result, value = observe(context.module, call, call_args, call_kwargs)
         if context.module.is_mutable_collection(OBSERVED):
             order[context.module.path] = None
-            _observe(context.module, value)
+            _observe(context.module, next(numbers), value)
         return result
 
     with repeated_with_params(), nn.intercept_methods(record):
@@ -236,7 +249,7 @@ def layer_operands(
         x = layer_input(layer, call_args, call_kwargs)
         if isinstance(layer, Product):
             products.add(layer.path)
-            return call(*call_args, **call_kwargs), (x, call_args[2], jnp.zeros((0,)))
+            return call(*call_args, **call_kwargs), (x, second_factor(call_args, call_kwargs), jnp.zeros((0,)))
         with kernel_seen(layer, call_args, call_kwargs) as seen:
             result = call(*call_args, **call_kwargs)
         kernel, axes = seen

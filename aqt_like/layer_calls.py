@@ -63,6 +63,11 @@ def layer_input(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     return args[0] if args else kwargs["inputs"]
 
 
+def second_factor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> jax.Array:
+    """The second factor of a call of a `Product`."""
+    return args[2] if len(args) > 2 else kwargs["right"]
+
+
 def repetition_path(path: str, repetition: Sequence[int]) -> str:
     """The path of one repetition of a layer; without indices, the path itself."""
     return f"{path}[{','.join(map(str, repetition))}]" if len(repetition) else path

@@ -110,7 +110,7 @@ def stacked_calibration(paths: Sequence[str], collection: Mapping[str, Any]) -> 
     """The profiles of the layers at `paths` in a `"calibration"` collection, stacked to leaves `[L]`.
 
     Raises:
-      ValueError: the collection has no such layer.
+      ValueError: the collection has no such layer, or no such repetition of it.
     """
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(collection)
 
@@ -120,6 +120,9 @@ def stacked_calibration(paths: Sequence[str], collection: Mapping[str, Any]) -> 
         if entry is None:
             known = ", ".join("/".join(key[:-1]) for key in flat)
             raise ValueError(f"{path} is not among the profiled layers: {known}")
+        shape = jnp.shape(entry.mean_square)
+        if len(repetition) != len(shape) or any(i >= n for i, n in zip(repetition, shape, strict=True)):
+            raise ValueError(f"{path}: the profile of {layer} is that of {shape or 'no'} repetitions in a loop")
         return jax.tree.map(lambda leaf: leaf[repetition], entry)
 
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(profile, paths))

@@ -3,24 +3,29 @@
 A lifted transform (`nn.scan`, `nn.vmap`, and with them `nn.remat_scan` and `nn.RNN`) passes on the collections that the
 model names. Within `repeated_with_params`, transforms that map `"params"` along an axis also map `"formats"` along its
 axis 0, so that each repetition of a layer has formats of its own; and what layers put into `"observed"` is given back:
-stacked along a new first axis where `"params"` are mapped, along a new last axis where they are shared.
+stacked along a new first axis where `"params"` are mapped, along a new last axis where they are shared. These
+two are not among the variables that `nn.map_variables` maps (as in `nn.WeightNorm`, which maps all). `nn.jit` traces
+each call anew, since other calls compute otherwise.
 
-Flax has no hook for this: a private function of `flax.core.lift` is wrapped, and does what it did outside of the block.
+Flax has no hook for this: functions of `flax.core.lift` are wrapped, and do what they did outside of the block.
 """
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flax.core import lift
-from flax.core.scope import in_filter
+from flax.core.scope import in_filter, subtract_filters
 
 FORMATS = "formats"
-OBSERVED = "observed"
+OBSERVED = "observed by aqt_like"  # A name that no model uses.
 
 _inside = threading.local()
 _split_in_out_axes = lift._split_in_out_axes
+_hashable_filter = lift._hashable_filter
+_map_variables = lift.map_variables
 
 
 def _with_ours(xs: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
@@ -32,7 +37,22 @@ def _with_ours(xs: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
     return {**({FORMATS: 0} if mapped else {}), **into}, {OBSERVED: 0 if mapped else -1, **out}
 
 
+def _unlike_all_others(x: Any) -> Any:
+    """The part of `nn.jit`'s cache key that is made of mutable collections: within the block, of this call only."""
+    key = _hashable_filter(x)
+    return (key, object()) if getattr(_inside, "depth", 0) else key
+
+
+def _without_ours(fn: Callable[..., Any], mapped_collections: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+    """`lift.map_variables`, which within the block leaves the collections of this package as they are."""
+    if getattr(_inside, "depth", 0):
+        mapped_collections = subtract_filters(mapped_collections, (FORMATS, OBSERVED))
+    return _map_variables(fn, mapped_collections, *args, **kwargs)
+
+
 lift._split_in_out_axes = _with_ours
+lift._hashable_filter = _unlike_all_others
+lift.map_variables = functools.wraps(_map_variables)(_without_ours)
 
 
 @contextlib.contextmanager

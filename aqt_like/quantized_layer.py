@@ -11,6 +11,7 @@ and a kernel that a wrapper normalises (`nn.WeightNorm`, `nn.SpectralNorm`) is q
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from aqt_like import calibration, gradients, granularity
@@ -131,10 +133,19 @@ def quantized_call(
       args, kwargs: the arguments of the call.
 
     Raises:
-      ValueError: an einsum that reads a diagonal of its kernel.
+      ValueError: an einsum that reads a diagonal of its kernel; complex values; or formats of several repetitions for a
+        layer that no loop repeats.
     """
+    if jnp.ndim(formats.input_clip) or jnp.ndim(formats.weights.largest) or jnp.ndim(formats.inputs.largest):
+        raise ValueError(
+            f"{'/'.join(layer.path)}: formats with {jnp.shape(formats.weights.largest)} repetitions of a layer that no "
+            "loop repeats"
+        )
     if isinstance(layer, Product):
         return _quantized_product(formats, quantizer, *args, **kwargs)
+    if getattr(layer, "dot_general_cls", None) or getattr(layer, "conv_general_dilated_cls", None):
+        # An operation with a state of its own, as in Flax's FP8, gets values: the state is not that of codes.
+        quantizer = quantizer._replace(estimator=quantizer.estimator.__call__)
     weight_clip = quantizer.weight_clip_of.get("/".join(layer.path), quantizer.weight_clip)
     float32_sums = _float32_sums(layer)
     equation = einsum_equation(layer, args, kwargs)
@@ -142,7 +153,12 @@ def quantized_call(
 
     def to_codes(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, dtype: Any) -> tuple[Any, Any, Any]:
         """Takes the place of the layer's `promote_dtype`: codes for the product, zeros for the bias."""
-        result_type = own_promote_dtype(inputs, kernel, bias, dtype=dtype)[0].dtype
+        promoted = own_promote_dtype(inputs, kernel, bias, dtype=dtype)
+        result_type = promoted[0].dtype
+        if own_promote_dtype is not promote_dtype:  # The model's own may change values.
+            inputs, kernel, bias = promoted
+        if jnp.iscomplexobj(inputs) or jnp.iscomplexobj(kernel):
+            raise ValueError(f"{'/'.join(layer.path)} computes with complex values: leave the layer in float")
         axes = kernel_axes(layer, kernel.shape, inputs.shape, equation)
         x = _input_operand(inputs, formats, quantizer)
         channels_last = axes.to_channels_last(kernel).astype(jnp.float32)
@@ -190,15 +206,26 @@ def _input_operand(x: jax.Array, formats: LayerFormats, quantizer: Quantizer) ->
 
 
 def _float32_sums(layer: nn.Module) -> dict[str, Any]:
-    """Fields of a layer under which its product has float32 results, whatever the type of its operands; none if there
-    are no such fields.
+    """Fields of a layer under which its product has float32 results, whatever the type of its operands.
+
+    There are none for `nn.ConvLocal` and for operations of a model's own that take no `preferred_element_type`: their
+    operands have to be float32.
     """
     if isinstance(layer, nn.Einsum | nn.ConvTranspose):
         return {"preferred_element_type": jnp.float32}
     name = "conv_general_dilated" if isinstance(layer, nn.Conv) else "dot_general"
-    if not hasattr(layer, name) or getattr(layer, f"{name}_cls", None) is not None:
+    if isinstance(layer, nn.ConvLocal) or getattr(layer, f"{name}_cls", None):
         return {}
-    return {name: functools.partial(getattr(layer, name) or getattr(lax, name), preferred_element_type=jnp.float32)}
+    operation = getattr(layer, name) or getattr(lax, name)
+    if not _takes(operation, "preferred_element_type"):
+        return {}
+    return {name: functools.partial(operation, preferred_element_type=jnp.float32)}
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function takes an argument by keyword."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aqt_like import calibration, clip_multiples, format_choice, gradients, granularity, interception
-from aqt_like.formats import format_space, format_table, parse_format
+from aqt_like import calibration, format_choice, gradients, granularity, interception
+from aqt_like.formats import format_space
 
 PATHS = ("conv", "head")
 
@@ -60,38 +60,6 @@ def test_profile_is_the_mean_over_batches_and_keeps_the_smallest(model_and_varia
     assert list(profile.never_negative) == [False, True]  # images are signed, what a ReLU leaves is not
     assert list(profile.batches) == [3, 3]
     assert not interception.LayerCalibration.empty().never_negative
-
-
-def test_quantised_layers_equal_the_same_arithmetic_by_hand(model_and_variables):
-    model, variables, x = model_and_variables
-    collection = profiled(model, variables, x)
-    y = interception.apply_quantized(
-        model, {**variables, "formats": formats_for(collection, [0, 1]), "calibration": collection}, x
-    )
-
-    def quantize(tensor, name, axes=None):
-        fmt = parse_format(name)
-        row = format_table([fmt], clip_multiples.precomputed_multiples([fmt])).row(0)
-        return gradients.straight_through(tensor, row, row.clip_multiple * calibration.root_mean_square(tensor, axes))
-
-    params = variables["params"]
-    conv, head = params["conv"]["kernel"], params["head"]["kernel"]
-    hidden = jax.lax.conv_general_dilated(
-        quantize(x, "int4"),
-        quantize(conv, "int4", (0, 1, 2)),
-        (1, 1),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    hidden = nn.relu(hidden + params["conv"]["bias"]).mean((1, 2))
-    float_hidden = nn.relu(
-        model.apply(variables, x, capture_intermediates=True)[1]["intermediates"]["conv"]["__call__"][0]
-    )
-    rms = calibration.root_mean_square(float_hidden.mean((1, 2)))
-    uint8 = format_table([parse_format("uint8")], clip_multiples.precomputed_multiples([parse_format("uint8")])).row(0)
-    hidden = gradients.straight_through(hidden, uint8, uint8.clip_multiple * rms)
-    expected = hidden @ quantize(head, "int8", (0,)) + params["head"]["bias"]
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_inputs_stay_in_float_until_they_are_quantised(model_and_variables):
@@ -229,7 +197,7 @@ def test_single_layers_may_have_a_granularity_of_their_own(model_and_variables):
     coarse = interception.apply_quantized(
         model, scaled | {"formats": rows}, x, quantizer=interception.Quantizer(weight_clip_of={"head": per_tensor})
     )
-    with pytest.raises(ValueError, match=r"ran at neck \(weight_clip_of\); there ran conv, head"):
+    with pytest.raises(ValueError, match=r"no layer .* ran at neck \(weight_clip_of\); there ran conv"):
         interception.apply_quantized(
             model, scaled | {"formats": rows}, x, quantizer=interception.Quantizer(weight_clip_of={"neck": per_tensor})
         )

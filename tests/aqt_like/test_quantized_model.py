@@ -137,17 +137,6 @@ def test_it_runs_under_vmap():
     np.testing.assert_allclose(mapped, quantized.apply(variables, x), rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_are_straight_through():
-    model, variables = dense(use_bias=False)
-    x = jax.random.normal(jax.random.key(1), (8, 4))
-    quantized = quantize_model(model, variables, x, "int8/fp32")
-    row = quantized.collection["layer"].weights
-    kernel = variables["params"]["layer"]["kernel"]
-    clip = row.clip_multiple * np.sqrt(np.mean(np.square(kernel), axis=0))
-    slope = jax.jit(jax.grad(lambda v: quantized.apply(v, x).sum()))(variables)["params"]["layer"]["kernel"]
-    np.testing.assert_allclose(slope, np.where(np.abs(kernel) <= clip, x.sum(0)[:, None], 0), rtol=1e-5)
-
-
 def test_it_trains_with_batch_statistics(variables, int4):
     x, labels = images(32, seed=2), jnp.arange(32) % 3
     optimizer = optax.adam(0.02)
@@ -250,26 +239,12 @@ class Lifted(nn.Module):
         return nn.remat(nn.Dense)(4, name="remat")(x)
 
 
-def test_each_repetition_in_a_loop_has_a_profile_and_formats_of_its_own():
+def test_each_repetition_in_a_loop_has_formats_of_its_own():
     x = jax.random.normal(jax.random.key(1), (5, 4))
     variables = Lifted().init(jax.random.key(0), x)
     mixed = quantize_model(Lifted(), variables, x, {r"inner\[0\]": "int2", "scan": "int8", ".*": "bf16"})
     repetitions = [f"scan/inner[{i}]" for i in range(4)]
     assert mixed.formats == dict(zip([*repetitions, "remat"], ["int2", "int8", "int8", "int8", "bf16"], strict=True))
-    kernels = jnp.moveaxis(variables["params"]["scan"]["inner"]["kernel"], 1, 0)
-    seen = interception.profile_inputs(Lifted(), variables, x)
-    y, exact = x, x
-    for path, kernel in zip(repetitions, kernels, strict=True):
-        np.testing.assert_allclose(seen[path].mean_square, np.mean(exact**2), rtol=1e-5)
-        exact = exact @ kernel
-        name = mixed.formats[path]
-        inputs, weights = (clip_multiples.precomputed_multiples([parse_format(name)])[0] for _ in range(2))
-        quantized_kernel = [
-            aqt_like.quantize(column, name, clip=weights * np.sqrt(np.mean(column**2))) for column in kernel.T
-        ]
-        y = aqt_like.quantize(y, name, clip=inputs * jnp.sqrt(seen[path].mean_square)) @ jnp.stack(quantized_kernel, 1)
-    y = aqt_like.quantize(y, "bf16") @ aqt_like.quantize(variables["params"]["remat"]["kernel"], "bf16")
-    np.testing.assert_allclose(mixed.apply(variables, x), y, rtol=1e-4, atol=1e-5)
     assert list(quantize_model(Lifted(), variables, x, {"scan": "ignore", ".*": "int4"}).formats) == ["remat"]
     with pytest.raises(RuleError, match=r"inner\[0\] and scan/inner\[1\] run in one loop: expected 'ignore'"):
         quantize_model(Lifted(), variables, x, {r"\[0\]": "ignore", ".*": "int4"})
