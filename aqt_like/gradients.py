@@ -80,10 +80,15 @@ def ewgs(strength: float) -> Estimator:
     return Estimator(codes)
 
 
+_SMALLEST_SCALE = 2.0**-126
+
+
 def _scaled(row: FormatTable, clip: jax.Array) -> tuple[FormatTable, jax.Array, jax.Array]:
     """The format with codes in the range of products, their scale, and the largest magnitude of `x` that is kept.
 
-    A threshold of 0, as of a kernel of zeros, has the scale 1, so that gradients stay in range.
+    A threshold of 0, as of a kernel of zeros, has the scale 1, so that gradients stay in range. Scales are at
+    least 2^−126, a normal float32: below thresholds of 2^−93 the grid of a float format is not that of
+    `numerics.scale_for`, which costs more.
     """
     far = row.scaled & (row.largest > 2.0**40)  # e7mY
     factor = jnp.where(far, 2.0**-32, 1.0)
@@ -94,7 +99,8 @@ def _scaled(row: FormatTable, clip: jax.Array) -> tuple[FormatTable, jax.Array, 
     )
     clip = lax.stop_gradient(clip)
     bound = jnp.where(row.scaled & (clip > 0), clip, row.largest)
-    return row, numerics.scale_for(row, bound), bound
+    scale = jnp.where(row.scaled, jnp.maximum(bound / row.largest, _SMALLEST_SCALE), 1.0)
+    return row, scale, bound
 
 
 def _saturated(x: jax.Array, row: FormatTable, bound: jax.Array) -> jax.Array:

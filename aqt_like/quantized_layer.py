@@ -243,8 +243,10 @@ def _replaced(layer: nn.Module, fields: Mapping[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kernel_seen(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """Within this block, a call of the layer puts its kernel, as it is multiplied, and its axes into the list; of a
-    product nothing."""
+    """Within this block, a call of the layer puts its kernel, as it is multiplied, and its axes into the list.
+
+    A product puts nothing.
+    """
     seen: list[Any] = []
     if isinstance(layer, Product):
         yield seen
