@@ -135,58 +135,6 @@ def test_another_quantizer_is_passed_in(model_and_variables):
     assert jax.grad(loss)(clip, learning) != 0
 
 
-class Products(nn.Module):
-    """Attention by hand, and Flax's, whose products are named by its own hooks."""
-
-    @nn.compact
-    def __call__(self, x):
-        scores = interception.Product(name="scores")("bqc,bkc->bqk", x, 2 * x)
-        x = interception.Product(name="mixture")("bqk,bkc->bqc", nn.softmax(scores), x)
-        return nn.MultiHeadDotProductAttention(
-            num_heads=2,
-            qk_attn_weights_einsum_cls=lambda: interception.Product(name="scores"),
-            attn_weights_value_einsum_cls=lambda: interception.Product(name="mixture"),
-            name="attention",
-        )(x)
-
-
-def test_both_factors_of_a_product_are_quantised():
-    x = jax.random.normal(jax.random.key(1), (4, 5, 8))
-    model, paths = Products(), ("scores", "mixture", "attention/scores", "attention/mixture")
-    variables = model.init(jax.random.key(0), x)
-    assert set(paths) <= set(interception.layer_operands(model, variables, x))
-    variables["calibration"] = interception.empty_calibration(paths)
-    exact, profiled = interception.apply_quantized(model, variables, x, mutable=["calibration"])
-    np.testing.assert_array_equal(exact, model.apply(variables, x))
-    profile = interception.stacked_calibration(paths, profiled["calibration"])
-    assert list(profile.never_negative) == [False, True, False, True]  # what a softmax gives is never negative
-
-    bank = format_choice.format_bank(format_space("int_s"), use_unsigned=True)
-    multiples = format_choice.profiled_clip_multiples(paths, bank, interception.layer_operands(model, variables, x))
-    rows = format_choice.format_state(paths, bank, multiples, jnp.zeros(4, jnp.int32), profile, jnp.asarray(True))
-    only_scores = {**variables, "formats": {"scores": rows["scores"]}}
-    found = interception.layer_operands(model, variables, x)  # of the float network
-    _, key, _ = found["scores"]
-
-    def quantized(values, row, clip):
-        return gradients.straight_through(values, row, clip)
-
-    left = quantized(x, rows["scores"].inputs, rows["scores"].input_clip)
-    right = quantized(key, rows["scores"].weights, rows["scores"].weights.clip_multiple * jnp.sqrt(jnp.mean(key**2)))
-    assert len(np.unique(left)) <= 15 and len(np.unique(right)) <= 15
-    expected = nn.softmax(jnp.einsum("bqc,bkc->bqk", left, right))
-    inside = {}
-
-    def keep(call, args, kwargs, context):
-        if context.module.path == ("mixture",):
-            inside["probabilities"] = args[1]
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(keep):
-        interception.apply_quantized(model, only_scores, x)
-    np.testing.assert_allclose(inside["probabilities"], expected, rtol=1e-5)
-
-
 def test_single_layers_may_have_a_granularity_of_their_own(model_and_variables):
     model, variables, x = model_and_variables
     rows = formats_for(profiled(model, variables, x), [0, 0])
