@@ -25,8 +25,8 @@ class Codes(NamedTuple):
     """A quantised tensor, `values · scale`.
 
     Attributes:
-      values: float32 of the shape of the tensor: values of the format, or 2^−32 times those of e7mY, products of which
-        would overflow.
+      values: float32 of the shape of the tensor: values of the format; those of e5mY, e6mY and e7mY times a power of
+        two.
       scale: float32 of the shape of the clip threshold.
     """
 
@@ -90,10 +90,12 @@ def _scaled(row: FormatTable, clip: jax.Array) -> tuple[FormatTable, jax.Array, 
     least 2^−126, a normal float32: below thresholds of 2^−93 the grid of a float format is not that of
     `numerics.scale_for`, which costs more.
     """
-    far = row.scaled & (row.largest > 2.0**40)  # e7mY
-    factor = jnp.where(far, 2.0**-32, 1.0)
+    # For e5mY, e6mY and e7mY, so that codes end near 2^8: products stay in range, and scales far from underflow.
+    shift = jnp.where(row.largest > 2.0**40, 56, jnp.where(row.largest > 2.0**20, 24, 8))
+    shift = jnp.where(row.scaled & (row.largest >= 2.0**15), shift, 0)
+    factor = jnp.where(shift == 56, 2.0**-56, jnp.where(shift == 24, 2.0**-24, jnp.where(shift == 8, 2.0**-8, 1.0)))
     row = row._replace(
-        smallest_exponent=row.smallest_exponent - jnp.where(far, 32, 0),
+        smallest_exponent=row.smallest_exponent - shift,
         largest=row.largest * factor,
         lowest=row.lowest * factor,
     )

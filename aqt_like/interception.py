@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from flax.core import tracers
 from flax.core.scope import in_filter, subtract_filters, union_filters
 
 from aqt_like.layer_calls import (
@@ -130,7 +131,7 @@ def apply_quantized(
                 f"{'/'.join(layer.path)}: the model itself intercepts the calls of this layer (nn.intercept_methods), "
                 "and would get codes for values: leave the layer in float by a rule 'PATH: ignore'"
             )
-        # A loop that shares parameters does not pass on the collection, but its repetitions have the same formats.
+        # A transform that passes on few collections by name leaves formats out; those outside of loops are known here.
         rows = layer.get_variable(FORMATS, "layer") if layer.has_variable(FORMATS, "layer") else formats[layer.path]
         return quantized_call(call, layer, rows, quantizer, call_args, call_kwargs)
 
@@ -179,7 +180,17 @@ def _observe(layer: nn.Module, number: int, value: Any) -> None:
     """Keeps a value of a layer call in the collection `OBSERVED`.
 
     The number is that of the call among all: loops do not see what was observed outside, and would overwrite it.
+
+    Raises:
+      ValueError: the layer is bound outside of a JAX transformation in which it is called.
     """
+    assert layer.scope is not None
+    if layer.scope.trace_level != tracers.current_trace():
+        raise ValueError(
+            f"{'/'.join(layer.path)} is called inside a JAX transformation (jax.vmap, lax.scan, a branch of nn.cond) "
+            "but made outside of it: its input cannot be profiled. Use Flax's (nn.vmap, nn.scan), or give nn.cond the "
+            "module that holds the layer"
+        )
     layer.put_variable(OBSERVED, f"call{number}", value)
 
 

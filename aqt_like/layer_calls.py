@@ -74,7 +74,13 @@ def repetition_path(path: str, repetition: Sequence[int]) -> str:
 
 
 def repetition_paths(path: str, shape: Sequence[int]) -> list[str]:
-    """The paths of all repetitions of a layer that loops repeat `shape` times, in order."""
+    """The paths of all repetitions of a layer that loops repeat `shape` times, in order; () for a layer in no loop.
+
+    Raises:
+      ValueError: the layer's own name is one of repetitions.
+    """
+    if split_repetition(path)[1]:
+        raise ValueError(f"{path}: names in brackets are those of repetitions in a loop: rename the layer")
     return [repetition_path(path, index) for index in np.ndindex(*shape)]
 
 

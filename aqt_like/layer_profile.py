@@ -162,7 +162,7 @@ def check_profile(paths: Sequence[str], profile: LayerCalibration, *, batches: i
         count = batches - int(profiled.min())
         doubts.append(f"NaN or infinite inputs of {named(passed)}: up to {count} of {batches} batches were passed over")
     if (zeros := mean_square == 0).any():
-        doubts.append(f"the input of {named(zeros)} was all zeros: it stays in float")
+        doubts.append(f"the input of {named(zeros)} was all zeros, or too small to square: it stays in float")
     return doubts
 
 

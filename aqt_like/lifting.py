@@ -2,10 +2,10 @@
 
 A lifted transform (`nn.scan`, `nn.vmap`, and with them `nn.remat_scan` and `nn.RNN`) passes on the collections that the
 model names. Within `repeated_with_params`, transforms that map `"params"` along an axis also map `"formats"` along its
-axis 0, so that each repetition of a layer has formats of its own; and what layers put into `"observed"` is given back:
-stacked along a new first axis where `"params"` are mapped, along a new last axis where they are shared. These
-two are not among the variables that `nn.map_variables` maps (as in `nn.WeightNorm`, which maps all). `nn.jit` traces
-each call anew, since other calls compute otherwise.
+axis 0, so that each repetition of a layer has formats of its own; those that share parameters share formats. What
+layers put into `OBSERVED` is given back: stacked along a new first axis where `"params"` are mapped, along a new last
+axis where they are shared. The two are not among the variables that `nn.map_variables` maps (as in `nn.WeightNorm`,
+which maps all). `nn.jit` traces each call anew, since other calls compute otherwise.
 
 Flax has no hook for this: functions of `flax.core.lift` are wrapped, and do what they did outside of the block.
 """
@@ -13,11 +13,11 @@ Flax has no hook for this: functions of `flax.core.lift` are wrapped, and do wha
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flax.core import lift
-from flax.core.scope import in_filter, subtract_filters
+from flax.core.scope import in_filter, subtract_filters, union_filters
 
 FORMATS = "formats"
 OBSERVED = "observed by aqt_like"  # A name that no model uses.
@@ -26,6 +26,7 @@ _inside = threading.local()
 _split_in_out_axes = lift._split_in_out_axes
 _hashable_filter = lift._hashable_filter
 _map_variables = lift.map_variables
+_pack = lift.pack
 
 
 def _with_ours(xs: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
@@ -33,8 +34,26 @@ def _with_ours(xs: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
     if not getattr(_inside, "depth", 0):
         return _split_in_out_axes(xs)
     into, out = _split_in_out_axes(xs)
-    mapped = next((axis for names, axis in into.items() if in_filter(names, "params")), None) is not None
-    return {**({FORMATS: 0} if mapped else {}), **into}, {OBSERVED: 0 if mapped else -1, **out}
+    axes = [axis for names, axis in into.items() if in_filter(names, "params")]
+    mapped = bool(axes) and axes[0] is not None
+    # `nn.vmap` shares parameters along the axis None, `nn.scan` by another argument (`_with_broadcast_formats`).
+    formats = {FORMATS: 0 if mapped else None} if axes else {}
+    return {**formats, **into}, {OBSERVED: 0 if mapped else -1, **out}
+
+
+def _with_broadcast_formats(
+    fn: Callable[..., Any],
+    in_variable_filters: Sequence[Any],
+    out_variable_filters: Sequence[Any],
+    rng_filters: Sequence[Any],
+    name: Any = None,
+    enable_kwargs: bool = False,
+) -> Callable[..., Any]:
+    """`lift.pack`, which tells a scan that shares parameters to share formats as well."""
+    into = in_variable_filters
+    if name == "scan" and getattr(_inside, "depth", 0) and not any(in_filter(names, FORMATS) for names in into):
+        into = (union_filters(into[0], FORMATS), *into[1:])
+    return _pack(fn, into, out_variable_filters, rng_filters, name, enable_kwargs)
 
 
 def _unlike_all_others(x: Any) -> Any:
@@ -52,6 +71,7 @@ def _without_ours(fn: Callable[..., Any], mapped_collections: Any, *args: Any, *
 
 lift._split_in_out_axes = _with_ours
 lift._hashable_filter = _unlike_all_others
+lift.pack = _with_broadcast_formats
 lift.map_variables = functools.wraps(_map_variables)(_without_ours)
 
 

@@ -173,7 +173,7 @@ def quantized_call(
     with _replaced(layer, {"promote_dtype": to_codes, **float32_sums}):
         y = call(*args, **kwargs)
     x, w, bias, axes, result_type = operands
-    y = y * axes.on_output(x.scale * w.scale, y.ndim)
+    y = y * x.scale * axes.on_output(w.scale, y.ndim)  # in turn, since the product of two scales may underflow
     if bias is not None:
         y = y + axes.on_output(bias.astype(jnp.float32), y.ndim)
     return y.astype(getattr(layer, "preferred_element_type", None) or result_type)
@@ -195,7 +195,7 @@ def _quantized_product(
     operand_type = quantizer.operands if x.is_codes and w.is_codes else jnp.float32
     factors = (factor.values.astype(operand_type) for factor in (x, w))
     y = jnp.einsum(equation, *factors, preferred_element_type=jnp.float32)
-    return (y * (x.scale * w.scale)).astype(jnp.result_type(left, right))
+    return (y * x.scale * w.scale).astype(jnp.result_type(left, right))
 
 
 def _input_operand(x: jax.Array, formats: LayerFormats, quantizer: Quantizer) -> Operand:

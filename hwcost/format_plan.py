@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqt_like.formats import LayerFormat
+from aqt_like.layer_calls import split_repetition
 from aqt_like.path_rules import Rule, RuleError, check_repetitions, decide, parse_rule
 from hwcost.genome_file import Genome, GenomeFileError, LayerChoice, format_decision
 from hwcost.space import Decision, SearchSpace
@@ -105,7 +106,7 @@ class FormatPlan:
             if choice.granularity not in ("", self.granularity(path)):
                 raise GenomeFileError(
                     f"{path} is to have {choice.granularity} weights, but has {self.granularity(path)} ones here: add "
-                    f"the rule '{re.escape(path)}$: {choice.granularity}'"
+                    f"the rule '{_expression(path)}: {choice.granularity}'"
                 )
         return self.space.encode(choices)
 
@@ -124,6 +125,12 @@ class FormatPlan:
                 )
             choices[decision.name] = name if name in decision.options else decision.options[0]
         return self.space.encode(choices)
+
+
+def _expression(path: str) -> str:
+    """A regular expression for a layer, with all its repetitions if a loop repeats it."""
+    layer, repetition = split_repetition(path)
+    return re.escape(layer) + (r"\[" if repetition else "$")
 
 
 def format_plan(workload: Workload, formats: Sequence[LayerFormat], rules: Sequence[str] = ()) -> FormatPlan:

@@ -220,13 +220,7 @@ def _by_call(
 
 
 def _with_all_runs(one_run: LayerSpec, runs: Runs, found: Sequence[Contraction]) -> LayerSpec:
-    """A layer with all its runs, from one and from the contractions of all.
-
-    Raises:
-      ValueError: its name is one of repetitions.
-    """
-    if not runs.repetitions and split_repetition(one_run.path)[1]:
-        raise ValueError(f"{one_run.path}: names in brackets are those of repetitions in a loop: rename the layer")
+    """A layer with all its runs, from one and from the contractions of all."""
     spec = times(one_run, runs.shared)
     # A `jax.vmap` or `lax.scan` in the model, of which Flax does not know, runs the layer more often than it says.
     expected = spec.macs * math.prod(runs.repetitions)

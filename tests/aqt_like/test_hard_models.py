@@ -544,3 +544,32 @@ def test_factors_by_keyword():
     x = batch()
     np.testing.assert_array_equal(interception.layer_operands(model, variables, x)["product"].weights, x.T)
     assert is_close(model, variables, x)
+
+
+def test_a_loop_that_shares_parameters_inside_one_that_maps_them():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.RNN(nn.SimpleCell(4))(x), None
+
+    def call(self, x):
+        scan = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+        return scan(name="blocks")(x, None)[0]
+
+    model, variables = made(call, batch(3, 5, 4))
+    x = batch(3, 5, 4)
+    quantized = quantize_model(model, variables, x, {r"\[0\]": "int8", r"\[1\]": "e4m3"})
+    assert set(quantized.formats.values()) == {"int8", "e4m3"}
+    assert distance(quantized.apply(variables, x), model.apply(variables, x)) < 0.1
+
+
+@pytest.mark.parametrize("name", ["e6m1", "e7m0", "e5m2"])
+def test_scales_are_far_from_underflow(name):
+    """Values and gradients are about 1e-20, the product of the two scales of e7m0 would be 1e-58."""
+    model, variables = made(lambda self, x: nn.Dense(3, name="a")(x))
+    variables["params"]["a"]["kernel"] *= 1e-8
+    x = batch() * 1e-12
+    quantized = quantize_model(model, variables, x, name)
+    assert distance(quantized.apply(variables, x) * 1e20, model.apply(variables, x) * 1e20) < 0.5
+    slopes = jax.grad(lambda x: quantized.apply(variables, x).sum())(x)
+    assert float(jnp.abs(slopes).max()) > 1e-10
