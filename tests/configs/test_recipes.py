@@ -56,8 +56,8 @@ def prepared(config, size, classes):
     return prepare_experiment(config, source=stand_in(size, classes))
 
 
-# Of each family the smallest, and the deepest: those between differ in sizes alone.
-FITTED = ("resnet18", "resnet50", "mobilenetv2", "inception_v3", "efficientnet_b0", "efficientnet_b4", "deit_ti16")
+# One or two of each family: the others differ in sizes alone.
+FITTED = ("resnet18", "resnet50", "mobilenetv2", "inception_v3", "efficientnet_b0", "deit_ti16")
 
 
 @pytest.mark.parametrize("network", FITTED)
