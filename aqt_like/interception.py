@@ -41,7 +41,7 @@ from aqt_like.layer_profile import (
     empty_calibration,
     stacked_calibration,
 )
-from aqt_like.lifting import FORMATS, OBSERVED, repeated_with_params
+from aqt_like.lifting import FORMATS, OBSERVED, loop_shapes, repeated_with_params
 from aqt_like.quantized_layer import (
     DEFAULT_QUANTIZER,
     LayerFormats,
@@ -269,9 +269,9 @@ def layer_operands(
     found: dict[str, LayerOperands] = {}
     for path, calls in _observed(model, variables, args, kwargs, operands).items():
         first, second, boundary = calls[0]
-        repetitions = boundary.shape[: boundary.shape.index(0)]
+        repetitions, runs = loop_shapes(boundary.shape)
         if path not in products:  # Runs share the kernel.
-            second = second[(..., *[0] * (boundary.ndim - len(repetitions) - 1))]
+            second = second[(..., *[0] * len(runs))]
         for name, index in zip(repetition_paths("/".join(path), repetitions), np.ndindex(*repetitions), strict=True):
             found[name] = LayerOperands(first[index], second[index], path in products)
     return found

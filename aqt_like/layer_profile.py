@@ -11,6 +11,7 @@ from jax import lax
 
 from aqt_like import calibration
 from aqt_like.layer_calls import by_layer, split_repetition
+from aqt_like.lifting import loop_shapes
 
 
 class InputStatistics(NamedTuple):
@@ -46,7 +47,8 @@ class InputStatistics(NamedTuple):
 
     def over_runs(self) -> tuple[jax.Array, jax.Array]:
         """Mean square and smallest value over all runs, float32 of the shape of the repetitions."""
-        runs = tuple(range(self.boundary.shape.index(0), self.mean_square.ndim))
+        repetitions, _ = loop_shapes(self.boundary.shape)
+        runs = tuple(range(len(repetitions), self.mean_square.ndim))
         return jnp.mean(self.mean_square, runs), jnp.min(self.smallest, runs)
 
 

@@ -77,9 +77,20 @@ lift.map_variables = functools.wraps(_map_variables)(_without_ours)
 
 @contextlib.contextmanager
 def repeated_with_params() -> Iterator[None]:
-    """Within this block, loops pass on `"formats"` as they do `"params"`, and give back `"observed"`."""
+    """Within this block, loops pass on `"formats"` as they do `"params"`, and give back `OBSERVED`."""
     _inside.depth = getattr(_inside, "depth", 0) + 1
     try:
         yield
     finally:
         _inside.depth -= 1
+
+
+def loop_shapes(boundary: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How often loops repeated a layer with parameters of its own, and ran it with shared ones, as two shapes.
+
+    Args:
+      boundary: shape of an array of shape (0,) that the layer put into `OBSERVED`, as loops gave it back: its axis of
+        size 0 lies between the two.
+    """
+    split = boundary.index(0)
+    return boundary[:split], boundary[split + 1 :]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from aqt_like.layer_calls import Product, is_layer_call, layer_input, repetition_paths, split_repetition
-from aqt_like.lifting import OBSERVED, repeated_with_params
+from aqt_like.lifting import OBSERVED, loop_shapes, repeated_with_params
 from aqt_like.quantized_layer import kernel_seen
 from hwcost.contractions import Contraction, contractions
 from hwcost.layer_spec import LayerCall, LayerSpec, added, layer_spec, product, product_call, times
@@ -199,8 +199,8 @@ class Runs(NamedTuple):
     @classmethod
     def of(cls, boundary: tuple[int, ...]) -> "Runs":
         """The runs from the shape of an array of size 0 that loops stacked (`aqt_like.lifting`)."""
-        split = boundary.index(0)
-        return cls(boundary[:split], math.prod(boundary[split + 1 :]))
+        repetitions, shared = loop_shapes(boundary)
+        return cls(repetitions, math.prod(shared))
 
 
 # Marks in the name stack: of a call of any module, and inside, of a call of a layer.
