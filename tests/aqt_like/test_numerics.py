@@ -121,6 +121,7 @@ def test_fp32_is_the_identity():
 
 
 FAST_MATH = {
+    "xla_cpu_use_fusion_emitters": True,
     "xla_cpu_enable_fast_math": True,
     **{f"xla_cpu_fast_math_honor_{what}": False for what in ("nans", "infs", "division", "functions")},
 }
