@@ -51,7 +51,7 @@ class Estimator:
 
 
 def _straight_through_codes(x: jax.Array, row: FormatTable, clip: jax.Array) -> Codes:
-    row, scale, bound = _scaled(row, clip)
+    row, scale, bound = code_grid(row, clip)
     clipped = _saturated(x, row, bound)
     rounded = numerics.round_within_range(lax.stop_gradient(clipped) / scale, row)
     return Codes(_with_gradient_of(clipped, rounded, scale), scale)
@@ -70,7 +70,7 @@ def ewgs(strength: float) -> Estimator:
     """
 
     def codes(x: jax.Array, row: FormatTable, clip: jax.Array) -> Codes:
-        row, scale, bound = _scaled(row, clip)
+        row, scale, bound = code_grid(row, clip)
         units = lax.stop_gradient(_saturated(x, row, bound) / scale)
         rounded = numerics.round_within_range(units, row)
         distance = (units - rounded) / (row.largest - row.lowest)
@@ -83,7 +83,7 @@ def ewgs(strength: float) -> Estimator:
 _SMALLEST_SCALE = 2.0**-126
 
 
-def _scaled(row: FormatTable, clip: jax.Array) -> tuple[FormatTable, jax.Array, jax.Array]:
+def code_grid(row: FormatTable, clip: jax.Array) -> tuple[FormatTable, jax.Array, jax.Array]:
     """The format with codes in the range of products, their scale, and the largest magnitude of `x` that is kept.
 
     A threshold of 0, as of a kernel of zeros, has the scale 1, so that gradients stay in range. Scales are at

@@ -23,6 +23,7 @@ from flax import traverse_util
 from flax.core import tracers
 from flax.core.scope import in_filter, subtract_filters, union_filters
 
+from aqt_like.kernel_axes import KernelAxes
 from aqt_like.layer_calls import (
     QUANTIZABLE,
     Product,
@@ -238,12 +239,17 @@ class LayerOperands(NamedTuple):
       input: its input; of a product, the first factor.
       weights: its kernel as it is multiplied, after masks and normalisation, with output channels last; of a product,
         the second factor.
-      is_product: whether the layer is a product of two activations.
+      axes: the axes of the kernel; None for a product of two activations.
     """
 
     input: jax.Array
     weights: jax.Array
-    is_product: bool
+    axes: KernelAxes | None
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the layer is a product of two activations."""
+        return self.axes is None
 
 
 def layer_operands(
@@ -254,26 +260,27 @@ def layer_operands(
     Of a layer that is called several times, the first call counts. Inputs of runs in a loop that share parameters are
     stacked along a further last axis.
     """
-    products: set[Path] = set()
+    axes_of: dict[Path, KernelAxes | None] = {}
 
     def operands(layer: nn.Module, call: Any, call_args: tuple, call_kwargs: dict) -> tuple[Any, Any]:
         x = layer_input(layer, call_args, call_kwargs)
         if isinstance(layer, Product):
-            products.add(layer.path)
+            axes_of[layer.path] = None
             return call(*call_args, **call_kwargs), (x, second_factor(call_args, call_kwargs), jnp.zeros((0,)))
         with kernel_seen(layer, call_args, call_kwargs) as seen:
             result = call(*call_args, **call_kwargs)
         kernel, axes = seen
+        axes_of[layer.path] = axes
         return result, (x, axes.to_channels_last(kernel), jnp.zeros((0,)))
 
     found: dict[str, LayerOperands] = {}
     for path, calls in _observed(model, variables, args, kwargs, operands).items():
         first, second, boundary = calls[0]
         repetitions, runs = loop_shapes(boundary.shape)
-        if path not in products:  # Runs share the kernel.
+        if axes_of[path] is not None:  # Runs share the kernel.
             second = second[(..., *[0] * len(runs))]
         for name, index in zip(repetition_paths("/".join(path), repetitions), np.ndindex(*repetitions), strict=True):
-            found[name] = LayerOperands(first[index], second[index], path in products)
+            found[name] = LayerOperands(first[index], second[index], axes_of[path])
     return found
 
 

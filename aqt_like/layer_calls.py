@@ -5,6 +5,7 @@ followed by the indices of the repetition, as in `blocks/mlp[3]` or, in nested l
 hold all repetitions of such a layer as one entry, whose leaves have the repetitions as leading axes.
 """
 
+import functools
 import inspect
 import math
 import re
@@ -101,25 +102,35 @@ def by_layer(paths: Sequence[str], stacked: Any, leaf_name: str | None = None) -
     Raises:
       ValueError: some repetitions of a layer are missing.
     """
+    return nested({path: jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i, path in enumerate(paths)}, leaf_name)
+
+
+def nested(entries: Mapping[str, Any], leaf_name: str | None = None) -> dict[str, Any]:
+    """A variable collection, see `by_layer`, from the entry of each layer by path: pytrees of arrays."""
     suffix = () if leaf_name is None else (leaf_name,)
-    leaves, structure = jax.tree.flatten(stacked)
-    members: dict[str, dict[tuple[int, ...], int]] = {}
-    for position, path in enumerate(paths):
+    members: dict[str, dict[tuple[int, ...], Any]] = {}
+    for path, entry in entries.items():
         layer, repetition = split_repetition(path)
-        members.setdefault(layer, {})[repetition] = position
-    entries = {}
-    for layer, positions in members.items():
-        shape = tuple(max(axis) + 1 for axis in zip(*positions, strict=True))
-        if len(positions) != math.prod(shape):
+        members.setdefault(layer, {})[repetition] = entry
+    collection = {}
+    for layer, repeated in members.items():
+        shape = tuple(max(axis) + 1 for axis in zip(*repeated, strict=True))
+        if len(repeated) != math.prod(shape):
             raise ValueError(
-                f"{layer}: expected all its {math.prod(shape)} repetitions in the loop, got {len(positions)}"
+                f"{layer}: expected all its {math.prod(shape)} repetitions in the loop, got {len(repeated)}"
             )
-        order = [positions[index] for index in np.ndindex(*shape)]
-        entries[(*layer.split("/"), *suffix)] = jax.tree.unflatten(
-            structure,
-            [
-                jnp.stack([leaf[i] for i in order]).reshape(*shape, *leaf.shape[1:]) if shape else leaf[order[0]]
-                for leaf in leaves
-            ],
+        ordered = [repeated[index] for index in np.ndindex(*shape)]
+        collection[(*layer.split("/"), *suffix)] = jax.tree.map(
+            lambda *leaves, shape=shape: (
+                jnp.stack(leaves).reshape(*shape, *jnp.shape(leaves[0])) if shape else leaves[0]
+            ),
+            *ordered,
         )
-    return traverse_util.unflatten_dict(entries)
+    return traverse_util.unflatten_dict(collection)
+
+
+def entry_of(collection: Mapping[str, Any], path: str) -> Any:
+    """The entry of a layer, or of one repetition of it, in a collection that `by_layer` returned."""
+    layer, repetition = split_repetition(path)
+    entry = functools.reduce(lambda inner, name: inner[name], layer.split("/"), collection)
+    return jax.tree.map(lambda leaf: leaf[repetition], entry)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 
-from aqt_like import calibration, gradients, granularity
+from aqt_like import calibration, gradients, granularity, numerics
 from aqt_like.formats import FormatTable
 from aqt_like.kernel_axes import kernel_axes
 from aqt_like.layer_calls import Product, split_repetition
@@ -40,6 +40,20 @@ class LayerFormats(NamedTuple):
     weights: FormatTable
     inputs: FormatTable
     input_clip: jax.Array
+
+
+class FrozenLayer(NamedTuple):
+    """What one layer of a frozen network multiplies; it takes the place of `LayerFormats`.
+
+    Attributes:
+      weights: the codes of its kernel, with output channels last; of a `Product`, the format row of the second factor.
+      inputs: format row of the codes of the input (`gradients.code_grid`).
+      input_scale: float32 scalar.
+    """
+
+    weights: gradients.Codes | FormatTable
+    inputs: FormatTable
+    input_scale: jax.Array
 
 
 def kernel_clip(granularity_name: str) -> granularity.Clip:
@@ -83,6 +97,10 @@ class Quantizer(NamedTuple):
     operands: Any = jnp.float32
     precision: str = "default"
 
+    def weight_clip_at(self, path: str) -> granularity.Clip:
+        """The clip threshold of the kernel of the layer at `path`."""
+        return self.weight_clip_of.get(path, self.weight_clip)
+
 
 DEFAULT_QUANTIZER = Quantizer()
 
@@ -100,6 +118,10 @@ class Operand(NamedTuple):
     scale: jax.Array
     is_codes: bool = True
 
+    def dequantized(self) -> "Operand":
+        """The same with values that need no scale."""
+        return Operand(self.values * self.scale, jnp.ones(()), is_codes=False)
+
 
 def _operand(x: jax.Array, row: FormatTable, clip: jax.Array, quantizer: Quantizer, *, channels: bool) -> Operand:
     """The codes of `x`, whose scale is a scalar, or one per index of the last axis if it has output `channels`.
@@ -108,17 +130,40 @@ def _operand(x: jax.Array, row: FormatTable, clip: jax.Array, quantizer: Quantiz
     plain function, which has no codes.
     """
     x, clip = x.astype(jnp.float32), jnp.asarray(clip)
-    outside = clip.size == 1 or (channels and clip.shape == (1,) * (x.ndim - 1) + x.shape[-1:])
-    if not outside or not isinstance(quantizer.estimator, gradients.Estimator):
+    if not isinstance(quantizer.estimator, gradients.Estimator):
         return Operand(quantizer.estimator(x, row, clip), jnp.ones(()), is_codes=False)
-    values, scale = quantizer.estimator.codes(x, row, clip)
-    return Operand(values, scale.reshape(()) if scale.size == 1 else scale)
+    return _operand_of(quantizer.estimator.codes(x, row, clip), channels=channels)
+
+
+def _operand_of(codes: gradients.Codes, *, channels: bool) -> Operand:
+    values, scale = codes
+    if scale.size == 1:
+        return Operand(values, scale.reshape(()))
+    if channels and scale.shape == (1,) * (values.ndim - 1) + values.shape[-1:]:
+        return Operand(values, scale)
+    return Operand(values, scale).dequantized()
+
+
+def frozen_layer(formats: LayerFormats, kernel: jax.Array | None, clip: granularity.Clip) -> FrozenLayer:
+    """The codes of a layer.
+
+    Args:
+      formats: its formats.
+      kernel: its kernel, as it is multiplied, with output channels last; None of a `Product`.
+      clip: clip threshold of the kernel.
+    """
+    row, scale, _ = gradients.code_grid(formats.inputs, formats.input_clip)
+    if kernel is None:
+        return FrozenLayer(formats.weights, row, scale)
+    kernel = kernel.astype(jnp.float32)
+    codes = gradients.straight_through.codes(kernel, formats.weights, jnp.asarray(clip(kernel, formats.weights)))
+    return FrozenLayer(codes, row, scale)
 
 
 def quantized_call(
     call: Callable[..., jax.Array],
     layer: nn.Module,
-    formats: LayerFormats,
+    formats: LayerFormats | FrozenLayer,
     quantizer: Quantizer,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -133,20 +178,16 @@ def quantized_call(
       args, kwargs: the arguments of the call.
 
     Raises:
-      ValueError: an einsum that reads a diagonal of its kernel; complex values; or formats of several repetitions for a
-        layer that no loop repeats.
+      ValueError: an einsum that reads a diagonal of its kernel; complex values; formats of several repetitions for a
+        layer that no loop repeats; or codes of another shape than the kernel's.
     """
-    if jnp.ndim(formats.input_clip) or jnp.ndim(formats.weights.largest) or jnp.ndim(formats.inputs.largest):
-        raise ValueError(
-            f"{'/'.join(layer.path)}: formats with {jnp.shape(formats.weights.largest)} repetitions of a layer that no "
-            "loop repeats"
-        )
+    path = "/".join(layer.path)
+    if repetitions := jnp.shape(formats.inputs.largest):
+        raise ValueError(f"{path}: formats with {repetitions} repetitions of a layer that no loop repeats")
     if isinstance(layer, Product):
         return _quantized_product(formats, quantizer, *args, **kwargs)
-    if getattr(layer, "dot_general_cls", None) or getattr(layer, "conv_general_dilated_cls", None):
-        # An operation with a state of its own, as in Flax's FP8, gets values: the state is not that of codes.
-        quantizer = quantizer._replace(estimator=quantizer.estimator.__call__)
-    weight_clip = quantizer.weight_clip_of.get("/".join(layer.path), quantizer.weight_clip)
+    # An operation with a state of its own, as in Flax's FP8, gets values: the state is not that of codes.
+    has_state = getattr(layer, "dot_general_cls", None) or getattr(layer, "conv_general_dilated_cls", None)
     float32_sums = _float32_sums(layer)
     equation = einsum_equation(layer, args, kwargs)
     operands: list[Any] = []
@@ -158,12 +199,12 @@ def quantized_call(
         if own_promote_dtype is not promote_dtype:  # The model's own may change values.
             inputs, kernel, bias = promoted
         if jnp.iscomplexobj(inputs) or jnp.iscomplexobj(kernel):
-            raise ValueError(f"{'/'.join(layer.path)} computes with complex values: leave the layer in float")
+            raise ValueError(f"{path} computes with complex values: leave the layer in float")
         axes = kernel_axes(layer, kernel.shape, inputs.shape, equation)
         x = _input_operand(inputs, formats, quantizer)
-        channels_last = axes.to_channels_last(kernel).astype(jnp.float32)
-        threshold = weight_clip(channels_last, formats.weights)
-        w = _operand(channels_last, formats.weights, threshold, quantizer, channels=True)
+        w = _kernel_operand(axes.to_channels_last(kernel), formats, quantizer, path)
+        if has_state:
+            x, w = x.dequantized(), w.dequantized()
         operands[:] = x, w, bias, axes, result_type
         operand_type = quantizer.operands if float32_sums and x.is_codes and w.is_codes else jnp.float32
         no_bias = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
@@ -187,18 +228,36 @@ def einsum_equation(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
 
 
 def _quantized_product(
-    formats: LayerFormats, quantizer: Quantizer, equation: str, left: jax.Array, right: jax.Array
+    formats: LayerFormats | FrozenLayer, quantizer: Quantizer, equation: str, left: jax.Array, right: jax.Array
 ) -> jax.Array:
+    row = formats.weights
+    assert isinstance(row, FormatTable)
     x = _input_operand(left, formats, quantizer)
-    threshold = quantizer.factor_clip(right.astype(jnp.float32), formats.weights)
-    w = _operand(right, formats.weights, threshold, quantizer, channels=False)
+    threshold = quantizer.factor_clip(right.astype(jnp.float32), row)
+    w = _operand(right, row, threshold, quantizer, channels=False)
     operand_type = quantizer.operands if x.is_codes and w.is_codes else jnp.float32
     factors = (factor.values.astype(operand_type) for factor in (x, w))
     y = jnp.einsum(equation, *factors, preferred_element_type=jnp.float32)
     return (y * x.scale * w.scale).astype(jnp.result_type(left, right))
 
 
-def _input_operand(x: jax.Array, formats: LayerFormats, quantizer: Quantizer) -> Operand:
+def _kernel_operand(kernel: jax.Array, formats: LayerFormats | FrozenLayer, quantizer: Quantizer, path: str) -> Operand:
+    """The kernel, with output channels last, or the codes that stand for it."""
+    if isinstance(formats, LayerFormats):
+        kernel = kernel.astype(jnp.float32)
+        threshold = quantizer.weight_clip_at(path)(kernel, formats.weights)
+        return _operand(kernel, formats.weights, threshold, quantizer, channels=True)
+    codes = formats.weights
+    if not isinstance(codes, gradients.Codes) or codes.values.shape != kernel.shape:
+        raise ValueError(f"{path}: the codes are those of another layer than its kernel of shape {kernel.shape}")
+    return _operand_of(codes, channels=True)
+
+
+def _input_operand(x: jax.Array, formats: LayerFormats | FrozenLayer, quantizer: Quantizer) -> Operand:
+    if isinstance(formats, FrozenLayer):
+        # Multiplied by the reciprocal, as compilers do with some divisors and in some programs.
+        units = x.astype(jnp.float32) * (1 / formats.input_scale)
+        return Operand(numerics.round_to_grid(units, formats.inputs), formats.input_scale)
     clip = formats.input_clip
     if quantizer.input_clip is not None:
         clip = quantizer.input_clip(x.astype(jnp.float32), formats.inputs)

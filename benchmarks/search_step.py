@@ -26,7 +26,7 @@ from fliqs_jax.models.resnet import ResNet
 from fliqs_jax.quality import accuracy
 from fliqs_jax.search import make_search_step
 from launch import data
-from launch.training import optimizers, runs
+from launch.training import finished, optimizers
 from launch.training.experiment import prepare_experiment
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "search_step.json"
@@ -57,7 +57,7 @@ def search_step(formats: str, estimator: gradients.Estimator = gradients.straigh
     config.model.update({"depth": 20, "width": 16})
     config.data.valid_examples = BATCH
     prepared = prepare_experiment(config, source=images())
-    state = runs.initial_state(prepared, prepared.trials[0])
+    state = finished.initial_state(prepared, prepared.trials[0])
     search = dataclasses.replace(prepared.search, quantizer=prepared.search.quantizer._replace(estimator=estimator))
     step = jax.jit(make_search_step(search), donate_argnums=0).lower(state, batch(0), batch(1)).compile()
     state, _ = step(state, batch(0), batch(1))  # The first step profiles.

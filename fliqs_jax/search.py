@@ -284,47 +284,48 @@ def _reinforcement(
     )
 
 
-def make_recalibrate(search: Search) -> Callable[[SearchState, Any, Iterable[Any]], SearchState]:
-    """Makes `(state, genome, train_batches) -> state`, which recalibrates batch statistics.
+def make_recalibrate(search: Search) -> Callable[[dict[str, Any], Iterable[Any]], dict[str, Any]]:
+    """Makes `(variables, train_batches) -> variables`, which recalibrates batch statistics.
 
-    They become plain means over the batches, with the formats of `genome`, int32[D]; see `aqt_like.recalibration`. The
-    rest of the state is that of before. The function jits its pass over a batch and is not to be jitted itself. It
-    raises `recalibration.StatisticsError` if statistics are not finite.
+    Variables are those of `quantized_variables`, or of a frozen network with its codes as `"formats"`. The statistics
+    become plain means over the batches, with the formats in place; see `aqt_like.recalibration`. The function jits its
+    pass over a batch and is not to be jitted itself. It raises `recalibration.StatisticsError` if statistics are not
+    finite.
     """
     apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
     training = models.mode(search.model, train=True)
 
     @jax.jit
-    def batch_sums(state: SearchState, genome: jax.Array, batch: Batch) -> dict[str, recalibration.Sums]:
+    def batch_sums(variables: dict[str, Any], batch: Batch) -> dict[str, recalibration.Sums]:
         def update(variables: dict[str, Any]) -> dict[str, Any]:
             return apply(search.model, variables, batch["input"], **training, mutable=["batch_stats"])[1]
 
-        return recalibration.batch_sums(update, quantized_variables(search, state, genome, True))
+        return recalibration.batch_sums(update, variables)
 
-    def recalibrate(state: SearchState, genome: Any, batches: Iterable[Any]) -> SearchState:
-        sums = (batch_sums(state, genome, batch) for batch in batches)
-        return state._replace(batch_stats=recalibration.recalibrated(state.batch_stats, sums))
+    def recalibrate(variables: dict[str, Any], batches: Iterable[Any]) -> dict[str, Any]:
+        sums = (batch_sums(variables, batch) for batch in batches)
+        return {**variables, "batch_stats": recalibration.recalibrated(variables.get("batch_stats", {}), sums)}
 
     return recalibrate
 
 
-def make_logits(search: Search) -> Callable[[SearchState, jax.Array, jax.Array], jax.Array]:
-    """Makes `(state, genome, inputs) -> logits`, inference of the network with the formats of `genome`."""
+def make_logits(search: Search) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
+    """Makes `(variables, inputs) -> logits`, inference with the variables of `make_recalibrate`."""
     apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
     inference = models.mode(search.model, train=False)
 
-    def logits(state: SearchState, genome: jax.Array, inputs: jax.Array) -> jax.Array:
-        return apply(search.model, quantized_variables(search, state, genome, True), inputs, **inference)
+    def logits(variables: dict[str, Any], inputs: jax.Array) -> jax.Array:
+        return apply(search.model, variables, inputs, **inference)
 
     return logits
 
 
-def make_evaluate(search: Search) -> Callable[[SearchState, jax.Array, Batch], Any]:
-    """Makes `(state, genome, batch) -> statistics` of the quality, to be summed over batches."""
+def make_evaluate(search: Search) -> Callable[[dict[str, Any], Batch], Any]:
+    """Makes `(variables, batch) -> statistics` of the quality, to be summed over batches; see `make_recalibrate`."""
     logits = make_logits(search)
 
-    def evaluate(state: SearchState, genome: jax.Array, batch: Batch) -> Any:
-        return search.quality.statistics(logits(state, genome, batch["input"]), batch)
+    def evaluate(variables: dict[str, Any], batch: Batch) -> Any:
+        return search.quality.statistics(logits(variables, batch["input"]), batch)
 
     return evaluate
 
@@ -351,9 +352,8 @@ def make_profile_clip_multiples(
 
 def quality_over(
     search: Search,
-    evaluate: Callable[[SearchState, jax.Array, Any], Any],
-    state: SearchState,
-    genome: jax.Array,
+    evaluate: Callable[[dict[str, Any], Any], Any],
+    variables: dict[str, Any],
     batches: Iterable[Any],
 ) -> float:
     """Quality over all `batches`, rounded to six decimals; `evaluate` is the jitted function of `make_evaluate`.
@@ -363,7 +363,7 @@ def quality_over(
     """
     total = None
     for batch in batches:
-        statistics = jax.device_get(evaluate(state, genome, batch))
+        statistics = jax.device_get(evaluate(variables, batch))
         total = statistics if total is None else jax.tree.map(np.add, total, statistics)
     if total is None:
         raise ValueError("no examples to measure the quality on")

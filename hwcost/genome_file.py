@@ -49,6 +49,11 @@ class Genome:
     layers: dict[str, LayerChoice]
     architecture: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def document(self) -> dict[str, Any]:
+        """The genome as JSON holds it."""
+        layers = {name: choice._asdict() for name, choice in self.layers.items()}
+        return {"choices": self.choices, "layers": layers, "architecture": self.architecture}
+
 
 def format_decision(path: str) -> str:
     """The name of the decision on the format of the layer at `path`."""
@@ -63,9 +68,7 @@ def names_genome_file(text: str) -> bool:
 def write_genome(path: pathlib.Path, genome: Genome) -> None:
     """Writes a genome file (JSON), atomically."""
     temporary = path.with_name(f"{path.name}.tmp")
-    layers = {name: choice._asdict() for name, choice in genome.layers.items()}
-    document = {"choices": genome.choices, "layers": layers, "architecture": genome.architecture}
-    temporary.write_text(json.dumps(document, indent=1) + "\n")
+    temporary.write_text(json.dumps(genome.document(), indent=1) + "\n")
     temporary.rename(path)
 
 

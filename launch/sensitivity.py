@@ -19,7 +19,6 @@ from typing import Any
 if not __package__:  # run as a file: import from the folder of launch/ and from the current one
     sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
@@ -27,13 +26,11 @@ from rich.table import Table
 
 from fliqs_jax import assignment, layer_sensitivity
 from fliqs_jax.layer_sensitivity import Sensitivity
-from fliqs_jax.search import make_evaluate, make_recalibrate, quality_over
 from hwcost import pricing
 from hwcost.genome_file import write_genome
 from launch import data
 from launch.reports import figures
-from launch.training import runs
-from launch.training.checkpoints import CheckpointError
+from launch.training import finished, runs
 from launch.training.experiment import Experiment
 
 METHODS = {"greedy": assignment.greedy, "knapsack": assignment.knapsack}
@@ -41,17 +38,14 @@ METHODS = {"greedy": assignment.greedy, "knapsack": assignment.knapsack}
 
 def assign(prepared: Experiment, state: Any, dataset: data.Dataset, measured: Sensitivity) -> dict[str, dict[str, Any]]:
     """Genome, cost, and test quality without training of each method of `METHODS`."""
-    search, config = prepared.search, prepared.config
+    search = prepared.search
     choices = assignment.options(prepared.plan, search.budgets[0].table, measured.noise_to_signal)
-    evaluate = jax.jit(make_evaluate(search))
-    recalibrate = make_recalibrate(search)
+    networks = finished.Networks(prepared, dataset)
     assignments = {}
     for name, method in METHODS.items():
         genome = method(choices, search.budgets[0].target)
-        stream = dataset.train_batches("train", batch_size=config.batch_size, first_step=0, augmented=False)
-        recalibrated = recalibrate(state, genome, itertools.islice(stream, config.recalibration_batches))
-        batches = dataset.eval_batches("test", batch_size=config.valid_batch_size)
-        quality = quality_over(search, evaluate, recalibrated, jnp.asarray(genome), batches)
+        network = networks.recalibrated(networks.frozen(state, jnp.asarray(genome)))
+        quality = networks.quality(networks.variables(network), "test")
         cost = pricing.price_exactly(search.budgets[0].table, genome)
         assignments[name] = {
             "genome": genome.tolist(),
@@ -87,14 +81,16 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     directory, console = arguments.directory, Console()
     try:
-        prepared, state = runs.read_run(directory, console, target=arguments.target)
+        changes = {} if arguments.target is None else {"target": arguments.target}
+        prepared = finished.read_experiment(directory, **changes)
+        state = finished.read_weights(directory, prepared)
         dataset = runs.open_data(prepared)
         size = prepared.config.valid_batch_size
         batches = dataset.eval_batches("valid", batch_size=size)
         measured_batches = itertools.islice(batches, max(arguments.examples // size, 1))
         measured = layer_sensitivity.measure_over(prepared.search, state, measured_batches)
         assignments = assign(prepared, state, dataset, measured)
-    except (ValueError, CheckpointError) as error:
+    except ValueError as error:
         sys.exit(f"error: {error}")
     paths, name = prepared.search.paths, prepared.search.quality.name
     names = [fmt.name for fmt in prepared.plan.formats]

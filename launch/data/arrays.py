@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 import numpy as np
 
-from launch.data.contract import STREAM_OF_SPLIT, Batch, check_batch_size, padded, set_aside
+from launch.data.contract import STREAM_OF_SPLIT, Batch, Normalization, check_batch_size, padded, set_aside
 
 MakeBatch = Callable[[np.ndarray, np.ndarray, np.random.Generator | None], Batch]
 """`(inputs, labels, rng) → batch`, augmented with random numbers of `rng`, or not augmented if `rng` is None."""
@@ -82,6 +82,11 @@ class InMemory:
     splits: Mapping[str, Split]
     make_batch: MakeBatch
     seed: int
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """How batches are normalised; None if unknown."""
+        return getattr(self.make_batch, "normalization", None)
 
     def train_batches(self, split: str, *, batch_size: int, first_step: int, augmented: bool) -> Iterator[Batch]:
         """See `Dataset.train_batches`."""

@@ -1,5 +1,6 @@
 """Click logs in Criteo's format (FLIQS, A.13): lines of a label, 13 numbers and 26 categories."""
 
+import dataclasses
 import pathlib
 import zlib
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from fliqs_jax.models.recommender import CATEGORIES, NUMBERS
 from launch.data.arrays import InMemory, MakeBatch, Split, in_memory
-from launch.data.contract import Batch, DataError
+from launch.data.contract import Batch, DataError, Normalization
 
 COLUMNS = ("Label", *(f"I{i + 1}" for i in range(NUMBERS)), *(f"C{i + 1}" for i in range(CATEGORIES)))
 MOST_BUCKETS = 2**24  # Bucket numbers are stored as float32, which is exact up to here.
@@ -108,6 +109,24 @@ def _buckets(column: str, categories: Sequence[str], buckets: int) -> np.ndarray
     return np.asarray([zlib.crc32(f"{column}:{category}".encode()) % buckets for category in categories], np.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Standardized:
+    """Makes batches whose numbers are normalised; see `arrays.MakeBatch`."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @property
+    def normalization(self) -> Normalization:
+        """See `arrays.InMemory.normalization`: that of the logarithms of the numbers."""
+        return {"mean": self.mean.tolist(), "deviation": self.deviation.tolist()}
+
+    def __call__(self, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None) -> Batch:
+        del rng
+        scaled = np.nan_to_num((inputs[:, :NUMBERS] - self.mean) / self.deviation)
+        return {"input": np.concatenate([scaled, inputs[:, NUMBERS:]], axis=1), "label": labels}
+
+
 def _standardized(train: Split) -> MakeBatch:
     """Makes batches whose numbers are normalised by mean and standard deviation of the training examples."""
     numbers = train.inputs[:, :NUMBERS].astype(np.float64)
@@ -115,11 +134,4 @@ def _standardized(train: Split) -> MakeBatch:
     count = np.maximum(known.sum(0), 1)
     mean = np.where(known, numbers, 0).sum(0) / count
     deviation = np.sqrt(np.where(known, (numbers - mean) ** 2, 0).sum(0) / count)
-    mean, deviation = mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
-
-    def make_batch(inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None) -> Batch:
-        del rng
-        scaled = np.nan_to_num((inputs[:, :NUMBERS] - mean) / deviation)
-        return {"input": np.concatenate([scaled, inputs[:, NUMBERS:]], axis=1), "label": labels}
-
-    return make_batch
+    return _Standardized(mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32))

@@ -10,6 +10,9 @@ Batch = dict[str, np.ndarray]
 """`"input"`, `[B, …]`, `"label"`, int32[B] or int32[B, …], and in training whatever else the loss reads."""
 
 
+Normalization = dict[str, list[float]]
+"""`"mean"` and `"deviation"`, per channel or column: inputs of the network are (x − mean) / deviation of the data."""
+
 STREAM_OF_SPLIT = {"train": 0, "valid": 1}
 """Shuffled splits, each with a number that is part of its seeds."""
 
@@ -19,7 +22,10 @@ class DataError(ValueError):
 
 
 class Dataset(Protocol):
-    """Three splits: `train` trains the weights, `valid` gives the quality in the reward, `test` the final metrics."""
+    """Three splits: `train` trains the weights, `valid` gives the quality in the reward, `test` the final metrics.
+
+    One that has a `normalization` tells how inputs were normalised.
+    """
 
     def train_batches(self, split: str, *, batch_size: int, first_step: int, augmented: bool) -> Iterator[Batch]:
         """Endless batches of `"train"` or `"valid"` from step `first_step` on, shuffled anew in each epoch.
@@ -35,7 +41,10 @@ class Dataset(Protocol):
 
 
 class Source(Protocol):
-    """Description of a data set that is not read yet, so that settings can be checked first."""
+    """Description of a data set that is not read yet, so that settings can be checked first.
+
+    One that has `class_names` tells the name of each class.
+    """
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from launch.data.arrays import InMemory, MakeBatch, Split, in_memory
 from launch.data.augmentation import AUGMENTATIONS, Augmentation, Mixing, centre_crop, resized
-from launch.data.contract import Batch, DataError, Dataset
+from launch.data.contract import Batch, DataError, Dataset, Normalization
 from launch.data.stream import Stream
 
 # Statistics of ImageNet's pixels per channel, which networks with published weights expect.
@@ -28,6 +28,11 @@ class ImageBatches:
     deviation: np.ndarray
     augmentation: Augmentation
     mixing: Mixing
+
+    @property
+    def normalization(self) -> Normalization:
+        """See `arrays.InMemory.normalization`."""
+        return {"mean": self.mean.tolist(), "deviation": self.deviation.tolist()}
 
     def __call__(self, images: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None) -> Batch:
         """See `arrays.MakeBatch`."""
@@ -70,6 +75,7 @@ class Digits:
 
     example = jax.ShapeDtypeStruct((8, 8, 1), np.dtype(np.float32))
     classes = 10
+    class_names = tuple("0123456789")
     train_examples = 1437
 
     def __init__(self, config: ConfigDict) -> None:
@@ -128,6 +134,7 @@ class TfdsImages:
         shape = (*(size if self._size is None else (self._size, self._size)), channels)
         self.example = jax.ShapeDtypeStruct(shape, np.dtype(np.float32))
         self.classes: int = features["label"].num_classes
+        self.class_names = tuple(features["label"].names)
         self.train_examples: int = splits["train"].num_examples
 
     def open(self, *, valid_examples: int, seed: int) -> Dataset:

@@ -10,7 +10,7 @@ from absl import flags
 
 from launch.data.arrays import MakeBatch
 from launch.data.augmentation import Augmentation, Size
-from launch.data.contract import STREAM_OF_SPLIT, Batch, check_batch_size, padded, set_aside
+from launch.data.contract import STREAM_OF_SPLIT, Batch, Normalization, check_batch_size, padded, set_aside
 
 THREADS = 16
 BATCHES_AHEAD = 2
@@ -78,6 +78,11 @@ class Stream:
 
     def _whole(self, record: Any) -> dict[str, np.ndarray]:
         return _example(self._fit(record["image"], self._size), record)
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """See `arrays.InMemory.normalization`."""
+        return getattr(self._make_batch, "normalization", None)
 
     def train_batches(self, split: str, *, batch_size: int, first_step: int, augmented: bool) -> Iterator[Batch]:
         """See `Dataset.train_batches`."""

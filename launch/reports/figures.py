@@ -14,6 +14,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from aqt_like.formats import parse_format
+from aqt_like.frozen_network import FrozenNetwork, Kernel
 from launch.reports.charts import (
     ACCENT,
     HEIGHT,
@@ -152,6 +154,36 @@ def cost_shares(run: Run) -> str:
         axes.grid(axis="x", visible=False)
         names.write(axes)
         return as_svg(figure, "Share of each layer in the cost of the network")
+
+
+def storage(network: FrozenNetwork) -> str:
+    """The bytes of a frozen network, the codes of each layer in the colour of their bits, beside those of float32."""
+    with matplotlib.rc_context(STYLE):
+        figure = blank(width=WIDE, height=1.5)
+        axes = figure.subplots()
+        axes.barh(1, network.float32_bytes() / 1000, color="#d9dce1")
+        sizes, start, bits_seen = network.sizes(), 0.0, {}
+        for layer in network.layers.values():
+            if isinstance(layer.weights, Kernel):
+                packed = layer.weights.packed
+                bits = parse_format(packed.format).bits
+                length = packed.codes.nbytes / 1000
+                axes.barh(0, length, left=start, color=bit_colour(bits), edgecolor="w", linewidth=0.3)
+                bits_seen[bits] = Patch(color=bit_colour(bits), label=f"codes of {bits} bits")
+                start += length
+        rest = (("scales", "#8a919c"), ("not quantised", "#b6bbc3"))
+        for (label, colour), size in zip(rest, (sizes["scales"], sizes["others"]), strict=True):
+            axes.barh(0, size / 1000, left=start, color=colour)
+            bits_seen[label] = Patch(color=colour, label=label)
+            start += size / 1000
+        axes.set_yticks([0, 1], ["this network", "in float32"])
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("KB")
+        axes.legend(
+            handles=list(bits_seen.values()), ncols=8, loc="lower left", bbox_to_anchor=(0, 1), handlelength=1,
+            columnspacing=1,
+        )  # fmt: skip
+        return as_svg(figure, "Bytes of the network beside those of float32")
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

@@ -6,18 +6,20 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from flax import traverse_util
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from aqt_like.formats import parse_layer_format
+from aqt_like.frozen_network import FrozenNetwork
 from hwcost.workload import Outside, remark
 from launch.reports import charts, figures
 from launch.reports.figures import quality_on_test
 from launch.reports.page import card, html_table, page, picture_card
 from launch.reports.recorded_runs import RecordedRun, gain, read_runs, runs_of_first_cost, uniform_gap
 from launch.training import progress
-from launch.training.run_directory import METRICS
+from launch.training.run_directory import METRICS, NETWORK
 
 _HEATMAP_LINES = 240
 
@@ -125,6 +127,7 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
             wide=True,
         ),
         picture_card("Where the cost is", _shares_of(main), figures.cost_shares(main), wide=True),
+        *_file_card(runs[0].directory / NETWORK),
         card("Results", "", _table(runs), wide=True),
         *training[1:],
         card(
@@ -144,6 +147,34 @@ def _shares_of(summary: dict[str, Any]) -> str:
     places = summary.get("outside", {}).get("places", ())  # Summaries of earlier versions have none.
     line = remark(sum(layer["macs"] for layer in summary["layers"]), [Outside(**place) for place in places])
     return text + (f" {line}." if line else "")
+
+
+def _file_card(path: pathlib.Path) -> list[str]:
+    """A card about the file of the network; none if a run of an earlier version left none."""
+    if not path.exists():
+        return []
+    network = FrozenNetwork.load(path)
+    size, whole = path.stat().st_size, network.float32_bytes()
+    stored = sum(network.sizes().values())
+    text = (
+        f"{path.name} has {size:,} bytes: {stored:,} of the network, {stored / whole:.3f} × the {whole:,} of float32, "
+        f"and {size - stored:,} that describe it. Not quantised: {_not_quantized(network)}."
+    )
+    return [picture_card("The network as a file", text, figures.storage(network), wide=True)]
+
+
+def _not_quantized(network: FrozenNetwork) -> str:
+    """The variables that are stored as they are, with their bytes: kernels and large ones by path, others by name."""
+    flat: dict[str, Any] = traverse_util.flatten_dict(network.variables, sep="/")
+    sizes: dict[str, int] = {}
+    for path, values in flat.items():
+        collection, _, place = path.partition("/")
+        large = values.ndim > 1 and collection == "params"
+        name = place if large else path.rpartition("/")[2]
+        sizes[name] = sizes.get(name, 0) + values.nbytes
+    in_float = [path for path, layer in network.layers.items() if layer.input_format == "fp32"]
+    told = ", ".join(f"{name} ({size:,})" for name, size in sorted(sizes.items(), key=lambda entry: -entry[1])[:8])
+    return told + (f"; inputs of {', '.join(in_float)}" if in_float else "")
 
 
 def _footprint(summary: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from hwcost import pricing
 from launch import data
-from launch.training import runs
+from launch.training import finished, runs
 from launch.training.experiment import Experiment
 from launch.training.mesh import place_batch, replicated, split_batch
 from launch.training.progress import duration
@@ -25,7 +25,7 @@ def check(experiment: Experiment, console: Console) -> None:
     here.
     """
     dataset = runs.open_data(experiment)
-    compiled = runs.compile_functions(experiment, dataset, console)
+    compiled = runs.compile_functions(experiment, dataset)
     seconds = _seconds_per_step(experiment, compiled, dataset)
     search, plan = experiment.search, experiment.plan
     genomes = sum(math.log10(count) for count in plan.space.option_counts)
@@ -62,7 +62,7 @@ def _cost_range(experiment: Experiment, number: int) -> str:
 def _seconds_per_step(experiment: Experiment, compiled: runs.Compiled, dataset: data.Dataset) -> float:
     """Median time of the search step, with its batches, after a first one that warms up."""
     config, sharding = experiment.config, split_batch(compiled.mesh)
-    state = jax.device_put(runs.initial_state(experiment, experiment.trials[0]), replicated(compiled.mesh))
+    state = jax.device_put(finished.initial_state(experiment, experiment.trials[0]), replicated(compiled.mesh))
     streams = zip(
         dataset.train_batches("train", batch_size=config.batch_size, first_step=0, augmented=True),
         dataset.train_batches("valid", batch_size=config.valid_batch_size, first_step=0, augmented=False),

@@ -16,6 +16,8 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 GENOME = "genome.json"
 CHECKPOINTS = "checkpoints"
+NETWORK = "network.safetensors"
+WEIGHTS = "weights.safetensors"
 
 # Keys that do not change what a run computes: they may differ when it is resumed.
 _FREE_KEYS = (

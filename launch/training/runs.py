@@ -1,7 +1,6 @@
 """Runs of an experiment: trains and evaluates its trials in run directories, and resumes interrupted ones."""
 
 import dataclasses
-import itertools
 import json
 import pathlib
 import time
@@ -9,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -19,27 +17,28 @@ from fliqs_jax import random_search
 from fliqs_jax.distillation import TEACHER_LOGITS
 from fliqs_jax.losses import Batch
 from fliqs_jax.models import pretrained
-from fliqs_jax.policy import init_policy
 from fliqs_jax.search import (
     SearchState,
-    init_state,
-    make_evaluate,
     make_logits,
     make_profile_clip_multiples,
-    make_recalibrate,
     make_search_step,
-    quality_over,
 )
 from hwcost import carbon
 from hwcost.genome_file import write_genome
 from launch import data
-from launch.training import loop, progress
+from launch.training import finished, loop, progress
 from launch.training.checkpoints import Checkpoints, state_digest
-from launch.training.compute import EARLIER_ARITHMETIC
-from launch.training.experiment import RANDOM_SEARCH, ConfigError, Experiment, Trial, prepare_experiment
+from launch.training.experiment import RANDOM_SEARCH, ConfigError, Experiment, Trial
 from launch.training.interruption import StopRequested, stop_on_signals
 from launch.training.mesh import compile_step, data_mesh, place_batch, replicated, split_batch
-from launch.training.run_directory import CHECKPOINTS, CONFIG, GENOME, METRICS, SUMMARY, claim_directory, write_json
+from launch.training.run_directory import (
+    CHECKPOINTS,
+    GENOME,
+    METRICS,
+    SUMMARY,
+    claim_directory,
+    write_json,
+)
 from launch.training.run_summary import environment_summary, network_summary
 
 
@@ -51,8 +50,8 @@ class Compiled:
       mesh: devices.
       teach: adds the logits of the teacher to a training batch; identity if the experiment has no teacher.
       step: search step, compiled ahead of time.
-      recalibrate, evaluate, profile: see `fliqs_jax.search`; they are compiled at their first call. `profile` is None
-        if clip multiples are not profiled on a batch.
+      networks: freezes, recalibrates and evaluates.
+      profile: see `make_profile_clip_multiples`; None if clip multiples are not profiled on a batch.
       step_compilations: returns the number of compilations of the search step so far.
       seconds: compile time of the search step.
     """
@@ -60,57 +59,31 @@ class Compiled:
     mesh: jax.sharding.Mesh
     teach: Callable[[Batch], Batch]
     step: jax.stages.Compiled
-    recalibrate: Callable
-    evaluate: Callable
+    networks: finished.Networks
     profile: Callable | None
     step_compilations: Callable[[], int]
     seconds: float
 
 
-def read_run(directory: pathlib.Path, console: Console, *, target: float | None = None) -> tuple[Experiment, Any]:
-    """Experiment of a finished run, with another cost target if `target` is given, and its state after training.
-
-    Raises:
-      ConfigError, CheckpointError: `directory` has no finished run, or one that cannot be read.
-    """
-    try:
-        config = ConfigDict(json.loads((directory / CONFIG).read_text()))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{directory} holds no run: {error}") from error
-    if not (directory / SUMMARY).exists():
-        raise ConfigError(f"{directory} holds a run that is not finished: the command that started it goes on with it")
-    if target is not None:
-        config.target = target
-    for key, value in EARLIER_ARITHMETIC.items():  # Runs of earlier versions do not say it.
-        if key not in config:
-            config[key] = value
-    experiment = prepare_experiment(config)
-    checkpoints = Checkpoints(directory / CHECKPOINTS, read_only=True)
-    restored = checkpoints.restore(initial_state(experiment, experiment.trials[0]), say=console.print)
-    checkpoints.close()
-    if restored is None:
-        raise ConfigError(f"{directory} has no checkpoint")
-    return experiment, restored[1]
-
-
-def _teacher(experiment: Experiment, console: Console) -> Callable[[Batch], Batch]:
+def _teacher(experiment: Experiment) -> Callable[[Batch], Batch]:
     """Makes `batch → batch`, which adds the logits of the teacher; the identity if there is no teacher."""
     name = experiment.config.distillation.teacher
     if not name:
         return lambda batch: batch
-    teacher, state = read_run(pathlib.Path(name), console)
+    directory = pathlib.Path(name)
+    teacher = finished.read_experiment(directory)
+    variables = finished.variables_of(finished.read_network(directory), teacher)
     teacher_shapes = (teacher.source.example.shape, teacher.source.classes)
     own_shapes = (experiment.source.example.shape, experiment.source.classes)
     if teacher_shapes != own_shapes:
         raise ConfigError(
             f"distillation.teacher={name!r} knows inputs and classes {teacher_shapes}, here they are {own_shapes}"
         )
-    genome = state.policy.mode()
     logits = jax.jit(make_logits(teacher.search))
-    return lambda batch: batch | {TEACHER_LOGITS: logits(state, genome, batch["input"])}
+    return lambda batch: batch | {TEACHER_LOGITS: logits(variables, batch["input"])}
 
 
-def compile_functions(experiment: Experiment, dataset: data.Dataset, console: Console) -> Compiled:
+def compile_functions(experiment: Experiment, dataset: data.Dataset) -> Compiled:
     """Compiles the search step for all devices and for batches of `dataset`."""
     mesh = data_mesh()
     whole = replicated(mesh)
@@ -126,18 +99,17 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, console: Co
         batch = next(dataset.train_batches(split, batch_size=size, first_step=0, augmented=augmented))
         return {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in batch.items()}
 
-    teach = _teacher(experiment, console)
+    teach = _teacher(experiment)
     train_example = jax.eval_shape(teach, example("train", config.batch_size, augmented=True))
     valid_example = example("valid", config.valid_batch_size, augmented=False)
     start = time.perf_counter()
-    state = jax.eval_shape(lambda: initial_state(experiment, experiment.trials[0]))
+    state = jax.eval_shape(lambda: finished.initial_state(experiment, experiment.trials[0]))
     step = compile_step(counted_step, mesh, state, train_example, valid_example)
     return Compiled(
         mesh=mesh,
         teach=teach,
         step=step,
-        recalibrate=make_recalibrate(search),
-        evaluate=jax.jit(make_evaluate(search)),
+        networks=finished.Networks(experiment, dataset),
         profile=criterion
         and jax.jit(make_profile_clip_multiples(search, criterion), donate_argnums=0, out_shardings=whole),
         step_compilations=lambda: len(traces),
@@ -149,17 +121,6 @@ def open_data(experiment: Experiment) -> data.Dataset:
     """Opens the data set of an experiment."""
     config = experiment.config
     return experiment.source.open(valid_examples=config.data.valid_examples, seed=config.seed)
-
-
-def initial_state(experiment: Experiment, trial: Trial) -> SearchState:
-    """Initial state of a trial; trials differ only in the policy."""
-    return init_state(
-        experiment.search,
-        init_policy(experiment.plan.space, trial.config.policy, trial.genome),
-        experiment.clip_multiples,
-        jax.random.key(trial.config.seed),
-        jnp.zeros((1, *experiment.source.example.shape), experiment.source.example.dtype),
-    )
 
 
 def _with_pretrained_weights(state: SearchState, config: ConfigDict, name: str, console: Console) -> Any:
@@ -200,7 +161,7 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
             console.print(remark, soft_wrap=True)
         console.print(f"reading {experiment.config.data.name}, compiling the search step …")
         dataset = open_data(experiment)
-        compiled = compile_functions(experiment, dataset, console)
+        compiled = compile_functions(experiment, dataset)
         console.print(f"compiled in {compiled.seconds:.1f} s for {len(jax.devices())} device(s)")
         if remark := experiment.arithmetic.remark():
             console.print(remark)
@@ -234,32 +195,26 @@ class _TrialRun:
         stream = self.batches("train", self.trial.config.batch_size, first_step=first_step, augmented=True)
         return (self.compiled.teach(batch) for batch in stream)
 
-    def quality(self, state: SearchState, genome: jax.Array, split: str) -> float:
-        """Quality of the network with the formats of `genome`, int32[D], on a whole split."""
-        batches = self.dataset.eval_batches(split, batch_size=self.trial.config.valid_batch_size)
-        placed = (place_batch(batch, split_batch(self.compiled.mesh)) for batch in batches)
-        return quality_over(self.experiment.search, self.compiled.evaluate, state, genome, placed)
-
 
 def _run(run: _TrialRun, stop: StopRequested) -> None:
-    """Trains a trial, chooses its genome, recalibrates and evaluates it, and writes genome and summary."""
+    """Trains a trial, chooses its genome, freezes, recalibrates and evaluates its network, and writes all of it."""
     state, seconds = _train(run, stop)
     genome = _chosen_genome(run, state)
-    trained = {
-        f"{run.experiment.search.quality.name}_before_recalibration": run.quality(state, genome, "test"),
-        "policy_entropy": float(state.policy.entropy()),
-        "state_sha256": state_digest(state),
-    }
-    state = _recalibrated(run, state, genome)
+    trained = {"policy_entropy": float(state.policy.entropy()), "state_sha256": state_digest(state)}
+    networks = run.compiled.networks
+    network = networks.frozen(state, genome)
+    before = networks.quality(networks.variables(network), "test")
+    finished.write(run.directory, networks.recalibrated(network), state)
     write_genome(run.directory / GENOME, run.experiment.plan.named(np.asarray(genome)))
-    write_json(run.directory / SUMMARY, _summary(run, state, genome, seconds) | trained)
+    trained[f"{run.experiment.search.quality.name}_before_recalibration"] = before
+    write_json(run.directory / SUMMARY, _summary(run, genome, seconds) | trained)
 
 
 def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
     """Trains from the newest checkpoint or from the start; returns the last state and the training time in seconds."""
     config, search, compiled = run.trial.config, run.experiment.search, run.compiled
     checkpoints = Checkpoints(run.directory / CHECKPOINTS)
-    state = jax.device_put(initial_state(run.experiment, run.trial), replicated(compiled.mesh))
+    state = jax.device_put(finished.initial_state(run.experiment, run.trial), replicated(compiled.mesh))
     first_step = 0
     if restored := checkpoints.restore(state, say=run.say):
         first_step, state = restored
@@ -322,34 +277,29 @@ def _chosen_genome(run: _TrialRun, state: SearchState) -> jax.Array:
     """Mode of the policy, or best genome of a random search, int32[D]."""
     if run.trial.kind != RANDOM_SEARCH:
         return state.policy.mode()
-    search = run.experiment.search
+    search, networks = run.experiment.search, run.compiled.networks
     return random_search.best_of_random(
         search,
         state,
-        lambda genome: run.quality(state, genome, "valid"),
+        lambda genome: networks.quality(networks.variables_of_genome(state, genome), "valid"),
         jax.random.fold_in(state.key, search.total_steps),
         **run.trial.config.random_search,
     )
 
 
-def _recalibrated(run: _TrialRun, state: SearchState, genome: jax.Array) -> SearchState:
-    """State with batch statistics recalibrated for the genome, int32[D]."""
-    config = run.trial.config
-    batches = run.batches("train", config.batch_size, first_step=run.experiment.search.total_steps)
-    return run.compiled.recalibrate(state, genome, itertools.islice(batches, config.recalibration_batches))
-
-
-def _summary(run: _TrialRun, state: SearchState, genome: jax.Array, seconds: float) -> dict[str, Any]:
-    """Summary of a finished trial, with its recalibrated state."""
+def _summary(run: _TrialRun, genome: jax.Array, seconds: float) -> dict[str, Any]:
+    """Summary of a finished trial; qualities are those of the network in its file."""
     config, compiled, name = run.trial.config, run.compiled, run.experiment.search.quality.name
+    networks = compiled.networks
+    variables = networks.variables(finished.read_network(run.directory))
     return {
-        name: run.quality(state, genome, "test"),
+        name: networks.quality(variables, "test"),
         **network_summary(run.experiment, np.asarray(genome)),
         "name": run.trial.name,
         "kind": run.trial.kind,
         "policy": config.policy,
         "quality": name,
-        f"validation_{name}": run.quality(state, genome, "valid"),
+        f"validation_{name}": networks.quality(variables, "valid"),
         "seconds": round(seconds, 1),
         "footprint": carbon.footprint(seconds, carbon.Rates(**config.footprint))._asdict(),
         "steps_per_second": round(run.experiment.search.total_steps / seconds, 2),

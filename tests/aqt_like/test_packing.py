@@ -3,9 +3,10 @@ import json
 import numpy as np
 import pytest
 import safetensors
+from safetensors.numpy import save_file
 
 import aqt_like
-from aqt_like import calibration, granularity, packing
+from aqt_like import calibration, granularity, packing, tensor_file
 from aqt_like.formats import parse_format
 
 NAMES = [
@@ -28,6 +29,12 @@ NAMES = [
     "e5m2ieee",
     "e3m4ieee",
     "e6m1",
+    "int9",
+    "uint13",
+    "int16",
+    "e5m9",
+    "bf16",
+    "fp32",
 ]
 
 
@@ -80,10 +87,26 @@ def test_empty_and_scalar_tensors():
 
 
 def test_what_cannot_be_packed_is_refused():
-    with pytest.raises(ValueError, match="int9 has 9 bits"):
-        packing.pack(tensor(), "int9", clip=1.0)
-    with pytest.raises(ValueError, match="1 of 2 values are NaN"):
+    with pytest.raises(ValueError, match=r"1 of 2 values are not of e4m3, 1 of them NaN"):
         packing.pack(np.asarray([1.0, np.nan]), "e4m3", clip=1.0)
+    with pytest.raises(ValueError, match="1 of 2 values are not of int4"):
+        packing.pack_values(np.asarray([1.0, 8.0]), np.ones(()), "int4")
+    with pytest.raises(ValueError, match="negative"):
+        packing.pack_values(np.asarray([1.0, -1.0]), np.ones(()), "uint4")
+    with pytest.raises(ValueError, match="not of bf16"):
+        packing.pack_values(np.asarray([1.0, 1.00001]), np.ones(()), "bf16")
+
+
+def test_codes_and_scales_are_packed_as_they_are():
+    """A scale that is not that of the clip threshold in the last bit, and codes of a shifted exponent."""
+    scale = np.float32(0.1) / np.float32(7)
+    codes = np.asarray([[-7.0, 3.0], [-0.0, 1.0]], np.float32)
+    packed = packing.pack_values(codes, scale, "int4")
+    np.testing.assert_array_equal(packing.unpack_values(packed).view(np.uint32), codes.view(np.uint32))
+    assert packed.scale == scale
+    shifted = packing.pack_values(np.asarray([0.75 * 2.0**-8]), np.ones(()), "e5m2", exponent=-8)
+    assert packing.unpack_values(shifted) == 0.75 * 2.0**-8
+    np.testing.assert_array_equal(packing.unpack(shifted), packing.unpack_values(shifted))
 
 
 @pytest.fixture
@@ -129,13 +152,12 @@ def test_every_flipped_byte_and_every_cut_is_noticed(saved):
 
 def test_other_files_and_versions_are_refused(saved, tmp_path):
     path, tensors = saved
-    text = path.read_bytes()
-    path.write_bytes(text.replace(b'\\"version\\": 2', b'\\"version\\": 3'))
-    with pytest.raises(packing.DamagedFileError, match="version 3, expected 2"):
+    tensor_file.save(path, {}, {"kind": packing.KIND, "version": 2})
+    with pytest.raises(packing.DamagedFileError, match="of version 2: expected a file of packed tensors of version 3"):
         packing.load(path)
     foreign = tmp_path / "foreign.safetensors"
-    packing.save_file({"x": np.zeros(3)}, foreign)
-    with pytest.raises(packing.DamagedFileError, match="no file of packed tensors"):
+    save_file({"x": np.zeros(3)}, foreign)
+    with pytest.raises(packing.DamagedFileError, match="no file of this package"):
         packing.load(foreign)
     (tmp_path / "text").write_text(json.dumps({}))
     with pytest.raises(packing.DamagedFileError):

@@ -285,9 +285,9 @@ def test_fixed_policies_never_change():
 def test_recalibration_averages_over_batches_and_changes_only_batch_statistics(searched):
     """The mean and variance of what the quantised convolution computes, in NumPy."""
     state, genome, batches = searched[0], jnp.asarray([0, 0]), [batch(50), batch(51)]
-    choice = chex.assert_max_traces(SEARCH.choice, n=1)
-    recalibrate = make_recalibrate(dataclasses.replace(SEARCH, choice=choice))
-    recalibrated = recalibrate(recalibrate(state, genome, batches[:1]), genome, batches)
+    recalibrate = make_recalibrate(SEARCH)
+    variables = quantized_variables(SEARCH, state, genome, True)
+    recalibrated = recalibrate(recalibrate(variables, batches[:1]), batches)
     captured = jax.jit(
         lambda state: interception.apply_quantized(
             SEARCH.model,
@@ -300,16 +300,17 @@ def test_recalibration_averages_over_batches_and_changes_only_batch_statistics(s
     )
     outputs = np.asarray(captured(state), np.float64).reshape(2, -1, 4)
     expected = {"mean": outputs.mean(axis=1).mean(axis=0), "var": outputs.var(axis=1).mean(axis=0)}
-    chex.assert_trees_all_close(recalibrated.batch_stats["norm"], expected, rtol=1e-5, atol=1e-6)
-    rest = recalibrated._replace(batch_stats=state.batch_stats)
-    assert all(new is old for new, old in zip(jax.tree.leaves(rest), jax.tree.leaves(state), strict=True))
+    chex.assert_trees_all_close(recalibrated["batch_stats"]["norm"], expected, rtol=1e-5, atol=1e-6)
+    rest = {**recalibrated, "batch_stats": variables["batch_stats"]}
+    assert all(new is old for new, old in zip(jax.tree.leaves(rest), jax.tree.leaves(variables), strict=True))
 
 
 def test_evaluation_ignores_padding(searched):
     evaluate = jax.jit(make_evaluate(SEARCH))
     full = batch(60)
     half = {"input": full["input"], "label": full["label"].at[8:].set(-1)}
-    (whole, all_of_it), (part, half_of_it) = (evaluate(searched[0], jnp.asarray([2, 2]), b) for b in (full, half))
+    variables = quantized_variables(SEARCH, searched[0], jnp.asarray([2, 2]), True)
+    (whole, all_of_it), (part, half_of_it) = (evaluate(variables, b) for b in (full, half))
     assert 0 < part < whole <= 16
     assert part <= 8
     assert (all_of_it, half_of_it) == (16, 8)

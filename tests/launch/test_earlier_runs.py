@@ -1,20 +1,27 @@
-"""A finished run of an earlier version (0.1.0 before summaries said their kind): it can be reported and priced."""
+"""Finished runs of earlier versions can be reported, priced and frozen.
+
+`earlier_run` is of 0.1.0 before summaries said their kind, without its checkpoint; `earlier_checkpoint` is of before
+layers multiplied codes and before runs left networks (105d8ce, the tiny config of the tests for 100 epochs).
+"""
 
 import json
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 
-from launch import cost, report
+import aqt_like
+from launch import cost, freeze, report, sensitivity
 from launch.reports.recorded_runs import read_runs
+from tests import tiny_network
 
-STORED = pathlib.Path(__file__).parents[1] / "golden" / "earlier_run"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture
 def directory(tmp_path):
-    return shutil.copytree(STORED, tmp_path / "run")
+    return shutil.copytree(GOLDEN / "earlier_run", tmp_path / "run")
 
 
 def test_it_is_reported(directory, capsys):
@@ -34,3 +41,25 @@ def test_its_genome_is_priced(directory, capsys):
     layers = {row["path"]: row["format"] for row in json.loads(capsys.readouterr().out)["layers"]}
     summary = json.loads((directory / "summary.json").read_text())
     assert layers == {layer["path"]: layer["format"] for layer in summary["layers"]}
+
+
+@pytest.fixture
+def with_checkpoint(tmp_path):
+    return shutil.copytree(GOLDEN / "earlier_checkpoint", tmp_path / "run")
+
+
+def test_it_is_frozen(with_checkpoint, capsys):
+    with pytest.raises(SystemExit, match=r"has no weights.safetensors: .* `python -m launch.freeze .*` makes it"):
+        sensitivity.main([str(with_checkpoint)])
+    with pytest.raises(SystemExit, match=r"points from the summary's: expected at most 0.5 \(--tolerance\)"):
+        freeze.main([str(with_checkpoint)])
+    assert not list(with_checkpoint.glob("*.safetensors"))
+    freeze.main([str(with_checkpoint), "--tolerance=1"])  # 2 of 360 images
+    said = " ".join(capsys.readouterr().out.split())
+    assert "points from the summary's; wrote network.safetensors and weights.safetensors" in said
+    network, variables = aqt_like.load_network(with_checkpoint / "network.safetensors", tiny_network.make_network(10))
+    summary = json.loads((with_checkpoint / "summary.json").read_text())
+    assert network.formats == {layer["path"]: layer["format"] for layer in summary["layers"]}
+    assert np.isfinite(network.apply(variables, np.ones((1, 8, 8, 1), np.float32), train=False)).all()
+    with pytest.raises(SystemExit, match=r"network.safetensors is there already"):
+        freeze.main([str(with_checkpoint)])

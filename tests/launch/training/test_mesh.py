@@ -16,7 +16,7 @@ import itertools, json
 import jax
 from rich.console import Console
 from configs import fliqs_digits
-from launch.training import mesh, runs
+from launch.training import finished, mesh, runs
 from launch.training.experiment import prepare_experiment
 from tests import tiny_network
 
@@ -26,7 +26,7 @@ prepared = prepare_experiment(config)
 dataset = runs.open_data(prepared)
 compiled = runs.compile_functions(prepared, dataset, Console(stderr=True))
 parts, whole = mesh.split_batch(compiled.mesh), mesh.replicated(compiled.mesh)
-state = jax.device_put(runs.initial_state(prepared, prepared.trials[0]), whole)
+state = jax.device_put(finished.initial_state(prepared, prepared.trials[0]), whole)
 streams = [
     dataset.train_batches(split, batch_size=config.batch_size, first_step=0, augmented=split == "train")
     for split in ("train", "valid")

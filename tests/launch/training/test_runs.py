@@ -19,7 +19,9 @@ from flax.traverse_util import flatten_dict
 from rich.console import Console
 from safetensors.numpy import save_file
 
+import aqt_like
 from aqt_like.formats import FORMAT_SPACES, format_space
+from aqt_like.frozen_network import FrozenNetwork
 from configs import fliqs_cifar10_resnet8, fliqs_criteo
 from fliqs_jax import models
 from fliqs_jax.models import pretrained
@@ -28,12 +30,13 @@ from launch.data import images
 from launch.data.images import TfdsImages
 from launch.data.stream import Stream
 from launch.reports import fliqs_page
-from launch.training import dry_run, loop, progress, runs
+from launch.training import dry_run, finished, loop, progress
 from launch.training.checkpoints import CheckpointError, Checkpoints, state_digest
 from launch.training.experiment import ConfigError, prepare_experiment
 from launch.training.interruption import stop_on_signals
 from launch.training.run_directory import claim_directory
 from tests import tiny_network
+from tests.launch.conftest import make_tiny_config
 
 ROOT = pathlib.Path(__file__).parents[3]
 STEPS, LAYERS = 16, 4
@@ -53,6 +56,7 @@ def test_a_run_and_its_baselines_write_all_they_promise(tiny_config, run_experim
     directories, _ = run_experiment(tiny_config)
     assert [d.name for d in directories] == ["run", "uniform-int4", "uniform-bf16"]
     names = {"summary.json", "genome.json", "metrics.jsonl", "config.json", "checkpoints"}
+    names |= {"network.safetensors", "weights.safetensors"}
     for directory in directories:
         assert names <= {path.name for path in directory.iterdir()}
         summary = summary_of(directory)
@@ -164,8 +168,26 @@ def test_killed_at_any_moment_the_same_command_ends_bit_identical(uninterrupted,
     assert done.returncode == 0, done.stderr
     assert "report:" in done.stdout
     assert final_digest(workdir) == final_digest(uninterrupted)
+    for name in ("network.safetensors", "weights.safetensors"):
+        assert (workdir / name).read_bytes() == (uninterrupted / name).read_bytes()
     for key in ("accuracy", "genome", "policy_entropy"):
         assert summary_of(workdir)[key] == summary_of(uninterrupted)[key]
+
+
+def test_the_summary_is_of_the_network_in_the_file(uninterrupted):
+    """Read by a user of the library, who knows the model but no config."""
+    network, variables = aqt_like.load_network(uninterrupted / "network.safetensors", tiny_network.make_network(10))
+    about = FrozenNetwork.load(uninterrupted / "network.safetensors").about
+    _, test = images.Digits(make_tiny_config().data).read()
+    mean, deviation = (np.asarray(about["data"]["normalization"][key], np.float32) for key in ("mean", "deviation"))
+    logits = network.apply(variables, (test.inputs.astype(np.float32) - mean) / deviation, train=False)
+    summary = summary_of(uninterrupted)
+    assert np.mean(np.argmax(logits, axis=1) == test.labels) == pytest.approx(summary["accuracy"], abs=1e-6)
+    assert network.formats == {layer["path"]: layer["format"] for layer in summary["layers"]}
+    assert about["data"]["class_names"] == list("0123456789")
+    assert about["genome"] == json.loads((uninterrupted / "genome.json").read_text())
+    weights = finished.read_weights(uninterrupted, finished.read_experiment(uninterrupted))
+    jax.tree.map(np.testing.assert_array_equal, weights.batch_stats, variables["batch_stats"])
 
 
 def damage(checkpoint):
@@ -377,7 +399,7 @@ def test_training_starts_from_pretrained_weights(tiny_config, run_experiment, tm
     tiny_config.optimizer.weight_decay = 0.0
     (directory,), output = run_experiment(tiny_config)
     assert "weights.safetensors, but for classifier/bias, classifier/kernel" in " ".join(output.split())
-    _, state = runs.read_run(directory, Console(file=io.StringIO()))
+    state = finished.read_weights(directory, finished.read_experiment(directory))
     np.testing.assert_array_equal(state.params["patches"]["kernel"], variables["params"]["patches"]["kernel"])
     tiny_config.model.channels = 48
     with pytest.raises(ValueError, match=r"in .*weights.safetensors has shape .* needs"):
@@ -454,14 +476,12 @@ def test_ignored_layers_stay_in_float_and_out_of_the_search(tiny_config, run_exp
 def test_post_training_quantisation_trains_nothing(tiny_config, run_experiment, tmp_path):
     tiny_config.epochs, tiny_config.policy, tiny_config.genome = 20, "fixed", "bf16"
     (trained,), _ = run_experiment(tiny_config, tmp_path / "trained")
-    _, state = runs.read_run(trained, Console(file=io.StringIO()))
-    pretrained.save(tmp_path / "w.safetensors", {"params": state.params, "batch_stats": state.batch_stats})
-    tiny_config.init_from, tiny_config.optimizer.name = str(tmp_path / "w.safetensors"), "frozen"
+    tiny_config.init_from, tiny_config.optimizer.name = str(trained / "weights.safetensors"), "frozen"
     tiny_config.genome, tiny_config.epochs, tiny_config.clip.source = "int8", 0.5, "profiled"
     (quantized,), said = run_experiment(tiny_config, tmp_path / "quantized")
     assert "weights from" in said
-    _, after = runs.read_run(quantized, Console(file=io.StringIO()))
-    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    before, after = (finished.read_weights(run, finished.read_experiment(run)) for run in (trained, quantized))
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
     assert summary_of(trained)["accuracy"] > 0.5
     assert summary_of(quantized)["accuracy"] == pytest.approx(summary_of(trained)["accuracy"], abs=0.05)
 

@@ -1,0 +1,356 @@
+"""Frozen networks: the codes and scales of a quantised network, made once and by one program, and their file.
+
+Weights that straight-through training leaves on a rounding threshold have one code in one program and its neighbour in
+another. What is measured, exported and deployed is therefore a frozen network, in which nothing is quantised twice.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax import export
+from jax.interpreters import partial_eval
+
+from aqt_like import gradients, interception, packing, tensor_file
+from aqt_like.formats import Format, FormatTable, format_table, parse_format, parse_layer_format
+from aqt_like.granularity import Blocks
+from aqt_like.layer_calls import entry_of, nested, split_repetition
+from aqt_like.packing import Packed
+from aqt_like.quantized_layer import DEFAULT_QUANTIZER, FrozenLayer, Quantizer, frozen_layer
+from aqt_like.quantized_model import QuantizedModel
+
+KIND, VERSION = "frozen network", 1
+
+for kind in (FrozenLayer, gradients.Codes, FormatTable):  # so that `jax.export` takes a network as an argument
+    export.register_namedtuple_serialization(kind, serialized_name=f"aqt_like.{kind.__name__}")
+
+
+class FreezeError(ValueError):
+    """Raised for what cannot be frozen; the message names it."""
+
+
+class Kernel(NamedTuple):
+    """The kernel of a layer.
+
+    Attributes:
+      packed: its codes and scales, with output channels last: the contracted axes first, then one axis for all outputs.
+      shape: shape of the kernel as the layer multiplies it.
+      outputs: the axes of `shape` that index output channels.
+    """
+
+    packed: Packed
+    shape: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+class Factor(NamedTuple):
+    """The second factor of a product of two activations: it is quantised as it comes.
+
+    Attributes:
+      format: name of its format.
+      clip_multiple: its clip threshold in units of its root mean square.
+    """
+
+    format: str
+    clip_multiple: float
+
+
+class Layer(NamedTuple):
+    """A frozen layer.
+
+    Attributes:
+      format: its layer format, as in `int4` or `int4/int8`.
+      weights: its kernel; of a `Product`, its second factor.
+      input_format: name of the format of its input; unsigned if the input is never negative, fp32 if not quantised.
+      input_scale: value of one unit of that format, times 2^−`input_exponent`.
+      input_exponent: see `packing.Packed`.
+    """
+
+    format: str
+    weights: Kernel | Factor
+    input_format: str
+    input_scale: float
+    input_exponent: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenNetwork:
+    """A network as its file holds it: all but the linen module.
+
+    Attributes:
+      layers: the quantised layers by path, in order of execution.
+      variables: the other variables, as nested dictionaries of NumPy arrays.
+      omitted: shape and type of the kernels that codes stand for, by path in the variables: nothing else reads them.
+      about: what else is to be known about the network: anything that JSON can hold.
+    """
+
+    layers: dict[str, Layer]
+    variables: dict[str, Any]
+    omitted: dict[str, jax.ShapeDtypeStruct]
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def bind(self, model: nn.Module, quantizer: Quantizer = DEFAULT_QUANTIZER) -> tuple[QuantizedModel, dict[str, Any]]:
+        """The quantised model, and the variables for its `apply`.
+
+        Codes are in `QuantizedModel.collection`. Kernels that they stand for are NaN among the variables, so that
+        nothing can use them by mistake.
+
+        Args:
+          model: the linen module that was frozen.
+          quantizer: the type of operands and the precision of other products; nothing else of it is used.
+        """
+        collection = nested({path: _multiplied(layer) for path, layer in self.layers.items()})
+        formats = {path: layer.format for path, layer in self.layers.items()}
+        flat: dict[str, Any] = traverse_util.flatten_dict(self.variables, sep="/", keep_empty_nodes=True)
+        flat |= {path: jnp.full(like.shape, jnp.nan, like.dtype) for path, like in self.omitted.items()}
+        variables = jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(flat, sep="/"))
+        return QuantizedModel(model, formats, collection, quantizer), variables
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes the network to a safetensors file, atomically; see `docs/formats.md` for its contents.
+
+        Raises:
+          FreezeError: a variable is no array.
+        """
+        packed, entries = self._packed()
+        scales = {f"input_scales/{name}": np.asarray(x.input_scale, np.float32) for name, x in self.layers.items()}
+        others: dict[str, Any] = traverse_util.flatten_dict(self.variables, sep="/")
+        for name, values in others.items():
+            if not isinstance(values, np.ndarray):
+                raise FreezeError(f"{name} is a {type(values).__name__}: expected variables that are arrays")
+        if clash := (packed.keys() | scales.keys()) & others.keys():
+            raise FreezeError(f"variables with the names {sorted(clash)}, which are those of codes")
+        manifest = {
+            "kind": KIND,
+            "version": VERSION,
+            "layers": {name: _described(layer, entries.get(f"codes/{name}")) for name, layer in self.layers.items()},
+            "omitted": {name: [list(like.shape), jnp.dtype(like.dtype).name] for name, like in self.omitted.items()},
+            "about": self.about,
+        }
+        tensor_file.save(path, {**packed, **scales, **others}, manifest)
+
+    def _packed(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The kernels' arrays and their descriptions; see `packing.to_arrays`."""
+        kernels = {f"codes/{name}": layer.weights for name, layer in self.layers.items()}
+        return packing.to_arrays({name: w.packed for name, w in kernels.items() if isinstance(w, Kernel)})
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "FrozenNetwork":
+        """Reads a file that `save` wrote.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          packing.DamagedFileError: the file is not as it was written, or another one.
+        """
+        arrays, manifest = tensor_file.load(path, kind=KIND, version=VERSION)
+        described = manifest["layers"]
+        entries = {
+            f"codes/{name}": entry["weights"] for name, entry in described.items() if "shape" in entry["weights"]
+        }
+        packed = packing.from_arrays(arrays, entries)
+        ours = packed.keys() | {f"{name}.scale" for name in packed} | {f"input_scales/{name}" for name in described}
+        others = {name: values for name, values in arrays.items() if name not in ours}
+        return cls(
+            {
+                name: _layer(entry, packed.get(f"codes/{name}"), float(arrays[f"input_scales/{name}"]))
+                for name, entry in described.items()
+            },
+            traverse_util.unflatten_dict(others, sep="/"),
+            {
+                name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+                for name, (shape, dtype) in manifest["omitted"].items()
+            },
+            manifest["about"],
+        )
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes in the file of the codes, their scales, and the other variables."""
+        packed, entries = self._packed()
+        codes = sum(packed[name].nbytes for name in entries)
+        return {
+            "codes": codes,
+            "scales": sum(values.nbytes for values in packed.values()) - codes + 4 * len(self.layers),
+            "others": sum(values.nbytes for values in jax.tree.leaves(self.variables)),
+        }
+
+    def float32_bytes(self) -> int:
+        """Bytes of the same variables in float32."""
+        omitted = sum(int(np.prod(like.shape)) for like in self.omitted.values())
+        return 4 * (omitted + sum(values.size for values in jax.tree.leaves(self.variables)))
+
+
+def _described(layer: Layer, packed: Mapping[str, Any] | None) -> dict[str, Any]:
+    weights = layer.weights
+    own: dict[str, Any] = weights._asdict()
+    if isinstance(weights, Kernel):
+        own = {"kernel": weights.shape, "outputs": weights.outputs, **(packed or {})}
+    return {
+        "format": layer.format,
+        "weights": own,
+        "input": {"format": layer.input_format, "exponent": layer.input_exponent},
+    }
+
+
+def _layer(entry: Mapping[str, Any], packed: Packed | None, input_scale: float) -> Layer:
+    """The layer that `_described` described."""
+    weights = entry["weights"]
+    return Layer(
+        entry["format"],
+        Factor(weights["format"], weights["clip_multiple"])
+        if packed is None
+        else Kernel(packed, tuple(weights["kernel"]), tuple(weights["outputs"])),
+        entry["input"]["format"],
+        input_scale,
+        entry["input"]["exponent"],
+    )
+
+
+def _multiplied(layer: Layer) -> FrozenLayer:
+    """What the layer multiplies."""
+    if isinstance(layer.weights, Kernel):
+        packed = layer.weights.packed
+        weights = gradients.Codes(jnp.asarray(packing.unpack_values(packed)), jnp.asarray(packing.spread_scale(packed)))
+    else:
+        weights = _row(parse_format(layer.weights.format), layer.weights.clip_multiple)
+    grid, _, _ = gradients.code_grid(_row(parse_format(layer.input_format)), jnp.ones(()))
+    return FrozenLayer(weights, grid, jnp.float32(layer.input_scale))
+
+
+def _row(fmt: Format, clip_multiple: float = 1.0) -> FormatTable:
+    return format_table([fmt], [clip_multiple]).row(0)
+
+
+def _exponent(fmt: Format) -> int:
+    """The power of two by which codes of a format are multiplied before they are (`gradients.code_grid`)."""
+    grid, _, _ = gradients.code_grid(_row(fmt), jnp.ones(()))
+    return int(grid.smallest_exponent) - fmt.smallest_exponent
+
+
+def freeze(network: QuantizedModel, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> FrozenNetwork:
+    """Freezes a quantised model: one jitted program makes all codes and scales.
+
+    Args:
+      network: the model and the formats of its layers.
+      variables: its variables, with float weights.
+      *args: arguments of the model; of arrays, only shapes and types matter.
+      **kwargs: passed to `model.apply`, as in `train=False`.
+
+    Raises:
+      FreezeError: the quantiser clips inputs or factors by functions of their own, or has an estimator without codes;
+        a layer's kernel is no parameter of its own; or a weight is NaN.
+    """
+    quantizer = network.quantizer
+    if quantizer.input_clip is not None or quantizer.factor_clip != DEFAULT_QUANTIZER.factor_clip:
+        raise FreezeError("a quantiser with input_clip or factor_clip: thresholds that are functions cannot be frozen")
+    if not isinstance(quantizer.estimator, gradients.Estimator):
+        raise FreezeError("a quantiser whose estimator is a plain function: it has no codes")
+    variables = nn.meta.unbox(dict(variables))
+    axes_of: dict[str, Any] = {}
+
+    @jax.jit
+    def codes(variables: Any, collection: Any, arrays: tuple) -> dict[str, FrozenLayer]:
+        operands = interception.layer_operands(network.model, variables, *arrays, **kwargs)
+        frozen = {}
+        for path in network.formats:
+            axes_of[path] = operands[path].axes
+            kernel = None if operands[path].is_product else operands[path].weights
+            clip = quantizer.weight_clip_at(split_repetition(path)[0])
+            frozen[path] = frozen_layer(entry_of(collection, path), kernel, clip)
+        return frozen
+
+    made = jax.device_get(codes(variables, network.collection, args))
+    rows = {path: jax.device_get(entry_of(network.collection, path)) for path in network.formats}
+    layers = {
+        path: _frozen(path, name, made[path], rows[path], axes_of[path], network)
+        for path, name in network.formats.items()
+    }
+    host = jax.tree.map(np.asarray, jax.device_get(variables))
+    whole = FrozenNetwork(layers, host, {})
+    return _without_unread_kernels(whole, network.model, args, kwargs)
+
+
+def _frozen(
+    path: str, name: str, made: FrozenLayer, rows: interception.LayerFormats, axes: Any, network: QuantizedModel
+) -> Layer:
+    """A layer on the host, from what the program made."""
+    fmt = parse_layer_format(name)
+    input_format = _named(rows.inputs, (fmt.inputs, fmt.inputs.unsigned_twin, parse_format("fp32")), path)
+    weight_format = _named(rows.weights, (fmt.weights, parse_format("fp32")), path)
+    if axes is None:
+        weights: Kernel | Factor = Factor(weight_format.name, float(rows.weights.clip_multiple))
+    else:
+        assert isinstance(made.weights, gradients.Codes)
+        values, scale = map(np.asarray, made.weights)
+        blocks = getattr(network.quantizer.weight_clip_at(split_repetition(path)[0]), "granularity", None)
+        if isinstance(blocks, Blocks):
+            scale = np.asarray(blocks.gather(jnp.asarray(scale)))
+        else:
+            blocks = None
+        exponent = _exponent(weight_format)
+        try:
+            packed = packing.pack_values(values, scale, weight_format.name, blocks=blocks, exponent=exponent)
+        except ValueError as error:
+            raise FreezeError(f"{path}: {error}") from error
+        weights = Kernel(packed, axes.shape, axes.outputs)
+    return Layer(name, weights, input_format.name, float(made.input_scale), _exponent(input_format))
+
+
+def _named(row: FormatTable, candidates: tuple[Format, ...], path: str) -> Format:
+    """The one of these formats that a row is of.
+
+    Raises:
+      FreezeError: it is of none.
+    """
+    for fmt in candidates:
+        if (int(row.bits), int(row.mantissa_bits), float(row.lowest)) == (fmt.bits, fmt.mantissa_bits, fmt.lowest):
+            return fmt
+    raise FreezeError(f"{path}: its formats are none of {', '.join(fmt.name for fmt in candidates)}")
+
+
+def _without_unread_kernels(whole: FrozenNetwork, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The network without the kernels that nothing but their own layer reads: codes stand for them.
+
+    Raises:
+      FreezeError: a quantised layer has no parameter `kernel`.
+    """
+    network, variables = whole.bind(model)
+    flat: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
+    names = list(flat)
+
+    def outputs(*leaves: jax.Array) -> list[Any]:
+        given = traverse_util.unflatten_dict(dict(zip(names, leaves, strict=True)), sep="/")
+        return jax.tree.leaves(network.apply(given, *args, **kwargs))
+
+    jaxpr = jax.make_jaxpr(outputs)(*flat.values()).jaxpr
+    _, is_read = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    unread = {name for name, read in zip(names, is_read, strict=True) if not read}
+    omitted = {}
+    for path, layer in whole.layers.items():
+        name = f"params/{split_repetition(path)[0]}/kernel"
+        if isinstance(layer.weights, Kernel) and name not in flat:
+            raise FreezeError(f"{path} has no parameter 'kernel' of its own, but multiplies one: leave it in float")
+        if name in unread:
+            omitted[name] = jax.ShapeDtypeStruct(flat[name].shape, flat[name].dtype)
+    kept = traverse_util.flatten_dict(whole.variables, sep="/", keep_empty_nodes=True)
+    others = traverse_util.unflatten_dict({name: x for name, x in kept.items() if name not in omitted}, sep="/")
+    return dataclasses.replace(whole, variables=others, omitted=omitted)
+
+
+def load_network(
+    path: pathlib.Path | str, model: nn.Module, quantizer: Quantizer = DEFAULT_QUANTIZER
+) -> tuple[QuantizedModel, dict[str, Any]]:
+    """The quantised model in a file, and the variables for its `apply`: see `FrozenNetwork.bind`.
+
+        network, variables = aqt_like.load_network("runs/digits/network.safetensors", model)
+        logits = network.apply(variables, images, train=False)
+
+    Raises:
+      FileNotFoundError, DamagedFileError: see `FrozenNetwork.load`.
+    """
+    return FrozenNetwork.load(pathlib.Path(path)).bind(model, quantizer)

@@ -1,0 +1,89 @@
+"""Freezes finished runs of earlier versions, which left checkpoints only.
+
+    python -m launch.freeze DIR [DIR …] [--tolerance=0.5] [--data_dir=DIR] [--file=FILE]
+
+Reads the weights from the last checkpoint, recalibrates batch statistics from the data, and writes what runs of today
+write at their end: network.safetensors and weights.safetensors. Tells by how much the quality on test differs from the
+summary's, and refuses if that is more than half a point. (Runs recalibrated in another way before they multiplied
+codes, which may move a few images.)
+"""
+
+import argparse
+import pathlib
+import sys
+
+if not __package__:  # run as a file: import from the folder of launch/ and from the current one
+    sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
+
+import json
+from typing import Any
+
+import jax.numpy as jnp
+from rich.console import Console
+
+from hwcost.genome_file import GenomeFileError
+from launch.training import finished, runs
+from launch.training.checkpoints import CheckpointError, Checkpoints
+from launch.training.experiment import ConfigError
+from launch.training.run_directory import CHECKPOINTS, NETWORK, SUMMARY, WEIGHTS
+
+
+def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **changes: Any) -> None:
+    """Freezes one finished run.
+
+    Args:
+      directory: run directory.
+      console: where the difference is told.
+      tolerance: largest difference of the quality from that of the summary, in points.
+      **changes: keys of the run's config to change.
+
+    Raises:
+      ConfigError, CheckpointError: the run cannot be read, or is frozen already.
+      ValueError: the quality differs too much from that of the summary.
+    """
+    if (directory / NETWORK).exists():
+        raise ConfigError(f"{directory / NETWORK} is there already")
+    experiment = finished.read_experiment(directory, **changes)
+    checkpoints = Checkpoints(directory / CHECKPOINTS, read_only=True)
+    like = finished.initial_state(experiment, experiment.trials[0])
+    restored = checkpoints.restore(like, say=console.print)
+    checkpoints.close()
+    if restored is None:
+        raise ConfigError(f"{directory} has no checkpoint")
+    genome = finished.read_genome_of(directory, experiment)
+    name = experiment.search.quality.name
+    expected = json.loads((directory / SUMMARY).read_text())[name]
+    networks = finished.Networks(experiment, runs.open_data(experiment))
+    network = networks.recalibrated(networks.frozen(restored[1], jnp.asarray(genome)))
+    found = networks.quality(networks.variables(network), "test")
+    points = 100 * (found - expected)
+    told = f"{found:.2%} {name} on test, {points:+.2f} points from the summary's"
+    if abs(points) > tolerance:
+        raise ValueError(
+            f"{directory}: {told}: expected at most {tolerance:g} (--tolerance). Nothing was written: the data or the "
+            "versions are not those of the run"
+        )
+    finished.write(directory, network, restored[1])
+    console.print(f"{directory}: {told}; wrote {NETWORK} and {WEIGHTS}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Freezes the runs of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directories", type=pathlib.Path, nargs="+", metavar="DIR")
+    parser.add_argument("--tolerance", type=float, default=0.5, help="largest difference to accept, in points")
+    parser.add_argument("--data_dir", help="data.data_dir, if the data have moved")
+    parser.add_argument("--file", help="data.file, if the data have moved")
+    arguments = parser.parse_args(argv)
+    moved = {"data.data_dir": arguments.data_dir, "data.file": arguments.file}
+    console = Console(width=160)
+    for directory in arguments.directories:
+        try:
+            changes = {key: value for key, value in moved.items() if value is not None}
+            freeze(directory, console, tolerance=arguments.tolerance, **changes)
+        except (ValueError, CheckpointError, GenomeFileError) as error:
+            sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

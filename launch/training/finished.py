@@ -1,0 +1,202 @@
+"""What a finished run leaves: its frozen network, which is what it is measured on, and the float weights behind it.
+
+Reports, teachers and exports read the network; sensitivities, fine-tuning and other formats start from the weights.
+"""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import aqt_like
+from aqt_like import tensor_file
+from aqt_like.frozen_network import FrozenNetwork
+from fliqs_jax import models
+from fliqs_jax.policy import init_policy
+from fliqs_jax.search import (
+    SearchState,
+    init_state,
+    make_evaluate,
+    make_recalibrate,
+    quality_over,
+    quantized_variables,
+)
+from hwcost.genome_file import Genome, read_genome
+from launch import data
+from launch.training.compute import EARLIER_ARITHMETIC
+from launch.training.experiment import ConfigError, Experiment, Trial, prepare_experiment
+from launch.training.mesh import data_mesh, place_batch, replicated, split_batch
+from launch.training.run_directory import CONFIG, GENOME, NETWORK, SUMMARY, WEIGHTS
+from launch.training.run_summary import environment_summary
+
+WEIGHTS_KIND, WEIGHTS_VERSION = "file of float weights", 1
+_STORED = ("params", "batch_stats", "calibration", "clip_multiples")
+
+
+def initial_state(experiment: Experiment, trial: Trial) -> SearchState:
+    """Initial state of a trial; trials differ only in the policy."""
+    return init_state(
+        experiment.search,
+        init_policy(experiment.plan.space, trial.config.policy, trial.genome),
+        experiment.clip_multiples,
+        jax.random.key(trial.config.seed),
+        jnp.zeros((1, *experiment.source.example.shape), experiment.source.example.dtype),
+    )
+
+
+def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
+    """Experiment of a finished run, with some keys of its config changed.
+
+    Raises:
+      ConfigError: `directory` has no finished run, or its config cannot be used.
+    """
+    try:
+        config = ConfigDict(json.loads((directory / CONFIG).read_text()))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{directory} holds no run: {error}") from error
+    if not (directory / SUMMARY).exists():
+        raise ConfigError(f"{directory} holds a run that is not finished: the command that started it goes on with it")
+    config.update_from_flattened_dict(changes)
+    for key, value in EARLIER_ARITHMETIC.items():  # Runs of earlier versions do not say it.
+        if key not in config:
+            config[key] = value
+    return prepare_experiment(config)
+
+
+def read_genome_of(directory: pathlib.Path, experiment: Experiment) -> np.ndarray:
+    """The genome that a finished run chose, int32[D]."""
+    return experiment.plan.encode(read_genome(directory / GENOME))
+
+
+class Networks:
+    """Freezes, recalibrates and evaluates networks of an experiment; functions are compiled at their first call."""
+
+    def __init__(self, experiment: Experiment, dataset: data.Dataset) -> None:
+        search = experiment.search
+        self._experiment, self._dataset, self._mesh = experiment, dataset, data_mesh()
+        self._evaluate, self._recalibrate = jax.jit(make_evaluate(search)), make_recalibrate(search)
+        self.variables_of_genome = jax.jit(lambda state, genome: quantized_variables(search, state, genome, True))
+        """`(state, genome) -> variables` with formats, of a network that is not frozen."""
+
+    def frozen(self, state: SearchState, genome: jax.Array) -> FrozenNetwork:
+        """The network of a genome, int32[D], under the weights and batch statistics of a state."""
+        search, source = self._experiment.search, self._experiment.source
+        variables = self.variables_of_genome(state, genome)
+        formats = self._experiment.plan.layer_formats(np.asarray(genome))
+        network = aqt_like.QuantizedModel(search.model, formats, variables["formats"], search.quantizer)
+        weights = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+        example = jnp.zeros((1, *source.example.shape), source.example.dtype)
+        frozen = aqt_like.freeze(network, weights, example, **models.mode(search.model, train=False))
+        genome_by_name = self._experiment.plan.named(np.asarray(genome))
+        return dataclasses.replace(frozen, about=_about(self._experiment, self._dataset, genome_by_name))
+
+    def variables(self, network: FrozenNetwork) -> dict[str, Any]:
+        """The variables of a frozen network with its codes, on all devices."""
+        return jax.device_put(variables_of(network, self._experiment), replicated(self._mesh))
+
+    def recalibrated(self, network: FrozenNetwork) -> FrozenNetwork:
+        """The network with batch statistics of training batches under its own codes."""
+        config = self._experiment.config
+        stream = self._dataset.train_batches(
+            "train", batch_size=config.batch_size, first_step=self._experiment.search.total_steps, augmented=False
+        )
+        batches = (place_batch(batch, split_batch(self._mesh)) for batch in stream)
+        variables = self._recalibrate(self.variables(network), itertools.islice(batches, config.recalibration_batches))
+        statistics = jax.device_get(variables["batch_stats"])
+        return dataclasses.replace(network, variables=network.variables | {"batch_stats": statistics})
+
+    def quality(self, variables: dict[str, Any], split: str) -> float:
+        """Quality of a network with these variables and formats on a whole split."""
+        batches = self._dataset.eval_batches(split, batch_size=self._experiment.config.valid_batch_size)
+        placed = (place_batch(batch, split_batch(self._mesh)) for batch in batches)
+        return quality_over(self._experiment.search, self._evaluate, variables, placed)
+
+
+def variables_of(network: FrozenNetwork, experiment: Experiment) -> dict[str, Any]:
+    """The variables of a frozen network with its codes, as the functions of `fliqs_jax.search` take them."""
+    quantized, variables = network.bind(experiment.search.model, experiment.search.quantizer)
+    return {**variables, "formats": quantized.collection}
+
+
+def _about(experiment: Experiment, dataset: data.Dataset, genome: Genome) -> dict[str, Any]:
+    """What a file says about its network beside the layers."""
+    source, config = experiment.source, json.loads(experiment.config.to_json_best_effort())
+    return {
+        "model": config["model"],
+        "genome": genome.document(),
+        "data": {
+            "name": config["data"]["name"],
+            "input_shape": list(source.example.shape),
+            "input_type": np.dtype(source.example.dtype).name,
+            "normalization": getattr(dataset, "normalization", None),
+            "classes": source.classes,
+            "class_names": getattr(source, "class_names", None),
+        },
+        "arithmetic": experiment.arithmetic.summary(experiment.search.input_quantization_step),
+        "versions": environment_summary()["versions"],
+    }
+
+
+def read_network(directory: pathlib.Path) -> FrozenNetwork:
+    """The frozen network of a finished run.
+
+    Raises:
+      ConfigError: there is none.
+      DamagedFileError: it is not as it was written.
+    """
+    return FrozenNetwork.load(_existing(directory / NETWORK))
+
+
+def _existing(path: pathlib.Path) -> pathlib.Path:
+    if not path.exists():
+        raise ConfigError(
+            f"{path.parent} has no {path.name}: if it is a finished run of an earlier version, "
+            f"`python -m launch.freeze {path.parent}` makes it"
+        )
+    return path
+
+
+def write(directory: pathlib.Path, network: FrozenNetwork, state: SearchState) -> None:
+    """Writes the network, and the float weights, input profiles and clip multiples of the state behind it.
+
+    Batch statistics are those of the network in both files.
+    """
+    network.save(directory / NETWORK)
+    state = state._replace(batch_stats=network.variables["batch_stats"])
+    stored = {name: nn.meta.unbox(getattr(state, name)) for name in _STORED}
+    arrays = {_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(jax.device_get(stored))}
+    tensor_file.save(directory / WEIGHTS, arrays, {"kind": WEIGHTS_KIND, "version": WEIGHTS_VERSION})
+
+
+def read_weights(directory: pathlib.Path, experiment: Experiment) -> SearchState:
+    """A state with the weights that `write` wrote; what they do not say is as at the start of training.
+
+    Raises:
+      ConfigError: there are none, or they are of another model.
+      DamagedFileError: the file is not as it was written.
+    """
+    arrays, _ = tensor_file.load(_existing(directory / WEIGHTS), kind=WEIGHTS_KIND, version=WEIGHTS_VERSION)
+    state = initial_state(experiment, experiment.trials[0])
+    like = {name: nn.meta.unbox(getattr(state, name)) for name in _STORED}
+    shapes = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(like)}
+    if differing := sorted(
+        name for name in shapes.keys() | arrays.keys() if name not in arrays or arrays[name].shape != shapes.get(name)
+    ):
+        raise ConfigError(
+            f"the model is not that of {directory / WEIGHTS}: {', '.join(differing[:5])} are in one of the two only, "
+            "or have another shape"
+        )
+    stored = jax.tree.map_with_path(lambda path, leaf: jnp.asarray(arrays[_name(path)], leaf.dtype), like)
+    return state._replace(**stored)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """The name of a leaf in the file, as in `params/stem/conv/kernel`."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)

@@ -1,0 +1,236 @@
+"""Frozen networks: one set of codes in all forms, and a file that is read back bit for bit or refused."""
+
+import dataclasses
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import aqt_like
+from aqt_like import interception, packing, tensor_file
+from aqt_like.frozen_network import Factor, FreezeError, FrozenNetwork, Kernel
+from aqt_like.interception import Product, Quantizer
+
+FORMATS = {
+    "conv": "int4",
+    "deep": "int5/int8",
+    "wide": "e6m1",
+    "^head": "bf16",
+    "blocks": "int3 per_block_4",
+    ".*": "int3",
+}
+
+
+class Network(nn.Module):
+    """Layers of all ways to store: odd and even widths, blocks, wide exponents, a product, a kernel read twice."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.relu(nn.Conv(6, (3, 3), use_bias=False, name="conv")(x))
+        x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        x = jnp.mean(x, (1, 2))
+        x = nn.relu(nn.Dense(9, name="deep")(x))
+        x = nn.tanh(nn.Dense(9, name="wide")(x))
+        x = nn.tanh(nn.Dense(5, name="blocks")(x))
+        scores = Product(name="scores")("bc,dc->bd", x, x)
+        tied = nn.Dense(5, use_bias=False, name="tied")
+        y = tied(x) @ tied.variables["params"]["kernel"].T
+        return nn.Dense(4, name="head")(y + jnp.sum(scores, axis=1, keepdims=True))
+
+
+MODEL = Network()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
+
+
+@pytest.fixture(scope="module")
+def trained(images):
+    """Weights on a grid, as straight-through training leaves them: many lie on rounding thresholds."""
+    variables = jax.jit(lambda x: MODEL.init(jax.random.key(1), x, train=False))(images)
+    variables["params"] = jax.tree.map(lambda leaf: jnp.round(leaf * 16) / 16, variables["params"])
+    return variables
+
+
+@pytest.fixture(scope="module")
+def quantized(trained, images):
+    return aqt_like.quantize_model(MODEL, trained, images, FORMATS, train=False)
+
+
+@pytest.fixture(scope="module")
+def frozen(quantized, trained, images):
+    return dataclasses.replace(aqt_like.freeze(quantized, trained, images, train=False), about={"name": "a test"})
+
+
+@pytest.fixture
+def file(frozen, tmp_path):
+    frozen.save(tmp_path / "network.safetensors")
+    return tmp_path / "network.safetensors"
+
+
+def assert_same(a, b):
+    """Equal trees, bit for bit."""
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+
+
+def test_codes_are_those_of_numpy(frozen, trained):
+    kernel = np.asarray(trained["params"]["conv"]["kernel"], np.float64)
+    packed = frozen.layers["conv"].weights.packed
+    scale = packed.scale.astype(np.float64)
+    values = packing.unpack_values(packed)
+    assert values.shape == kernel.shape
+    assert np.abs(values).max() <= 7
+    inside = np.abs(kernel) <= 7 * scale
+    # A weight on a threshold may go to either side.
+    assert (np.abs(values - kernel / scale)[inside] <= 0.5 + 1e-5).all()
+    np.testing.assert_array_equal(values[~inside], 7 * np.sign(kernel[~inside]))
+    deep = np.asarray(trained["params"]["deep"]["kernel"])
+    assert frozen.layers["deep"].weights.packed.codes.size == -(-deep.size * 5 // 8)
+
+
+def test_it_computes_what_the_quantised_model_does(frozen, quantized, trained, images):
+    network, variables = frozen.bind(MODEL)
+    expected = jax.jit(lambda x: quantized.apply(trained, x, train=False))(images)
+    found = jax.jit(lambda x: network.apply(variables, x, train=False))(images)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert network.formats == quantized.formats
+    assert type(network) is type(quantized)
+
+
+def test_all_forms_have_one_set_of_codes(frozen, images, file):
+    """Eager, jitted, with everything a constant, and exported."""
+    network, variables = aqt_like.load_network(file, MODEL)
+
+    def apply(collection, variables, x):
+        return interception.apply_quantized(MODEL, {**variables, "formats": collection}, x, train=False)
+
+    arguments = network.collection, variables, images
+    exported = export.deserialize(export.export(jax.jit(apply))(*arguments).serialize())
+    forms = {
+        "eager": network.apply(variables, images, train=False),
+        "jitted": jax.jit(apply)(*arguments),
+        "constants": jax.jit(lambda x: network.apply(variables, x, train=False))(images),
+        "exported": exported.call(*arguments),
+    }
+    for name, logits in forms.items():
+        np.testing.assert_allclose(logits, forms["eager"], atol=1e-5, err_msg=name)
+    np.testing.assert_array_equal(forms["jitted"], forms["exported"])
+    # No form makes codes of weights: the kernels that they stand for are not there.
+    assert np.isnan(variables["params"]["conv"]["kernel"]).all()
+
+
+def test_the_file_is_read_back_bit_for_bit(frozen, file):
+    loaded = FrozenNetwork.load(file)
+    assert loaded.layers.keys() == frozen.layers.keys()
+    for path, layer in frozen.layers.items():
+        assert loaded.layers[path]._replace(weights=None) == layer._replace(weights=None)
+    assert_same(loaded.variables, frozen.variables)
+    assert (loaded.omitted, loaded.about) == (frozen.omitted, frozen.about)
+    assert_same(loaded.bind(MODEL)[0].collection, frozen.bind(MODEL)[0].collection)
+    loaded.save(file.with_name("again"))
+    assert file.with_name("again").read_bytes() == file.read_bytes()
+    sizes = loaded.sizes()
+    assert sum(sizes.values()) < file.stat().st_size
+    assert loaded.float32_bytes() == 4 * sum(leaf.size for leaf in jax.tree.leaves(frozen.bind(MODEL)[1]))
+
+
+def test_what_else_reads_a_kernel_gets_its_float_weights(frozen, trained):
+    assert "params/tied/kernel" not in frozen.omitted
+    np.testing.assert_array_equal(frozen.variables["params"]["tied"]["kernel"], trained["params"]["tied"]["kernel"])
+    assert set(frozen.omitted) == {f"params/{name}/kernel" for name in ("conv", "deep", "wide", "blocks", "head")}
+
+
+def test_inputs_and_factors_are_described(frozen):
+    layers = frozen.layers
+    assert layers["deep"].format == "int5/int8"
+    assert layers["wide"].input_format == "e6m1"
+    assert layers["wide"].weights.packed.exponent == layers["wide"].input_exponent < 0
+    assert layers["blocks"].weights.packed.scale.shape == (3, 5)
+    assert isinstance(layers["scores"].weights, Factor)
+    assert isinstance(layers["head"].weights, Kernel)
+    assert (layers["head"].input_scale, layers["head"].weights.packed.codes.nbytes) == (1.0, 5 * 4 * 2)
+
+
+def test_signs_of_inputs_are_kept(trained, images):
+    network = aqt_like.quantize_model(MODEL, trained, images, "int4", train=False)
+    layers = aqt_like.freeze(network, trained, images, train=False).layers
+    profiles = interception.profile_inputs(MODEL, trained, images, train=False)
+    expected = {path: "uint4" if profile.smallest >= 0 else "int4" for path, profile in profiles.items()}
+    assert {path: layer.input_format for path, layer in layers.items()} == expected
+    assert (expected["conv"], expected["wide"]) == ("int4", "uint4")
+
+
+def test_mutations_of_the_file_are_noticed(frozen, tmp_path):
+    """10,000: bytes changed, cut out, inserted, and the end cut off. None is loaded as something else."""
+    few = {path: frozen.layers[path] for path in ("scores", "blocks")}
+    file, mutated = tmp_path / "network", tmp_path / "mutated"
+    FrozenNetwork(few, {"params": {"bias": np.ones(3)}}, frozen.omitted).save(file)
+    original, expected, rng, noticed = file.read_bytes(), FrozenNetwork.load(file), np.random.default_rng(0), 0
+    for i in range(10_000):
+        at, other = rng.integers(len(original)), rng.integers(1, 256)
+        match i % 4:
+            case 0 | 1:
+                contents = bytearray(original)
+                contents[at] ^= other
+            case 2:
+                contents = original[:at] + original[at + 1 :] if i % 8 == 2 else original[:at]
+            case _:
+                contents = original[:at] + bytes([other]) + original[at:]
+        mutated.write_bytes(contents)
+        try:
+            loaded = FrozenNetwork.load(mutated)
+        except packing.DamagedFileError:
+            noticed += 1
+        else:  # Padding of the header may change, and spaces in it.
+            assert_same(dataclasses.asdict(loaded), dataclasses.asdict(expected))
+    assert noticed > 9_900
+
+
+def test_other_files_are_refused(file, tmp_path):
+    packing.save(tmp_path / "packed", {"x": packing.pack(np.ones(3), "int8")})
+    with pytest.raises(
+        packing.DamagedFileError, match="is a file of packed tensors of version 3: expected a frozen net"
+    ):
+        FrozenNetwork.load(tmp_path / "packed")
+    with pytest.raises(FileNotFoundError):
+        FrozenNetwork.load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="no layer that can be quantised ran at conv"):
+        other = nn.Sequential([nn.Dense(4)])
+        network, variables = aqt_like.load_network(file, other)
+        network.apply(
+            variables | {"params": other.init(jax.random.key(0), jnp.ones((1, 3)))["params"]}, jnp.ones((1, 3))
+        )
+
+
+def test_what_cannot_be_frozen_is_refused(quantized, trained, images):
+    def with_quantizer(**settings):
+        return dataclasses.replace(quantized, quantizer=Quantizer(**settings))
+
+    with pytest.raises(FreezeError, match="input_clip or factor_clip"):
+        aqt_like.freeze(with_quantizer(input_clip=lambda x, row: row.largest), trained, images, train=False)
+    with pytest.raises(FreezeError, match="no codes"):
+        aqt_like.freeze(with_quantizer(estimator=lambda x, row, clip: x), trained, images, train=False)
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, trained["params"])
+    with pytest.raises(FreezeError, match=r"conv: .* values are not of int4"):
+        aqt_like.freeze(quantized, trained | {"params": broken}, images, train=False)
+
+
+def test_any_type_of_number_is_stored(tmp_path):
+    tensors = {
+        dtype: np.arange(3).astype(jnp.dtype(dtype))
+        for dtype in ("float32", "float16", "bfloat16", "float8_e4m3fn", "int4", "uint8", "bool", "complex64")
+    } | {"scalar": np.float32(2.5)}
+    tensor_file.save(tmp_path / "x", tensors, {"kind": "test", "version": 1})
+    loaded, manifest = tensor_file.load(tmp_path / "x", kind="test", version=1)
+    assert manifest == {"kind": "test", "version": 1}
+    for name, values in tensors.items():
+        assert (loaded[name].dtype, loaded[name].shape) == (np.asarray(values).dtype, np.shape(values))
+        np.testing.assert_array_equal(loaded[name], values)
+    assert json.loads(json.dumps(manifest)) == manifest
