@@ -10,7 +10,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
+import safetensors.numpy
 
 _METADATA = "aqt_like"  # The only key: the order of several is another one in each file.
 _DTYPES = "dtypes"  # of tensors that safetensors for NumPy cannot read back, which are stored as unsigned integers
@@ -37,7 +37,7 @@ def save(path: pathlib.Path, tensors: Mapping[str, np.ndarray], manifest: Mappin
     manifest = {**manifest, _DTYPES: {name: dtype.name for name, dtype in unknown.items()}}
     metadata = {"sha256": _digest(manifest, tensors), "manifest": manifest}
     temporary = path.with_name(f"{path.name}.tmp")
-    save_file(tensors, temporary, {_METADATA: _compact(metadata)})
+    temporary.write_bytes(safetensors.numpy.save(tensors, {_METADATA: _compact(metadata)}))
     temporary.replace(path)
 
 

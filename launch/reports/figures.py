@@ -162,27 +162,21 @@ def storage(network: FrozenNetwork) -> str:
         figure = blank(width=WIDE, height=1.5)
         axes = figure.subplots()
         axes.barh(1, network.float32_bytes() / 1000, color="#d9dce1")
-        sizes, start, bits_seen = network.sizes(), 0.0, {}
-        for layer in network.layers.values():
-            if isinstance(layer.weights, Kernel):
-                packed = layer.weights.packed
-                bits = parse_format(packed.format).bits
-                length = packed.codes.nbytes / 1000
-                axes.barh(0, length, left=start, color=bit_colour(bits), edgecolor="w", linewidth=0.3)
-                bits_seen[bits] = Patch(color=bit_colour(bits), label=f"codes of {bits} bits")
-                start += length
-        rest = (("scales", "#8a919c"), ("not quantised", "#b6bbc3"))
-        for (label, colour), size in zip(rest, (sizes["scales"], sizes["others"]), strict=True):
-            axes.barh(0, size / 1000, left=start, color=colour)
-            bits_seen[label] = Patch(color=colour, label=label)
+        kernels = [layer.weights.packed for layer in network.layers.values() if isinstance(layer.weights, Kernel)]
+        parts = [(parse_format(packed.format).bits, packed.codes.nbytes) for packed in kernels]
+        sizes, start = network.sizes(), 0.0
+        bars = [(size, bit_colour(bits)) for bits, size in parts]
+        bars += [(sizes["scales"], "#8a919c"), (sizes["others"], "#b6bbc3")]
+        for size, colour in bars:
+            axes.barh(0, size / 1000, left=start, color=colour, edgecolor="w", linewidth=0.3)
             start += size / 1000
+        labels = {f"{bits} bits": bit_colour(bits) for bits in sorted({bits for bits, _ in parts})}
+        labels |= {"scales": "#8a919c", "not quantised": "#b6bbc3"}
+        handles = [Patch(color=colour, label=label) for label, colour in labels.items()]
         axes.set_yticks([0, 1], ["this network", "in float32"])
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("KB")
-        axes.legend(
-            handles=list(bits_seen.values()), ncols=8, loc="lower left", bbox_to_anchor=(0, 1), handlelength=1,
-            columnspacing=1,
-        )  # fmt: skip
+        axes.legend(handles=handles, ncols=10, loc="lower left", bbox_to_anchor=(0, 1), handlelength=1, columnspacing=1)
         return as_svg(figure, "Bytes of the network beside those of float32")
 
 
