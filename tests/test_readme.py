@@ -116,7 +116,8 @@ def test_the_python_example_of_the_readme_runs():
     assert names["logits"].shape == (8, 10)
 
 
-def test_the_examples_of_the_page_on_usage_run_one_after_the_other():
+def test_the_examples_of_the_page_on_usage_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
     for code in re.findall(r"```python\n(.*?)```", USAGE, re.DOTALL):
         exec(code, names)
