@@ -107,9 +107,9 @@ class FrozenNetwork:
         """
         collection = nested({path: _multiplied(layer) for path, layer in self.layers.items()})
         formats = {path: layer.format for path, layer in self.layers.items()}
-        flat: dict[str, Any] = traverse_util.flatten_dict(self.variables, sep="/", keep_empty_nodes=True)
+        flat = _flat(self.variables)
         flat |= {path: jnp.full(like.shape, jnp.nan, like.dtype) for path, like in self.omitted.items()}
-        variables = jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(flat, sep="/"))
+        variables = jax.tree.map(jnp.asarray, _unflat(flat))
         return QuantizedModel(model, formats, collection, quantizer), variables
 
     def save(self, path: pathlib.Path) -> None:
@@ -120,7 +120,7 @@ class FrozenNetwork:
         """
         packed, entries = self._packed()
         scales = {f"input_scales/{name}": np.asarray(x.input_scale, np.float32) for name, x in self.layers.items()}
-        others: dict[str, Any] = traverse_util.flatten_dict(self.variables, sep="/")
+        others = _flat(self.variables)
         for name, values in others.items():
             if not isinstance(values, np.ndarray):
                 raise FreezeError(f"{name} is a {type(values).__name__}: expected variables that are arrays")
@@ -161,7 +161,7 @@ class FrozenNetwork:
                 name: _layer(entry, packed.get(f"codes/{name}"), float(arrays[f"input_scales/{name}"]))
                 for name, entry in described.items()
             },
-            traverse_util.unflatten_dict(others, sep="/"),
+            _unflat(others),
             {
                 name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
                 for name, (shape, dtype) in manifest["omitted"].items()
@@ -183,6 +183,19 @@ class FrozenNetwork:
         """Bytes of the same variables in float32."""
         omitted = sum(int(np.prod(like.shape)) for like in self.omitted.values())
         return 4 * (omitted + sum(values.size for values in jax.tree.leaves(self.variables)))
+
+
+def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables by path, as in `params/stem/kernel`; a slash within a name, as `nn.WeightNorm` has, is `%2F`."""
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
+    return {"/".join(part.replace("%", "%25").replace("/", "%2F") for part in path): x for path, x in flat.items()}
+
+
+def _unflat(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dictionaries of which `_flat` gave the leaves."""
+    return traverse_util.unflatten_dict(
+        {tuple(part.replace("%2F", "/").replace("%25", "%") for part in name.split("/")): x for name, x in flat.items()}
+    )
 
 
 def _described(layer: Layer, packed: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -320,11 +333,11 @@ def _without_unread_kernels(whole: FrozenNetwork, model: nn.Module, args: tuple,
       FreezeError: a quantised layer has no parameter `kernel`.
     """
     network, variables = whole.bind(model)
-    flat: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
+    flat = _flat(variables)
     names = list(flat)
 
     def outputs(*leaves: jax.Array) -> list[Any]:
-        given = traverse_util.unflatten_dict(dict(zip(names, leaves, strict=True)), sep="/")
+        given = _unflat(dict(zip(names, leaves, strict=True)))
         return jax.tree.leaves(network.apply(given, *args, **kwargs))
 
     jaxpr = jax.make_jaxpr(outputs)(*flat.values()).jaxpr
@@ -337,8 +350,7 @@ def _without_unread_kernels(whole: FrozenNetwork, model: nn.Module, args: tuple,
             raise FreezeError(f"{path} has no parameter 'kernel' of its own, but multiplies one: leave it in float")
         if name in unread:
             omitted[name] = jax.ShapeDtypeStruct(flat[name].shape, flat[name].dtype)
-    kept = traverse_util.flatten_dict(whole.variables, sep="/", keep_empty_nodes=True)
-    others = traverse_util.unflatten_dict({name: x for name, x in kept.items() if name not in omitted}, sep="/")
+    others = _unflat({name: leaf for name, leaf in _flat(whole.variables).items() if name not in omitted})
     return dataclasses.replace(whole, variables=others, omitted=omitted)
 
 

@@ -2,7 +2,8 @@
 
 Three variable collections determine how layers compute. All are plain data, keyed by layer path like the parameters:
 
-* `"formats"`: `LayerFormats`, the formats of a layer's weights and input; injected at each step.
+* `"formats"`: `LayerFormats`, the formats of a layer's weights and input; injected at each step. In a frozen network
+  `FrozenLayer`, with the codes of its weights.
 * `"calibration"`: `LayerCalibration`, the profile of a layer's input; updated if the caller makes it mutable.
 * `"params"`: the float weights, which training updates.
 
@@ -45,6 +46,7 @@ from aqt_like.layer_profile import (
 from aqt_like.lifting import FORMATS, OBSERVED, loop_shapes, repeated_with_params
 from aqt_like.quantized_layer import (
     DEFAULT_QUANTIZER,
+    FrozenLayer,
     LayerFormats,
     Quantizer,
     kernel_clip,
@@ -56,6 +58,7 @@ from aqt_like.quantized_layer import (
 __all__ = [
     "DEFAULT_QUANTIZER",
     "QUANTIZABLE",
+    "FrozenLayer",
     "LayerCalibration",
     "LayerFormats",
     "Product",

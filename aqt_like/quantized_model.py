@@ -28,7 +28,8 @@ class QuantizedModel:
     Attributes:
       model: the linen module, unchanged.
       formats: format name of each quantised layer, by path.
-      collection: the `"formats"` collection: `interception.LayerFormats` by path, including clip thresholds of inputs.
+      collection: the `"formats"` collection: `interception.LayerFormats` by path, including clip thresholds of inputs;
+        of a frozen network `interception.FrozenLayer`, which has the codes of the weights.
       quantizer: gradient and granularity; change it with `dataclasses.replace`.
     """
 
@@ -41,7 +42,8 @@ class QuantizedModel:
         """`model.apply` with weights and inputs fake-quantised; `jit`, `vmap` and `grad` (straight-through) apply.
 
         Args:
-          variables: the model's variables, with float weights; each call quantises them again.
+          variables: the model's variables, with float weights; each call quantises them again. Of a frozen network
+            those that `load_network` returned.
           *args: passed to the model.
           mutable: as in `model.apply`: names of collections, as in `["batch_stats"]`.
           **kwargs: passed to `model.apply`.

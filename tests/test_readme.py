@@ -18,6 +18,7 @@ from benchmarks import (
     cifar10,
     devices,
     digits,
+    frozen_forms,
     pricing,
     quantizers,
     search_memory,
@@ -199,6 +200,7 @@ def test_what_is_told_of_apq_is_stored():
 def test_the_tables_of_formats_are_those_stored():
     measured = json.loads(quantizers.RESULTS.read_text())
     assert arithmetic.markdown(stored("arithmetic")["relative_errors"]) in FORMATS
+    assert frozen_forms.markdown(stored("frozen_forms")) in FORMATS
     assert quantizers.peers_table(measured) in FORMATS
     assert quantizers.branching_table(measured) in FORMATS
     assert quantizers.page(measured) == quantizers.PAGE.read_text()

@@ -171,7 +171,10 @@ def write(directory: pathlib.Path, network: FrozenNetwork, state: SearchState) -
     network.save(directory / NETWORK)
     state = state._replace(batch_stats=network.variables["batch_stats"])
     stored = {name: nn.meta.unbox(getattr(state, name)) for name in _STORED}
-    arrays = {_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(jax.device_get(stored))}
+    leaves = jax.tree.leaves_with_path(jax.device_get(stored))
+    arrays = {_name(path): np.asarray(leaf) for path, leaf in leaves}
+    if len(arrays) < len(leaves):
+        raise ConfigError("two variables have one name, if slashes separate those of modules: rename one of them")
     tensor_file.save(directory / WEIGHTS, arrays, {"kind": WEIGHTS_KIND, "version": WEIGHTS_VERSION})
 
 

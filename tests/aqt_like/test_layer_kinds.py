@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
+import aqt_like
 from aqt_like import clip_multiples, format_choice, gradients, interception, layer_calls
 from aqt_like.formats import FORMAT_SPACES, format_space, parse_format
 from aqt_like.interception import Product, Quantizer
@@ -649,6 +651,18 @@ def test_values_are_those_of_numpy(space, variables, profiles, exact, image):
         if error > member.tolerance:
             far[name] = error
     assert not far
+
+
+def test_frozen_layers_compute_the_same(variables, profiles, image):
+    names = mixed("int_l", profiles)
+    formats = collection(profiles, names)
+    frozen = aqt_like.freeze(aqt_like.QuantizedModel(Kinds(), names, formats, Quantizer()), variables, image)
+    network, others = frozen.bind(Kinds())
+    expected, found = quantized()(variables, formats, image), quantized()(others, network.collection, image)
+    far = {name: distance(found[name], expected[name]) for name in members()}
+    assert {name: error for name, error in far.items() if error > members()[name].tolerance} == {}
+    kernels = {name for name in traverse_util.flatten_dict(variables, sep="/") if name.endswith("/kernel")}
+    assert frozen.omitted.keys() == kernels  # nothing else reads them
 
 
 def test_bit_operations_are_those_of_equation_1(layers):
