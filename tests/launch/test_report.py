@@ -2,8 +2,12 @@ import json
 import pathlib
 import re
 
+import jax
+import numpy as np
 import pytest
 
+from aqt_like import packing
+from aqt_like.frozen_network import FrozenNetwork, Kernel, Layer
 from launch import report
 from launch.reports import charts, figures, fliqs_page, recorded_runs
 from launch.training import progress
@@ -145,6 +149,27 @@ def test_page_is_self_contained_escaped_and_complete(run_directories):
         "Settings",
     ):
         assert f"<h2>{heading}</h2>" in page
+
+
+def test_the_file_of_the_network_is_shown(run_directories):
+    def layer(fmt, shape):
+        packed = packing.pack_values(np.ones(shape), np.full((1, shape[1]), 0.3), fmt)
+        return Layer(fmt, Kernel(packed, shape, (1,)), fmt, 0.5, 0)
+
+    path = run_directories / "a" / "network.safetensors"
+    others = {"params": {"l0": {"bias": np.ones(6, np.float32)}, "plain": {"kernel": np.ones((2, 6), np.float32)}}}
+    omitted = {f"params/l{i}/kernel": jax.ShapeDtypeStruct((10, 6), np.float32) for i in range(2)}
+    FrozenNetwork({"l0": layer("int8", (10, 6)), "l1": layer("int4", (10, 6))}, others, omitted).save(path)
+    page = fliqs_page.write([run_directories / "a"], run_directories / "report.html").read_text()
+    stored, whole = 60 + 30 + 2 * 6 * 4 + 2 * 4 + 72, 4 * (120 + 18)
+    assert (
+        f"has {path.stat().st_size:,} bytes: {stored:,} of the network, {stored / whole:.3f} × the {whole:,} of" in page
+    )
+    assert "Not quantised: plain/kernel (48), bias (24)." in page
+    assert page.count("<svg") == 10
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(SystemExit, match=r"network.safetensors is truncated"):
+        report.main([str(run_directories / "a")])
 
 
 def test_a_page_of_a_single_run_without_metrics(run_directories):
