@@ -5,6 +5,7 @@ another. What is measured, exported and deployed is therefore a frozen network, 
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -239,6 +240,7 @@ def _row(fmt: Format, clip_multiple: float = 1.0) -> FormatTable:
     return format_table([fmt], [clip_multiple]).row(0)
 
 
+@functools.cache
 def _exponent(fmt: Format) -> int:
     """The power of two by which codes of a format are multiplied before they are (`gradients.code_grid`)."""
     grid, _, _ = gradients.code_grid(_row(fmt), jnp.ones(()))
