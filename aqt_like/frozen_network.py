@@ -91,9 +91,9 @@ class FrozenNetwork:
       about: what else is to be known about the network: anything that JSON can hold.
     """
 
-    layers: dict[str, Layer]
-    variables: dict[str, Any]
-    omitted: dict[str, jax.ShapeDtypeStruct]
+    layers: dict[str, Layer] = dataclasses.field(repr=False)
+    variables: dict[str, Any] = dataclasses.field(repr=False)
+    omitted: dict[str, jax.ShapeDtypeStruct] = dataclasses.field(repr=False)
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def bind(self, model: nn.Module, quantizer: Quantizer = DEFAULT_QUANTIZER) -> tuple[QuantizedModel, dict[str, Any]]:
@@ -113,7 +113,7 @@ class FrozenNetwork:
         variables = jax.tree.map(jnp.asarray, _unflat(flat))
         return QuantizedModel(model, formats, collection, quantizer), variables
 
-    def save(self, path: pathlib.Path) -> None:
+    def save(self, path: pathlib.Path | str) -> None:
         """Writes the network to a safetensors file, atomically; see `docs/formats.md` for its contents.
 
         Raises:
@@ -142,7 +142,7 @@ class FrozenNetwork:
         return packing.to_arrays({name: w.packed for name, w in kernels.items() if isinstance(w, Kernel)})
 
     @classmethod
-    def load(cls, path: pathlib.Path) -> "FrozenNetwork":
+    def load(cls, path: pathlib.Path | str) -> "FrozenNetwork":
         """Reads a file that `save` wrote.
 
         Raises:
@@ -257,10 +257,12 @@ def freeze(network: QuantizedModel, variables: Mapping[str, Any], *args: Any, **
       **kwargs: passed to `model.apply`, as in `train=False`.
 
     Raises:
-      FreezeError: the quantiser clips inputs or factors by functions of their own, or has an estimator without codes;
-        a layer's kernel is no parameter of its own; or a weight is NaN.
+      FreezeError: the network is frozen already; the quantiser clips inputs or factors by functions of their own, or
+        has an estimator without codes; a layer's kernel is no parameter of its own; or a weight is NaN.
     """
     quantizer = network.quantizer
+    if any(isinstance(entry_of(network.collection, path), FrozenLayer) for path in network.formats):
+        raise FreezeError("the network is frozen already")
     if quantizer.input_clip is not None or quantizer.factor_clip != DEFAULT_QUANTIZER.factor_clip:
         raise FreezeError("a quantiser with input_clip or factor_clip: thresholds that are functions cannot be frozen")
     if not isinstance(quantizer.estimator, gradients.Estimator):
@@ -367,4 +369,4 @@ def load_network(
     Raises:
       FileNotFoundError, DamagedFileError: see `FrozenNetwork.load`.
     """
-    return FrozenNetwork.load(pathlib.Path(path)).bind(model, quantizer)
+    return FrozenNetwork.load(path).bind(model, quantizer)

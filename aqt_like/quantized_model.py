@@ -98,6 +98,10 @@ def quantize_model(
         `variables` lacks `"params"`; the model has no layer to quantise; the input of a layer has no finite mean square
         or is all zeros; or the call is under `jit`, where values are unknown.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is a {type(model).__name__}: expected a linen module (of a quantised model, its `model`)"
+        )
     rules = _rules(formats)
     args = batch if type(batch) is tuple else (batch,)
     _check_batch(args, variables)

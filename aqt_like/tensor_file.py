@@ -20,7 +20,7 @@ class DamagedFileError(ValueError):
     """Raised for a file that is not as it was written; the message gives the reason."""
 
 
-def save(path: pathlib.Path, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> None:
+def save(path: pathlib.Path | str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> None:
     """Writes a safetensors file, atomically.
 
     Its metadata are one JSON, "aqt_like", of the "manifest" and "sha256", the checksum of the manifest and all tensors.
@@ -30,6 +30,7 @@ def save(path: pathlib.Path, tensors: Mapping[str, np.ndarray], manifest: Mappin
       tensors: arrays by name, of any type of NumPy or ml_dtypes.
       manifest: what JSON can hold, with "kind" and "version", which `load` asks for.
     """
+    path = pathlib.Path(path)
     tensors = {name: np.asarray(values, order="C") for name, values in tensors.items()}
     unknown = {name: x.dtype for name, x in tensors.items() if x.dtype.kind == "V" and x.dtype != ml_dtypes.bfloat16}
     for name, dtype in unknown.items():
@@ -41,12 +42,14 @@ def save(path: pathlib.Path, tensors: Mapping[str, np.ndarray], manifest: Mappin
     temporary.replace(path)
 
 
-def load(path: pathlib.Path, *, kind: str, version: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load(path: pathlib.Path | str, *, kind: str, version: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors and the manifest of a file that `save` wrote.
 
     Raises:
       DamagedFileError: the file is truncated, altered, of another kind or version, or not written by `save`.
     """
+    if pathlib.Path(path).is_dir():
+        raise DamagedFileError(f"{path} is a directory: expected a file")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = json.loads((file.metadata() or {})[_METADATA])

@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
     from launch.training import dry_run, loop, runs
     from launch.training.checkpoints import CheckpointError
     from launch.training.experiment import prepare_experiment
+    from launch.training.run_directory import NETWORK
 
     logging.set_verbosity(logging.WARNING)
     console = Console()
@@ -44,6 +45,8 @@ def main(argv: list[str]) -> None:
         raise
     finished = recorded_runs.read_runs(directories)
     fliqs_page.print_table(finished, console)
+    if (workdir / NETWORK).exists():
+        console.print(f"network: {workdir / NETWORK}", soft_wrap=True)
     console.print(f"report: {fliqs_page.write(directories, workdir / 'report.html')}", soft_wrap=True)
     if gained := recorded_runs.gain(finished):
         console.print(gained, soft_wrap=True, highlight=False)

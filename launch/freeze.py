@@ -2,10 +2,10 @@
 
     python -m launch.freeze DIR [DIR …] [--tolerance=0.5] [--data_dir=DIR] [--file=FILE]
 
-Reads the weights from the last checkpoint, recalibrates batch statistics from the data, and writes what runs of today
-write at their end: network.safetensors and weights.safetensors. Tells by how much the quality on test differs from the
-summary's, and refuses if that is more than half a point. (Runs recalibrated in another way before they multiplied
-codes, which may move a few images.)
+Reads the weights from the last checkpoint, recalibrates batch statistics from the data, and writes what current runs
+write at their end: network.safetensors and weights.safetensors, or the one that is missing. Tells by how much the
+quality on test differs from the summary's, and refuses if that is more than half a point. (Runs recalibrated in another
+way before they multiplied codes, which may move a few images.)
 """
 
 import argparse
@@ -41,8 +41,9 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
       ConfigError, CheckpointError: the run cannot be read, or is frozen already.
       ValueError: the quality differs too much from that of the summary.
     """
-    if (directory / NETWORK).exists():
-        raise ConfigError(f"{directory / NETWORK} is there already")
+    missing = [name for name in (NETWORK, WEIGHTS) if not (directory / name).exists()]
+    if not missing:
+        raise ConfigError(f"{directory} has {NETWORK} and {WEIGHTS} already")
     experiment = finished.read_experiment(directory, **changes)
     checkpoints = Checkpoints(directory / CHECKPOINTS, read_only=True)
     like = finished.initial_state(experiment, experiment.trials[0])
@@ -63,8 +64,11 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
             f"{directory}: {told}: expected at most {tolerance:g} (--tolerance). Nothing was written: the data or the "
             "versions are not those of the run"
         )
-    finished.write(directory, network, restored[1])
-    console.print(f"{directory}: {told}; wrote {NETWORK} and {WEIGHTS}")
+    if NETWORK in missing:
+        network.save(directory / NETWORK)
+    if WEIGHTS in missing:
+        finished.write_weights(directory, restored[1]._replace(batch_stats=network.variables["batch_stats"]))
+    console.print(f"{directory}: {told}; wrote {' and '.join(missing)}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -156,11 +156,15 @@ def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dic
     Raises:
       PretrainedError: the file cannot be read, lacks a variable, or has a variable of another shape.
     """
+    if path.is_dir():
+        raise PretrainedError(f"{path} is a directory: expected a safetensors file")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, safetensors.SafetensorError) as error:
         raise PretrainedError(f"cannot read weights from {path}: {error}") from error
+    if any(name.startswith("codes/") for name in stored):
+        raise PretrainedError(f"{path} is a frozen network, without float weights: use weights.safetensors beside it")
     flax_names = any(name.startswith("params/") for name in stored)
     loaded, kept = {}, []
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)

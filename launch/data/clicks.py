@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from fliqs_jax.models.recommender import CATEGORIES, NUMBERS
 from launch.data.arrays import InMemory, MakeBatch, Split, in_memory
-from launch.data.contract import Batch, DataError, Normalization
+from launch.data.contract import NORMALIZED, Batch, DataError, Normalization
 
 COLUMNS = ("Label", *(f"I{i + 1}" for i in range(NUMBERS)), *(f"C{i + 1}" for i in range(CATEGORIES)))
 MOST_BUCKETS = 2**24  # Bucket numbers are stored as float32, which is exact up to here.
@@ -118,8 +118,9 @@ class _Standardized:
 
     @property
     def normalization(self) -> Normalization:
-        """See `arrays.InMemory.normalization`: that of the logarithms of the numbers."""
-        return {"mean": self.mean.tolist(), "deviation": self.deviation.tolist()}
+        """See `arrays.InMemory.normalization`."""
+        x = "sign(n) * log(1 + abs(n)) of the numbers n; missing ones are 0 in the end"
+        return {"formula": NORMALIZED, "x": x, "mean": self.mean.tolist(), "deviation": self.deviation.tolist()}
 
     def __call__(self, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None) -> Batch:
         del rng

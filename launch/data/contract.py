@@ -1,7 +1,7 @@
 """Interfaces of data sets."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -10,8 +10,10 @@ Batch = dict[str, np.ndarray]
 """`"input"`, `[B, …]`, `"label"`, int32[B] or int32[B, …], and in training whatever else the loss reads."""
 
 
-Normalization = dict[str, list[float]]
-"""`"mean"` and `"deviation"`, per channel or column: inputs of the network are (x − mean) / deviation of the data."""
+Normalization = dict[str, Any]
+"""How the inputs of the network are made: `"formula"`, `"x"`, `"mean"` and `"deviation"`, per channel or column."""
+
+NORMALIZED = "(x - mean) / deviation"
 
 STREAM_OF_SPLIT = {"train": 0, "valid": 1}
 """Shuffled splits, each with a number that is part of its seeds."""

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from launch.data.arrays import InMemory, MakeBatch, Split, in_memory
 from launch.data.augmentation import AUGMENTATIONS, Augmentation, Mixing, centre_crop, resized
-from launch.data.contract import Batch, DataError, Dataset, Normalization
+from launch.data.contract import NORMALIZED, Batch, DataError, Dataset, Normalization
 from launch.data.stream import Stream
 
 # Statistics of ImageNet's pixels per channel, which networks with published weights expect.
@@ -32,7 +32,8 @@ class ImageBatches:
     @property
     def normalization(self) -> Normalization:
         """See `arrays.InMemory.normalization`."""
-        return {"mean": self.mean.tolist(), "deviation": self.deviation.tolist()}
+        mean, deviation = self.mean.tolist(), self.deviation.tolist()
+        return {"formula": NORMALIZED, "x": "pixels of 0…255", "mean": mean, "deviation": deviation}
 
     def __call__(self, images: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None) -> Batch:
         """See `arrays.MakeBatch`."""

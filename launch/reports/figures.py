@@ -171,11 +171,11 @@ def storage(network: FrozenNetwork) -> str:
             axes.barh(0, size / 1000, left=start, color=colour, edgecolor="w", linewidth=0.3)
             start += size / 1000
         labels = {f"{bits} bits": bit_colour(bits) for bits in sorted({bits for bits, _ in parts})}
-        labels |= {"scales": "#8a919c", "not quantised": "#b6bbc3"}
+        labels |= {"scales of codes": "#8a919c", "not quantised": "#b6bbc3"}
         handles = [Patch(color=colour, label=label) for label, colour in labels.items()]
         axes.set_yticks([0, 1], ["this network", "in float32"])
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("KB")
+        axes.set_xlabel("kB")
         axes.legend(handles=handles, ncols=10, loc="lower left", bbox_to_anchor=(0, 1), handlelength=1, columnspacing=1)
         return as_svg(figure, "Bytes of the network beside those of float32")
 

@@ -158,7 +158,8 @@ def _file_card(path: pathlib.Path) -> list[str]:
     stored = sum(network.sizes().values())
     text = (
         f"{path.name} has {size:,} bytes: {stored:,} of the network, {stored / whole:.3f} × the {whole:,} of float32, "
-        f"and {size - stored:,} that describe it. Not quantised: {_not_quantized(network)}."
+        f"and {size - stored:,} of its description, which grow with the layers, not the weights. A segment is a layer, "
+        f"from input to output. Not quantised, in bytes: {_not_quantized(network)}."
     )
     return [picture_card("The network as a file", text, figures.storage(network), wide=True)]
 
@@ -170,10 +171,11 @@ def _not_quantized(network: FrozenNetwork) -> str:
     for path, values in flat.items():
         collection, _, place = path.partition("/")
         large = values.ndim > 1 and collection == "params"
-        name = place if large else path.rpartition("/")[2]
+        leaf = path.rpartition("/")[2]
+        name = place if large else {"scale": "scale of normalisation"}.get(leaf, leaf)
         sizes[name] = sizes.get(name, 0) + values.nbytes
     in_float = [path for path, layer in network.layers.items() if layer.input_format == "fp32"]
-    told = ", ".join(f"{name} ({size:,})" for name, size in sorted(sizes.items(), key=lambda entry: -entry[1])[:8])
+    told = ", ".join(f"{name} {size:,}" for name, size in sorted(sizes.items(), key=lambda entry: -entry[1])[:8])
     return told + (f"; inputs of {', '.join(in_float)}" if in_float else "")
 
 

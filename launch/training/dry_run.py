@@ -24,8 +24,9 @@ def check(experiment: Experiment, console: Console) -> None:
     The data are read, the search step is compiled, and a few of its steps are run, so that what would fail there fails
     here.
     """
+    teach = runs.read_teacher(experiment, console)
     dataset = runs.open_data(experiment)
-    compiled = runs.compile_functions(experiment, dataset)
+    compiled = runs.compile_functions(experiment, dataset, teach)
     seconds = _seconds_per_step(experiment, compiled, dataset)
     search, plan = experiment.search, experiment.plan
     genomes = sum(math.log10(count) for count in plan.space.option_counts)

@@ -57,6 +57,8 @@ def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
     Raises:
       ConfigError: `directory` has no finished run, or its config cannot be used.
     """
+    if directory.is_file():
+        raise ConfigError(f"{directory} is a file: expected the directory of a run")
     try:
         config = ConfigDict(json.loads((directory / CONFIG).read_text()))
     except (OSError, ValueError) as error:
@@ -148,7 +150,7 @@ def read_network(directory: pathlib.Path) -> FrozenNetwork:
     """The frozen network of a finished run.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: there is no such file.
       DamagedFileError: it is not as it was written.
     """
     return FrozenNetwork.load(_existing(directory / NETWORK))
@@ -157,19 +159,25 @@ def read_network(directory: pathlib.Path) -> FrozenNetwork:
 def _existing(path: pathlib.Path) -> pathlib.Path:
     if not path.exists():
         raise ConfigError(
-            f"{path.parent} has no {path.name}: if it is a finished run of an earlier version, "
-            f"`python -m launch.freeze {path.parent}` makes it"
+            f"{path.parent} has no {path.name}, as runs of earlier versions: `python -m launch.freeze {path.parent}` "
+            "makes it"
         )
     return path
 
 
-def write(directory: pathlib.Path, network: FrozenNetwork, state: SearchState) -> None:
-    """Writes the network, and the float weights, input profiles and clip multiples of the state behind it.
+def told(directory: pathlib.Path) -> str:
+    """A finished run in a few words: its name, its quality on test, its directory."""
+    summary = json.loads((directory / SUMMARY).read_text())
+    quality = summary["quality"]
+    return f"{summary['name']}, {100 * summary[quality]:.2f} % {quality} on test, in {directory}"
 
-    Batch statistics are those of the network in both files.
+
+def write_weights(directory: pathlib.Path, state: SearchState) -> None:
+    """Writes the float weights of a state, its batch statistics, input profiles and clip multiples.
+
+    Raises:
+      ConfigError: two variables have one name in the file.
     """
-    network.save(directory / NETWORK)
-    state = state._replace(batch_stats=network.variables["batch_stats"])
     stored = {name: nn.meta.unbox(getattr(state, name)) for name in _STORED}
     leaves = jax.tree.leaves_with_path(jax.device_get(stored))
     arrays = {_name(path): np.asarray(leaf) for path, leaf in leaves}
@@ -179,7 +187,7 @@ def write(directory: pathlib.Path, network: FrozenNetwork, state: SearchState) -
 
 
 def read_weights(directory: pathlib.Path, experiment: Experiment) -> SearchState:
-    """A state with the weights that `write` wrote; what they do not say is as at the start of training.
+    """A state with the weights that `write_weights` wrote; what they do not say is as at the start of training.
 
     Raises:
       ConfigError: there are none, or they are of another model.

@@ -35,6 +35,7 @@ from launch.training.run_directory import (
     CHECKPOINTS,
     GENOME,
     METRICS,
+    NETWORK,
     SUMMARY,
     claim_directory,
     write_json,
@@ -65,8 +66,13 @@ class Compiled:
     seconds: float
 
 
-def _teacher(experiment: Experiment) -> Callable[[Batch], Batch]:
-    """Makes `batch → batch`, which adds the logits of the teacher; the identity if there is no teacher."""
+def read_teacher(experiment: Experiment, console: Console) -> Callable[[Batch], Batch]:
+    """Makes `batch → batch`, which adds the logits of the teacher; the identity if there is no teacher.
+
+    Raises:
+      ConfigError: the teacher is no finished run with a network, or knows other inputs or classes.
+      DamagedFileError: its network is not as it was written.
+    """
     name = experiment.config.distillation.teacher
     if not name:
         return lambda batch: batch
@@ -79,12 +85,13 @@ def _teacher(experiment: Experiment) -> Callable[[Batch], Batch]:
         raise ConfigError(
             f"distillation.teacher={name!r} knows inputs and classes {teacher_shapes}, here they are {own_shapes}"
         )
+    console.print(f"teacher: {finished.told(directory)}", soft_wrap=True)
     logits = jax.jit(make_logits(teacher.search))
     return lambda batch: batch | {TEACHER_LOGITS: logits(variables, batch["input"])}
 
 
-def compile_functions(experiment: Experiment, dataset: data.Dataset) -> Compiled:
-    """Compiles the search step for all devices and for batches of `dataset`."""
+def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Callable[[Batch], Batch]) -> Compiled:
+    """Compiles the search step for all devices and for batches of `dataset` with what `read_teacher` adds."""
     mesh = data_mesh()
     whole = replicated(mesh)
     search, config, criterion = experiment.search, experiment.config, experiment.clip_criterion
@@ -99,7 +106,6 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset) -> Compiled
         batch = next(dataset.train_batches(split, batch_size=size, first_step=0, augmented=augmented))
         return {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in batch.items()}
 
-    teach = _teacher(experiment)
     train_example = jax.eval_shape(teach, example("train", config.batch_size, augmented=True))
     valid_example = example("valid", config.valid_batch_size, augmented=False)
     start = time.perf_counter()
@@ -159,9 +165,10 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
     if unfinished:
         if remark := experiment.survey.remark():
             console.print(remark, soft_wrap=True)
+        teach = read_teacher(experiment, console)
         console.print(f"reading {experiment.config.data.name}, compiling the search step …")
         dataset = open_data(experiment)
-        compiled = compile_functions(experiment, dataset)
+        compiled = compile_functions(experiment, dataset, teach)
         console.print(f"compiled in {compiled.seconds:.1f} s for {len(jax.devices())} device(s)")
         if remark := experiment.arithmetic.remark():
             console.print(remark)
@@ -204,7 +211,9 @@ def _run(run: _TrialRun, stop: StopRequested) -> None:
     networks = run.compiled.networks
     network = networks.frozen(state, genome)
     before = networks.quality(networks.variables(network), "test")
-    finished.write(run.directory, networks.recalibrated(network), state)
+    network = networks.recalibrated(network)
+    network.save(run.directory / NETWORK)
+    finished.write_weights(run.directory, state._replace(batch_stats=network.variables["batch_stats"]))
     write_genome(run.directory / GENOME, run.experiment.plan.named(np.asarray(genome)))
     trained[f"{run.experiment.search.quality.name}_before_recalibration"] = before
     write_json(run.directory / SUMMARY, _summary(run, genome, seconds) | trained)

@@ -49,7 +49,7 @@ def with_checkpoint(tmp_path):
 
 
 def test_it_is_frozen(with_checkpoint, capsys):
-    with pytest.raises(SystemExit, match=r"has no weights.safetensors: .* `python -m launch.freeze .*` makes it"):
+    with pytest.raises(SystemExit, match=r"has no weights.safetensors, .* `python -m launch.freeze .*` makes it"):
         sensitivity.main([str(with_checkpoint)])
     with pytest.raises(SystemExit, match=r"points from the summary's: expected at most 0.5 \(--tolerance\)"):
         freeze.main([str(with_checkpoint)])
@@ -61,5 +61,10 @@ def test_it_is_frozen(with_checkpoint, capsys):
     summary = json.loads((with_checkpoint / "summary.json").read_text())
     assert network.formats == {layer["path"]: layer["format"] for layer in summary["layers"]}
     assert np.isfinite(network.apply(variables, np.ones((1, 8, 8, 1), np.float32), train=False)).all()
-    with pytest.raises(SystemExit, match=r"network.safetensors is there already"):
+    with pytest.raises(SystemExit, match=r"has network.safetensors and weights.safetensors already"):
         freeze.main([str(with_checkpoint)])
+    before = (with_checkpoint / "network.safetensors").read_bytes()
+    (with_checkpoint / "weights.safetensors").unlink()
+    freeze.main([str(with_checkpoint), "--tolerance=1"])
+    assert capsys.readouterr().out.endswith("; wrote weights.safetensors\n")
+    assert (with_checkpoint / "network.safetensors").read_bytes() == before

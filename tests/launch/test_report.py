@@ -165,7 +165,7 @@ def test_the_file_of_the_network_is_shown(run_directories):
     assert (
         f"has {path.stat().st_size:,} bytes: {stored:,} of the network, {stored / whole:.3f} × the {whole:,} of" in page
     )
-    assert "Not quantised: plain/kernel (48), bias (24)." in page
+    assert "Not quantised, in bytes: plain/kernel 48, bias 24." in page
     assert page.count("<svg") == 10
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(SystemExit, match=r"network.safetensors is truncated"):

@@ -24,7 +24,7 @@ config = fliqs_digits.get_config()
 config.model, config.epochs, config.clip.source = {"name": tiny_network.NAME}, 1, "profiled"
 prepared = prepare_experiment(config)
 dataset = runs.open_data(prepared)
-compiled = runs.compile_functions(prepared, dataset, Console(stderr=True))
+compiled = runs.compile_functions(prepared, dataset, lambda batch: batch)
 parts, whole = mesh.split_batch(compiled.mesh), mesh.replicated(compiled.mesh)
 state = jax.device_put(finished.initial_state(prepared, prepared.trials[0]), whole)
 streams = [
