@@ -6,8 +6,9 @@ another. What is measured, exported and deployed is therefore a frozen network, 
 
 import dataclasses
 import functools
+import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from flax.traverse_util import empty_node
 from jax import export
 from jax.interpreters import partial_eval
 
@@ -22,14 +24,27 @@ from aqt_like import gradients, interception, packing, tensor_file
 from aqt_like.formats import Format, FormatTable, format_table, parse_format, parse_layer_format
 from aqt_like.granularity import Blocks
 from aqt_like.layer_calls import entry_of, nested, split_repetition
+from aqt_like.lifting import FORMATS
 from aqt_like.packing import Packed
 from aqt_like.quantized_layer import DEFAULT_QUANTIZER, FrozenLayer, Quantizer, frozen_layer
 from aqt_like.quantized_model import QuantizedModel
 
 KIND, VERSION = "frozen network", 1
 
-for kind in (FrozenLayer, gradients.Codes, FormatTable):  # so that `jax.export` takes a network as an argument
+# So that `jax.export` takes a network as an argument.
+for kind in (gradients.Codes, FormatTable):
     export.register_namedtuple_serialization(kind, serialized_name=f"aqt_like.{kind.__name__}")
+export.register_pytree_node_serialization(
+    FrozenLayer,
+    serialized_name="aqt_like.FrozenLayer",
+    serialize_auxdata=lambda aux: json.dumps(aux).encode(),
+    deserialize_auxdata=lambda text: _tuples(json.loads(text)),
+)
+
+
+def _tuples(lists: Any) -> Any:
+    """Nested lists as tuples."""
+    return tuple(map(_tuples, lists)) if isinstance(lists, list) else lists
 
 
 class FreezeError(ValueError):
@@ -110,7 +125,7 @@ class FrozenNetwork:
         formats = {path: layer.format for path, layer in self.layers.items()}
         flat = _flat(self.variables)
         flat |= {path: jnp.full(like.shape, jnp.nan, like.dtype) for path, like in self.omitted.items()}
-        variables = jax.tree.map(jnp.asarray, _unflat(flat))
+        variables = _unflat({name: x if x is empty_node else jnp.asarray(x) for name, x in flat.items()})
         return QuantizedModel(model, formats, collection, quantizer), variables
 
     def save(self, path: pathlib.Path | str) -> None:
@@ -121,16 +136,15 @@ class FrozenNetwork:
         """
         packed, entries = self._packed()
         scales = {f"input_scales/{name}": np.asarray(x.input_scale, np.float32) for name, x in self.layers.items()}
-        others = _flat(self.variables)
-        for name, values in others.items():
-            if not isinstance(values, np.ndarray):
-                raise FreezeError(f"{name} is a {type(values).__name__}: expected variables that are arrays")
+        flat = _flat(self.variables)
+        others = {name: values for name, values in flat.items() if values is not empty_node}
         if clash := (packed.keys() | scales.keys()) & others.keys():
             raise FreezeError(f"variables with the names {sorted(clash)}, which are those of codes")
         manifest = {
             "kind": KIND,
             "version": VERSION,
             "layers": {name: _described(layer, entries.get(f"codes/{name}")) for name, layer in self.layers.items()},
+            "empty": sorted(flat.keys() - others.keys()),
             "omitted": {name: [list(like.shape), jnp.dtype(like.dtype).name] for name, like in self.omitted.items()},
             "about": self.about,
         }
@@ -150,19 +164,25 @@ class FrozenNetwork:
           packing.DamagedFileError: the file is not as it was written, or another one.
         """
         arrays, manifest = tensor_file.load(path, kind=KIND, version=VERSION)
+        try:
+            return cls._read(arrays, manifest)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise tensor_file.DamagedFileError(f"{path} lacks a part of a frozen network: {error!r}") from error
+
+    @classmethod
+    def _read(cls, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> "FrozenNetwork":
         described = manifest["layers"]
-        entries = {
-            f"codes/{name}": entry["weights"] for name, entry in described.items() if "shape" in entry["weights"]
-        }
-        packed = packing.from_arrays(arrays, entries)
+        entries = {f"codes/{name}": entry["weights"] for name, entry in described.items()}
+        packed = packing.from_arrays(arrays, {name: entry for name, entry in entries.items() if "shape" in entry})
+        scales = {name: arrays[f"input_scales/{name}"] for name in described}
         ours = packed.keys() | {f"{name}.scale" for name in packed} | {f"input_scales/{name}" for name in described}
         others = {name: values for name, values in arrays.items() if name not in ours}
         return cls(
             {
-                name: _layer(entry, packed.get(f"codes/{name}"), float(arrays[f"input_scales/{name}"]))
+                name: _layer(entry, packed.get(f"codes/{name}"), float(scales[name]))
                 for name, entry in described.items()
             },
-            _unflat(others),
+            _unflat(others | dict.fromkeys(manifest["empty"], empty_node)),
             {
                 name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
                 for name, (shape, dtype) in manifest["omitted"].items()
@@ -187,8 +207,11 @@ class FrozenNetwork:
 
 
 def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables by path, as in `params/stem/kernel`; a slash within a name, as `nn.WeightNorm` has, is `%2F`."""
-    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
+    """Variables by path, as in `params/stem/kernel`; a slash within a name, as `nn.WeightNorm` has, is `%2F`.
+
+    An empty collection is `empty_node`.
+    """
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables, keep_empty_nodes=True)
     return {"/".join(part.replace("%", "%25").replace("/", "%2F") for part in path): x for path, x in flat.items()}
 
 
@@ -233,7 +256,8 @@ def _multiplied(layer: Layer) -> FrozenLayer:
     else:
         weights = _row(parse_format(layer.weights.format), layer.weights.clip_multiple)
     grid, _, _ = gradients.code_grid(_row(parse_format(layer.input_format)), jnp.ones(()))
-    return FrozenLayer(weights, grid, jnp.float32(layer.input_scale))
+    kernel = (layer.weights.shape, layer.weights.outputs) if isinstance(layer.weights, Kernel) else None
+    return FrozenLayer(weights, grid, jnp.float32(layer.input_scale), kernel)
 
 
 def _row(fmt: Format, clip_multiple: float = 1.0) -> FormatTable:
@@ -247,19 +271,66 @@ def _exponent(fmt: Format) -> int:
     return int(grid.smallest_exponent) - fmt.smallest_exponent
 
 
-def freeze(network: QuantizedModel, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> FrozenNetwork:
+def freeze(
+    network: QuantizedModel,
+    variables: Mapping[str, Any],
+    *args: Any,
+    other_modes: Sequence[Mapping[str, Any]] = (),
+    **kwargs: Any,
+) -> FrozenNetwork:
     """Freezes a quantised model: one jitted program makes all codes and scales.
 
     Args:
       network: the model and the formats of its layers.
       variables: its variables, with float weights.
       *args: arguments of the model; of arrays, only shapes and types matter.
+      other_modes: further keyword arguments under which the network is going to run: kernels that something else reads
+        there are kept, too.
       **kwargs: passed to `model.apply`, as in `train=False`.
 
     Raises:
       FreezeError: the network is frozen already; the quantiser clips inputs or factors by functions of their own, or
-        has an estimator without codes; a layer's kernel is no parameter of its own; or a weight is NaN.
+        has an estimator without codes; a layer did not run, has no parameter `kernel`, or multiplies one that depends
+        on the input or differs between its calls; a weight is NaN; or a variable is no array.
     """
+    _check_quantizer(network)
+    variables = {name: x for name, x in nn.meta.unbox(dict(variables)).items() if name not in (FORMATS, "calibration")}
+    for name, leaf in _flat(variables).items():
+        if leaf is not empty_node and not isinstance(leaf, np.ndarray | np.generic | jax.Array | float | int):
+            raise FreezeError(f"{name} is a {type(leaf).__name__}: expected variables that are arrays")
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise FreezeError(f"{name} is of type {leaf.dtype}, which no file can hold: expected numbers")
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
+
+    def codes(variables: Any, collection: Any, arrays: Any) -> dict[str, tuple[FrozenLayer, jax.Array]]:
+        args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+        operands = interception.layer_operands(network.model, variables, *args, **kwargs)
+        made = {}
+        for path in network.formats:
+            if path not in operands:
+                raise FreezeError(f"{path} does not run under these arguments: expected those of `quantize_model`")
+            found, clip = operands[path], quantizer.weight_clip_at(split_repetition(path)[0])
+            made[path] = frozen_layer(entry_of(collection, path), found.weights, found.axes, clip), found.alike
+        return made
+
+    quantizer = network.quantizer
+    traced = jax.jit(codes).trace(variables, network.collection, arrays)
+    _check_inputs_unread(traced, len(arrays), tuple(network.formats))
+    made = jax.device_get(traced.lower().compile()(variables, network.collection, arrays))
+    if differing := [path for path, (_, alike) in made.items() if not alike]:
+        raise FreezeError(f"{', '.join(differing)}: the calls of the layer multiply different kernels")
+    layers = {
+        path: _frozen(path, name, made[path][0], jax.device_get(entry_of(network.collection, path)), network)
+        for path, name in network.formats.items()
+    }
+    whole = FrozenNetwork(layers, jax.tree.map(np.asarray, jax.device_get(variables)), {})
+    modes = (kwargs, *({**kwargs, **mode} for mode in other_modes))
+    return _without_unread_kernels(whole, network.model, args, modes)
+
+
+def _check_quantizer(network: QuantizedModel) -> None:
+    """Raises FreezeError for a network whose thresholds or estimator cannot be frozen."""
     quantizer = network.quantizer
     if any(isinstance(entry_of(network.collection, path), FrozenLayer) for path in network.formats):
         raise FreezeError("the network is frozen already")
@@ -267,39 +338,31 @@ def freeze(network: QuantizedModel, variables: Mapping[str, Any], *args: Any, **
         raise FreezeError("a quantiser with input_clip or factor_clip: thresholds that are functions cannot be frozen")
     if not isinstance(quantizer.estimator, gradients.Estimator):
         raise FreezeError("a quantiser whose estimator is a plain function: it has no codes")
-    variables = nn.meta.unbox(dict(variables))
-    axes_of: dict[str, Any] = {}
-
-    @jax.jit
-    def codes(variables: Any, collection: Any, arrays: tuple) -> dict[str, FrozenLayer]:
-        operands = interception.layer_operands(network.model, variables, *arrays, **kwargs)
-        frozen = {}
-        for path in network.formats:
-            axes_of[path] = operands[path].axes
-            kernel = None if operands[path].is_product else operands[path].weights
-            clip = quantizer.weight_clip_at(split_repetition(path)[0])
-            frozen[path] = frozen_layer(entry_of(collection, path), kernel, clip)
-        return frozen
-
-    made = jax.device_get(codes(variables, network.collection, args))
-    rows = {path: jax.device_get(entry_of(network.collection, path)) for path in network.formats}
-    layers = {
-        path: _frozen(path, name, made[path], rows[path], axes_of[path], network)
-        for path, name in network.formats.items()
-    }
-    host = jax.tree.map(np.asarray, jax.device_get(variables))
-    whole = FrozenNetwork(layers, host, {})
-    return _without_unread_kernels(whole, network.model, args, kwargs)
 
 
-def _frozen(
-    path: str, name: str, made: FrozenLayer, rows: interception.LayerFormats, axes: Any, network: QuantizedModel
-) -> Layer:
+def _check_inputs_unread(traced: jax.stages.Traced, inputs: int, paths: tuple[str, ...]) -> None:
+    """Raises FreezeError if codes depend on the last `inputs` arguments of the program that makes them."""
+    jaxpr = traced.jaxpr.jaxpr
+
+    def depends(outputs: list[bool]) -> bool:
+        _, is_read = partial_eval.dce_jaxpr(jaxpr, outputs)
+        return any(is_read[len(is_read) - inputs :])
+
+    if not depends([True] * len(jaxpr.outvars)):
+        return
+    made = {path: jax.tree.map(lambda _: False, out) for path, out in traced.out_info.items()}
+    for path in paths:
+        chosen = made | {path: jax.tree.map(lambda _: True, made[path])}
+        if depends(jax.tree.leaves(chosen)):
+            raise FreezeError(f"{path}: its kernel depends on the input of the model: leave it in float")
+
+
+def _frozen(path: str, name: str, made: FrozenLayer, rows: interception.LayerFormats, network: QuantizedModel) -> Layer:
     """A layer on the host, from what the program made."""
     fmt = parse_layer_format(name)
     input_format = _named(rows.inputs, (fmt.inputs, fmt.inputs.unsigned_twin, parse_format("fp32")), path)
     weight_format = _named(rows.weights, (fmt.weights, parse_format("fp32")), path)
-    if axes is None:
+    if made.kernel is None:
         weights: Kernel | Factor = Factor(weight_format.name, float(rows.weights.clip_multiple))
     else:
         assert isinstance(made.weights, gradients.Codes)
@@ -314,7 +377,7 @@ def _frozen(
             packed = packing.pack_values(values, scale, weight_format.name, blocks=blocks, exponent=exponent)
         except ValueError as error:
             raise FreezeError(f"{path}: {error}") from error
-        weights = Kernel(packed, axes.shape, axes.outputs)
+        weights = Kernel(packed, *made.kernel)
     return Layer(name, weights, input_format.name, float(made.input_scale), _exponent(input_format))
 
 
@@ -330,21 +393,23 @@ def _named(row: FormatTable, candidates: tuple[Format, ...], path: str) -> Forma
     raise FreezeError(f"{path}: its formats are none of {', '.join(fmt.name for fmt in candidates)}")
 
 
-def _without_unread_kernels(whole: FrozenNetwork, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """The network without the kernels that nothing but their own layer reads: codes stand for them.
+def _without_unread_kernels(
+    whole: FrozenNetwork, model: nn.Module, args: tuple, modes: Sequence[Mapping[str, Any]]
+) -> FrozenNetwork:
+    """The network without the kernels that nothing but their own layer reads in any mode: codes stand for them.
 
     Raises:
       FreezeError: a quantised layer has no parameter `kernel`.
     """
     network, variables = whole.bind(model)
     flat = _flat(variables)
-    names = list(flat)
+    names = [name for name, leaf in flat.items() if leaf is not empty_node]
 
     def outputs(*leaves: jax.Array) -> list[Any]:
-        given = _unflat(dict(zip(names, leaves, strict=True)))
-        return jax.tree.leaves(network.apply(given, *args, **kwargs))
+        given = _unflat(flat | dict(zip(names, leaves, strict=True)))
+        return [jax.tree.leaves(network.apply(given, *args, **mode)) for mode in modes]
 
-    jaxpr = jax.make_jaxpr(outputs)(*flat.values()).jaxpr
+    jaxpr = jax.make_jaxpr(outputs)(*(flat[name] for name in names)).jaxpr
     _, is_read = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     unread = {name for name, read in zip(names, is_read, strict=True) if not read}
     omitted = {}

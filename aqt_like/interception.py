@@ -13,7 +13,7 @@ leading axes (`layer_calls`).
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -243,11 +243,13 @@ class LayerOperands(NamedTuple):
       weights: its kernel as it is multiplied, after masks and normalisation, with output channels last; of a product,
         the second factor.
       axes: the axes of the kernel; None for a product of two activations.
+      alike: bool, whether all calls of the layer multiply the same kernel.
     """
 
     input: jax.Array
     weights: jax.Array
     axes: KernelAxes | None
+    alike: jax.Array
 
     @property
     def is_product(self) -> bool:
@@ -279,12 +281,27 @@ def layer_operands(
     found: dict[str, LayerOperands] = {}
     for path, calls in _observed(model, variables, args, kwargs, operands).items():
         first, second, boundary = calls[0]
-        repetitions, runs = loop_shapes(boundary.shape)
-        if axes_of[path] is not None:  # Runs share the kernel.
-            second = second[(..., *[0] * len(runs))]
+        repetitions, _ = loop_shapes(boundary.shape)
+        alike = jnp.ones((), bool)
+        if axes_of[path] is not None:
+            second, alike = _shared_kernel(calls)
         for name, index in zip(repetition_paths("/".join(path), repetitions), np.ndindex(*repetitions), strict=True):
-            found[name] = LayerOperands(first[index], second[index], axes_of[path])
+            found[name] = LayerOperands(first[index], second[index], axes_of[path], alike)
     return found
+
+
+def _shared_kernel(calls: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
+    """The kernel of the first call and the first run in a loop, and whether all others have the same."""
+    kernels = []
+    for _, kernel, boundary in calls:
+        _, runs = loop_shapes(boundary.shape)
+        kernels += [kernel[(..., *index)] for index in np.ndindex(*runs)]
+    first, *others = kernels
+    alike = [
+        jnp.all((kernel == first) | (jnp.isnan(kernel) & jnp.isnan(first))) if kernel.shape == first.shape else False
+        for kernel in others
+    ]
+    return first, jnp.all(jnp.asarray(alike, bool))
 
 
 def _statistics(

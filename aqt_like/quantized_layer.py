@@ -10,6 +10,7 @@ and a kernel that a wrapper normalises (`nn.WeightNorm`, `nn.SpectralNorm`) is q
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from jax import lax
 
 from aqt_like import calibration, gradients, granularity, numerics
 from aqt_like.formats import FormatTable
-from aqt_like.kernel_axes import kernel_axes
+from aqt_like.kernel_axes import KernelAxes, kernel_axes
 from aqt_like.layer_calls import Product, split_repetition
 
 
@@ -42,18 +43,24 @@ class LayerFormats(NamedTuple):
     input_clip: jax.Array
 
 
-class FrozenLayer(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("weights", "inputs", "input_scale"), meta_fields=("kernel",)
+)
+@dataclasses.dataclass(frozen=True)
+class FrozenLayer:
     """What one layer of a frozen network multiplies; it takes the place of `LayerFormats`.
 
     Attributes:
       weights: the codes of its kernel, with output channels last; of a `Product`, the format row of the second factor.
       inputs: format row of the codes of the input (`gradients.code_grid`).
       input_scale: float32 scalar.
+      kernel: shape of the kernel and its axes of output channels (`KernelAxes`), static; None of a `Product`.
     """
 
     weights: gradients.Codes | FormatTable
     inputs: FormatTable
     input_scale: jax.Array
+    kernel: tuple[tuple[int, ...], tuple[int, ...]] | None
 
 
 def kernel_clip(granularity_name: str) -> granularity.Clip:
@@ -144,20 +151,23 @@ def _operand_of(codes: gradients.Codes, *, channels: bool) -> Operand:
     return Operand(values, scale).dequantized()
 
 
-def frozen_layer(formats: LayerFormats, kernel: jax.Array | None, clip: granularity.Clip) -> FrozenLayer:
+def frozen_layer(
+    formats: LayerFormats, kernel: jax.Array, axes: KernelAxes | None, clip: granularity.Clip
+) -> FrozenLayer:
     """The codes of a layer.
 
     Args:
       formats: its formats.
-      kernel: its kernel, as it is multiplied, with output channels last; None of a `Product`.
+      kernel: its kernel, as it is multiplied, with output channels last; of a `Product`, anything.
+      axes: the axes of the kernel; None of a `Product`.
       clip: clip threshold of the kernel.
     """
     row, scale, _ = gradients.code_grid(formats.inputs, formats.input_clip)
-    if kernel is None:
-        return FrozenLayer(formats.weights, row, scale)
+    if axes is None:
+        return FrozenLayer(formats.weights, row, scale, None)
     kernel = kernel.astype(jnp.float32)
     codes = gradients.straight_through.codes(kernel, formats.weights, jnp.asarray(clip(kernel, formats.weights)))
-    return FrozenLayer(codes, row, scale)
+    return FrozenLayer(codes, row, scale, (axes.shape, axes.outputs))
 
 
 def quantized_call(
@@ -202,7 +212,7 @@ def quantized_call(
             raise ValueError(f"{path} computes with complex values: leave the layer in float")
         axes = kernel_axes(layer, kernel.shape, inputs.shape, equation)
         x = _input_operand(inputs, formats, quantizer)
-        w = _kernel_operand(axes.to_channels_last(kernel), formats, quantizer, path)
+        w = _kernel_operand(kernel, axes, formats, quantizer, path)
         if has_state:
             x, w = x.dequantized(), w.dequantized()
         operands[:] = x, w, bias, axes, result_type
@@ -231,7 +241,8 @@ def _quantized_product(
     formats: LayerFormats | FrozenLayer, quantizer: Quantizer, equation: str, left: jax.Array, right: jax.Array
 ) -> jax.Array:
     row = formats.weights
-    assert isinstance(row, FormatTable)
+    if not isinstance(row, FormatTable):
+        raise ValueError("codes of a kernel for a product of activations: the network is that of another model")
     x = _input_operand(left, formats, quantizer)
     threshold = quantizer.factor_clip(right.astype(jnp.float32), row)
     w = _operand(right, row, threshold, quantizer, channels=False)
@@ -241,16 +252,21 @@ def _quantized_product(
     return (y * x.scale * w.scale).astype(jnp.result_type(left, right))
 
 
-def _kernel_operand(kernel: jax.Array, formats: LayerFormats | FrozenLayer, quantizer: Quantizer, path: str) -> Operand:
-    """The kernel, with output channels last, or the codes that stand for it."""
+def _kernel_operand(
+    kernel: jax.Array, axes: KernelAxes, formats: LayerFormats | FrozenLayer, quantizer: Quantizer, path: str
+) -> Operand:
+    """The kernel with output channels last, or the codes that stand for it."""
     if isinstance(formats, LayerFormats):
-        kernel = kernel.astype(jnp.float32)
-        threshold = quantizer.weight_clip_at(path)(kernel, formats.weights)
-        return _operand(kernel, formats.weights, threshold, quantizer, channels=True)
-    codes = formats.weights
-    if not isinstance(codes, gradients.Codes) or codes.values.shape != kernel.shape:
-        raise ValueError(f"{path}: the codes are those of another layer than its kernel of shape {kernel.shape}")
-    return _operand_of(codes, channels=True)
+        channels_last = axes.to_channels_last(kernel).astype(jnp.float32)
+        threshold = quantizer.weight_clip_at(path)(channels_last, formats.weights)
+        return _operand(channels_last, formats.weights, threshold, quantizer, channels=True)
+    if formats.kernel != (axes.shape, axes.outputs):
+        raise ValueError(
+            f"{path}: codes of a kernel of (shape, output axes) {formats.kernel}, for one of "
+            f"{(axes.shape, axes.outputs)}: the network is that of another model"
+        )
+    assert isinstance(formats.weights, gradients.Codes)
+    return _operand_of(formats.weights, channels=True)
 
 
 def _input_operand(x: jax.Array, formats: LayerFormats | FrozenLayer, quantizer: Quantizer) -> Operand:
@@ -313,8 +329,11 @@ def kernel_seen(layer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     own = layer.promote_dtype
 
     def promote(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, dtype: Any) -> tuple[Any, ...]:
+        promoted = own(inputs, kernel, bias, dtype=dtype)
+        if own is not promote_dtype:  # The model's own may change values.
+            inputs, kernel, _ = promoted
         seen[:] = kernel, kernel_axes(layer, kernel.shape, inputs.shape, einsum_equation(layer, args, kwargs))
-        return own(inputs, kernel, bias, dtype=dtype)
+        return promoted
 
     with _replaced(layer, {"promote_dtype": promote}):
         yield seen

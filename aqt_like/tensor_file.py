@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import safetensors
 import safetensors.numpy
 
 _METADATA = "aqt_like"  # The only key: the order of several is another one in each file.
+_OF_DAMAGE = (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError)
 _DTYPES = "dtypes"  # of tensors that safetensors for NumPy cannot read back, which are stored as unsigned integers
 
 
@@ -27,25 +29,47 @@ def save(path: pathlib.Path | str, tensors: Mapping[str, np.ndarray], manifest: 
 
     Args:
       path: the file.
-      tensors: arrays by name, of any type of NumPy or ml_dtypes.
+      tensors: arrays by name, of any numeric type of NumPy or ml_dtypes.
       manifest: what JSON can hold, with "kind" and "version", which `load` asks for.
-    """
-    path = pathlib.Path(path)
-    tensors = {name: np.asarray(values, order="C") for name, values in tensors.items()}
-    unknown = {name: x.dtype for name, x in tensors.items() if x.dtype.kind == "V" and x.dtype != ml_dtypes.bfloat16}
-    for name, dtype in unknown.items():
-        tensors[name] = tensors[name].view(f"u{dtype.itemsize}")
-    manifest = {**manifest, _DTYPES: {name: dtype.name for name, dtype in unknown.items()}}
-    metadata = {"sha256": _digest(manifest, tensors), "manifest": manifest}
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(safetensors.numpy.save(tensors, {_METADATA: _compact(metadata)}))
-    temporary.replace(path)
-
-
-def load(path: pathlib.Path | str, *, kind: str, version: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors and the manifest of a file that `save` wrote.
 
     Raises:
+      ValueError: a tensor is of another type.
+    """
+    path = pathlib.Path(path)
+    stored, dtypes = {}, {}
+    for name, values in tensors.items():
+        own = np.asarray(values, order="C")
+        own = own.astype(own.dtype.newbyteorder("="))
+        if own.dtype.kind == "V" and own.dtype != ml_dtypes.bfloat16 and own.dtype.names is None:
+            dtypes[name] = own.dtype.name
+            own = own.view(f"u{own.dtype.itemsize}")
+        stored[name] = own
+    # As it is read back: JSON turns tuples into lists and keys into text.
+    manifest = json.loads(_compact({**manifest, _DTYPES: dtypes}))
+    metadata = {_METADATA: _compact({"sha256": _digest(manifest, stored), "manifest": manifest})}
+    try:
+        contents = safetensors.numpy.save(stored, metadata)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} cannot hold these tensors: {error}") from error
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # of this writer alone
+    try:
+        temporary.write_bytes(contents)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(
+    path: pathlib.Path | str, *, kind: str | None = None, version: int | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors and the manifest of a file that `save` wrote.
+
+    Args:
+      path: the file.
+      kind, version: what the manifest has to say of itself, if given.
+
+    Raises:
+      FileNotFoundError: there is no such file.
       DamagedFileError: the file is truncated, altered, of another kind or version, or not written by `save`.
     """
     if pathlib.Path(path).is_dir():
@@ -59,21 +83,23 @@ def load(path: pathlib.Path | str, *, kind: str, version: int) -> tuple[dict[str
             raise DamagedFileError(f"{path} is not as it was written: its checksum differs")
         for name, dtype in manifest.pop(_DTYPES).items():
             tensors[name] = tensors[name].view(jax.numpy.dtype(dtype))
+        found = (manifest.get("kind"), manifest.get("version"))
     except (FileNotFoundError, DamagedFileError):
         raise
-    except (
-        safetensors.SafetensorError,
-        OSError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        RecursionError,
-    ) as error:
+    except (*_OF_DAMAGE, safetensors.SafetensorError) as error:
         raise DamagedFileError(f"{path} is truncated, or no file of this package: {error!r}") from error
-    if (found := (manifest.get("kind"), manifest.get("version"))) != (kind, version):
+    if kind is not None and found != (kind, version):
         raise DamagedFileError(f"{path} is a {found[0]} of version {found[1]}: expected a {kind} of version {version}")
     return tensors, manifest
+
+
+def is_ours(path: pathlib.Path) -> bool:
+    """Whether a safetensors file is one that `save` wrote, damaged or not; False if it cannot be read."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return _METADATA in (file.metadata() or {})
+    except (OSError, safetensors.SafetensorError):
+        return False
 
 
 def _compact(document: Mapping[str, Any]) -> str:

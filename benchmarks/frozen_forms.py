@@ -40,7 +40,7 @@ def forms(directory: pathlib.Path) -> tuple[dict[str, Form], Any]:
     """The forms of the network of a run, each `images -> (logits, codes of inputs)`, and the experiment."""
     experiment = finished.read_experiment(directory)
     search = experiment.search
-    frozen = finished.variables_of(finished.read_network(directory), experiment)
+    frozen = finished.variables_of(finished.read_network(directory, experiment), experiment)
     inference = models.mode(search.model, train=False)
 
     def apply(variables: dict[str, Any], x: jax.Array) -> tuple[jax.Array, Codes]:
@@ -101,7 +101,7 @@ def compare(directory: pathlib.Path) -> dict[str, Any]:
             flipped[name] += sum(int((of_inputs[path][real] != expected[path][real]).sum()) for path in expected)
         codes += sum(values[real].size for values in expected.values())
     whole = {name: np.concatenate(parts) for name, parts in logits.items()}
-    network = finished.read_network(directory)
+    network = FrozenNetwork.load(directory / NETWORK)
     return {
         "run": directory.name,
         "network": summary["name"],

@@ -15,17 +15,15 @@ import sys
 if not __package__:  # run as a file: import from the folder of launch/ and from the current one
     sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
 
-import json
 from typing import Any
 
 import jax.numpy as jnp
 from rich.console import Console
 
-from hwcost.genome_file import GenomeFileError
 from launch.training import finished, runs
 from launch.training.checkpoints import CheckpointError, Checkpoints
 from launch.training.experiment import ConfigError
-from launch.training.run_directory import CHECKPOINTS, NETWORK, SUMMARY, WEIGHTS
+from launch.training.run_directory import CHECKPOINTS, NETWORK, WEIGHTS
 
 
 def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **changes: Any) -> None:
@@ -43,7 +41,7 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
     """
     missing = [name for name in (NETWORK, WEIGHTS) if not (directory / name).exists()]
     if not missing:
-        raise ConfigError(f"{directory} has {NETWORK} and {WEIGHTS} already")
+        raise ConfigError(f"{directory} has {NETWORK} and {WEIGHTS}: remove the one to make anew")
     experiment = finished.read_experiment(directory, **changes)
     checkpoints = Checkpoints(directory / CHECKPOINTS, read_only=True)
     like = finished.initial_state(experiment, experiment.trials[0])
@@ -53,13 +51,13 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
         raise ConfigError(f"{directory} has no checkpoint")
     genome = finished.read_genome_of(directory, experiment)
     name = experiment.search.quality.name
-    expected = json.loads((directory / SUMMARY).read_text())[name]
+    expected = finished.read_quality(directory)
     networks = finished.Networks(experiment, runs.open_data(experiment))
     network = networks.recalibrated(networks.frozen(restored[1], jnp.asarray(genome)))
     found = networks.quality(networks.variables(network), "test")
     points = 100 * (found - expected)
     told = f"{found:.2%} {name} on test, {points:+.2f} points from the summary's"
-    if abs(points) > tolerance:
+    if not abs(points) <= tolerance:
         raise ValueError(
             f"{directory}: {told}: expected at most {tolerance:g} (--tolerance). Nothing was written: the data or the "
             "versions are not those of the run"
@@ -85,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             changes = {key: value for key, value in moved.items() if value is not None}
             freeze(directory, console, tolerance=arguments.tolerance, **changes)
-        except (ValueError, CheckpointError, GenomeFileError) as error:
+        except (ValueError, OSError, CheckpointError) as error:
             sys.exit(f"error: {error}")
 
 

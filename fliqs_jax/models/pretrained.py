@@ -16,6 +16,8 @@ import safetensors
 from flax import traverse_util
 from safetensors.numpy import save_file
 
+from aqt_like import tensor_file
+
 Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 
 _CLASSIFIER = "classifier"
@@ -156,15 +158,7 @@ def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dic
     Raises:
       PretrainedError: the file cannot be read, lacks a variable, or has a variable of another shape.
     """
-    if path.is_dir():
-        raise PretrainedError(f"{path} is a directory: expected a safetensors file")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise PretrainedError(f"cannot read weights from {path}: {error}") from error
-    if any(name.startswith("codes/") for name in stored):
-        raise PretrainedError(f"{path} is a frozen network, without float weights: use weights.safetensors beside it")
+    stored = _read(path)
     flax_names = any(name.startswith("params/") for name in stored)
     loaded, kept = {}, []
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
@@ -185,6 +179,23 @@ def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dic
         else:
             raise PretrainedError(f"{name!r} in {path} has shape {values.shape}, {'/'.join(place)} needs {ours.shape}")
     return variables | traverse_util.unflatten_dict(loaded), sorted(kept)
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a file; those of the weights of a run are checked."""
+    try:
+        if tensor_file.is_ours(path):
+            stored, manifest = tensor_file.load(path)
+            if any(name.startswith("codes/") for name in stored):
+                raise PretrainedError(
+                    f"{path} is a {manifest['kind']}, without float weights: use weights.safetensors beside it"
+                )
+            return stored
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = "it is a directory" if path.is_dir() else error
+        raise PretrainedError(f"cannot read weights from {path}: {reason}") from error
 
 
 def save(path: pathlib.Path, variables: dict[str, Any]) -> None:

@@ -127,7 +127,7 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
             wide=True,
         ),
         picture_card("Where the cost is", _shares_of(main), figures.cost_shares(main), wide=True),
-        *_file_card(runs[0].directory / NETWORK),
+        *_file_card(runs[0]),
         card("Results", "", _table(runs), wide=True),
         *training[1:],
         card(
@@ -149,11 +149,18 @@ def _shares_of(summary: dict[str, Any]) -> str:
     return text + (f" {line}." if line else "")
 
 
-def _file_card(path: pathlib.Path) -> list[str]:
-    """A card about the file of the network; none if a run of an earlier version left none."""
+def _file_card(run: RecordedRun) -> list[str]:
+    """A card about the file of the network; none if a run of an earlier version left none.
+
+    Raises:
+      ValueError: the file is not that of the run.
+    """
+    path = run.directory / NETWORK
     if not path.exists():
         return []
     network = FrozenNetwork.load(path)
+    if {name: layer.format for name, layer in network.layers.items()} != _formats(run.summary):
+        raise ValueError(f"{path} has layers or formats that its summary has not: it is of another run")
     size, whole = path.stat().st_size, network.float32_bytes()
     stored = sum(network.sizes().values())
     text = (
@@ -230,6 +237,10 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
 
 def _capital(name: str) -> str:
     return name[:1].upper() + name[1:]
+
+
+def _formats(summary: dict[str, Any]) -> dict[str, str]:
+    return {layer["path"]: layer["format"] for layer in summary["layers"]}
 
 
 def _paths(summary: dict[str, Any]) -> list[str]:

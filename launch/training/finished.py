@@ -7,12 +7,14 @@ import dataclasses
 import itertools
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import aqt_like
@@ -61,15 +63,33 @@ def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
         raise ConfigError(f"{directory} is a file: expected the directory of a run")
     try:
         config = ConfigDict(json.loads((directory / CONFIG).read_text()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:  # the last of JSON that is no object
         raise ConfigError(f"{directory} holds no run: {error}") from error
     if not (directory / SUMMARY).exists():
         raise ConfigError(f"{directory} holds a run that is not finished: the command that started it goes on with it")
+    if unknown := [key for key in changes if key not in flatten_dict(config.to_dict(), sep=".")]:
+        raise ConfigError(f"{directory} has no setting {', '.join(unknown)}")
     config.update_from_flattened_dict(changes)
     for key, value in EARLIER_ARITHMETIC.items():  # Runs of earlier versions do not say it.
         if key not in config:
             config[key] = value
-    return prepare_experiment(config)
+    try:
+        return prepare_experiment(config)
+    except (AttributeError, KeyError) as error:
+        raise ConfigError(f"{directory / CONFIG} lacks a setting: {error}") from error
+
+
+def read_quality(directory: pathlib.Path) -> float:
+    """The quality on test that the summary of a finished run tells.
+
+    Raises:
+      ConfigError: it tells none.
+    """
+    try:
+        summary = json.loads((directory / SUMMARY).read_text())
+        return float(summary[summary["quality"]])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{directory / SUMMARY} is not the summary of a run: {error!r}") from error
 
 
 def read_genome_of(directory: pathlib.Path, experiment: Experiment) -> np.ndarray:
@@ -95,7 +115,13 @@ class Networks:
         network = aqt_like.QuantizedModel(search.model, formats, variables["formats"], search.quantizer)
         weights = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
         example = jnp.zeros((1, *source.example.shape), source.example.dtype)
-        frozen = aqt_like.freeze(network, weights, example, **models.mode(search.model, train=False))
+        frozen = aqt_like.freeze(
+            network,
+            weights,
+            example,
+            other_modes=({**models.mode(search.model, train=True), "mutable": ["batch_stats"]},),
+            **models.mode(search.model, train=False),
+        )
         genome_by_name = self._experiment.plan.named(np.asarray(genome))
         return dataclasses.replace(frozen, about=_about(self._experiment, self._dataset, genome_by_name))
 
@@ -146,14 +172,38 @@ def _about(experiment: Experiment, dataset: data.Dataset, genome: Genome) -> dic
     }
 
 
-def read_network(directory: pathlib.Path) -> FrozenNetwork:
+def read_network(directory: pathlib.Path, experiment: Experiment) -> FrozenNetwork:
     """The frozen network of a finished run.
 
     Raises:
-      ConfigError: there is no such file.
+      ConfigError: there is no such file, or it is of another model.
       DamagedFileError: it is not as it was written.
     """
-    return FrozenNetwork.load(_existing(directory / NETWORK))
+    network = FrozenNetwork.load(_existing(directory / NETWORK))
+    state = jax.eval_shape(lambda: initial_state(experiment, experiment.trials[0]))
+    ours = {"params": nn.meta.unbox(state.params), "batch_stats": state.batch_stats}
+    _, variables = network.bind(experiment.search.model)
+    _check_shapes(directory / NETWORK, *({_name(p): x for p, x in _leaves(tree)} for tree in (variables, ours)))
+    if network.layers.keys() != set(experiment.search.paths):
+        raise ConfigError(f"the model is not that of {directory / NETWORK}: it quantises {', '.join(network.layers)}")
+    return network
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree.leaves_with_path(tree)
+
+
+def _check_shapes(path: pathlib.Path, stored: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises ConfigError if the variables of a file are not those of the model."""
+    if differing := sorted(
+        name
+        for name in ours.keys() | stored.keys()
+        if name not in ours or name not in stored or stored[name].shape != ours[name].shape
+    ):
+        raise ConfigError(
+            f"the model is not that of {path}: {', '.join(differing[:5])} are in one of the two only, or have another "
+            "shape"
+        )
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:
@@ -168,8 +218,7 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
 def told(directory: pathlib.Path) -> str:
     """A finished run in a few words: its name, its quality on test, its directory."""
     summary = json.loads((directory / SUMMARY).read_text())
-    quality = summary["quality"]
-    return f"{summary['name']}, {100 * summary[quality]:.2f} % {quality} on test, in {directory}"
+    return f"{summary['name']}, {100 * read_quality(directory):.2f} % {summary['quality']} on test, in {directory}"
 
 
 def write_weights(directory: pathlib.Path, state: SearchState) -> None:
@@ -179,7 +228,7 @@ def write_weights(directory: pathlib.Path, state: SearchState) -> None:
       ConfigError: two variables have one name in the file.
     """
     stored = {name: nn.meta.unbox(getattr(state, name)) for name in _STORED}
-    leaves = jax.tree.leaves_with_path(jax.device_get(stored))
+    leaves = _leaves(jax.device_get(stored))
     arrays = {_name(path): np.asarray(leaf) for path, leaf in leaves}
     if len(arrays) < len(leaves):
         raise ConfigError("two variables have one name, if slashes separate those of modules: rename one of them")
@@ -196,14 +245,7 @@ def read_weights(directory: pathlib.Path, experiment: Experiment) -> SearchState
     arrays, _ = tensor_file.load(_existing(directory / WEIGHTS), kind=WEIGHTS_KIND, version=WEIGHTS_VERSION)
     state = initial_state(experiment, experiment.trials[0])
     like = {name: nn.meta.unbox(getattr(state, name)) for name in _STORED}
-    shapes = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(like)}
-    if differing := sorted(
-        name for name in shapes.keys() | arrays.keys() if name not in arrays or arrays[name].shape != shapes.get(name)
-    ):
-        raise ConfigError(
-            f"the model is not that of {directory / WEIGHTS}: {', '.join(differing[:5])} are in one of the two only, "
-            "or have another shape"
-        )
+    _check_shapes(directory / WEIGHTS, arrays, {_name(path): leaf for path, leaf in _leaves(like)})
     stored = jax.tree.map_with_path(lambda path, leaf: jnp.asarray(arrays[_name(path)], leaf.dtype), like)
     return state._replace(**stored)
 

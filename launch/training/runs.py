@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from aqt_like import interception
+from aqt_like.frozen_network import FrozenNetwork
 from fliqs_jax import random_search
 from fliqs_jax.distillation import TEACHER_LOGITS
 from fliqs_jax.losses import Batch
@@ -78,7 +79,7 @@ def read_teacher(experiment: Experiment, console: Console) -> Callable[[Batch], 
         return lambda batch: batch
     directory = pathlib.Path(name)
     teacher = finished.read_experiment(directory)
-    variables = finished.variables_of(finished.read_network(directory), teacher)
+    variables = finished.variables_of(finished.read_network(directory, teacher), teacher)
     teacher_shapes = (teacher.source.example.shape, teacher.source.classes)
     own_shapes = (experiment.source.example.shape, experiment.source.classes)
     if teacher_shapes != own_shapes:
@@ -300,7 +301,7 @@ def _summary(run: _TrialRun, genome: jax.Array, seconds: float) -> dict[str, Any
     """Summary of a finished trial; qualities are those of the network in its file."""
     config, compiled, name = run.trial.config, run.compiled, run.experiment.search.quality.name
     networks = compiled.networks
-    variables = networks.variables(finished.read_network(run.directory))
+    variables = networks.variables(FrozenNetwork.load(run.directory / NETWORK))
     return {
         name: networks.quality(variables, "test"),
         **network_summary(run.experiment, np.asarray(genome)),

@@ -61,7 +61,7 @@ def test_it_is_frozen(with_checkpoint, capsys):
     summary = json.loads((with_checkpoint / "summary.json").read_text())
     assert network.formats == {layer["path"]: layer["format"] for layer in summary["layers"]}
     assert np.isfinite(network.apply(variables, np.ones((1, 8, 8, 1), np.float32), train=False)).all()
-    with pytest.raises(SystemExit, match=r"has network.safetensors and weights.safetensors already"):
+    with pytest.raises(SystemExit, match=r"has network.safetensors and weights.safetensors: remove"):
         freeze.main([str(with_checkpoint)])
     before = (with_checkpoint / "network.safetensors").read_bytes()
     (with_checkpoint / "weights.safetensors").unlink()

@@ -167,6 +167,9 @@ def test_the_file_of_the_network_is_shown(run_directories):
     )
     assert "Not quantised, in bytes: plain/kernel 48, bias 24." in page
     assert page.count("<svg") == 10
+    (run_directories / "b" / "network.safetensors").write_bytes(path.read_bytes())
+    with pytest.raises(SystemExit, match="it is of another run"):
+        report.main([str(run_directories / "b")])
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(SystemExit, match=r"network.safetensors is truncated"):
         report.main([str(run_directories / "a")])

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -377,9 +378,33 @@ def test_a_teacher_changes_what_is_learned_and_has_to_fit(uninterrupted, tiny_co
     with pytest.raises(ConfigError, match=r"distillation.temperature=0.0: expected a number above 0"):
         prepare_experiment(tiny_config)
     tiny_config.distillation.temperature = 1.0
-    tiny_config.distillation.teacher = str(tmp_path / "nobody")
-    with pytest.raises(ConfigError, match="nobody holds no run"):
-        run_experiment(tiny_config, tmp_path / "other")
+    other = shutil.copytree(uninterrupted, tmp_path / "of another model")
+    network = FrozenNetwork.load(other / "network.safetensors")
+    dataclasses.replace(network, variables={}).save(other / "network.safetensors")
+    for teacher, message in {
+        other: r"the model is not that of .*network.safetensors: batch_stats/",
+        uninterrupted / "network.safetensors": "is a file: expected the directory of a run",
+        tmp_path / "nobody": "nobody holds no run",
+    }.items():
+        tiny_config.distillation.teacher = str(teacher)
+        with pytest.raises(ConfigError, match=message):
+            run_experiment(tiny_config, tmp_path / "taught by" / teacher.name)
+
+
+def test_weights_of_a_run_are_checked_where_they_are_read(uninterrupted, tiny_config, tmp_path):
+    for name, message in {
+        "network.safetensors": "is a frozen network, without float weights: use weights.safetensors beside it",
+        "weights.safetensors": "its checksum differs",
+    }.items():
+        contents = bytearray((uninterrupted / name).read_bytes())
+        contents[-1] ^= name == "weights.safetensors"
+        (tmp_path / name).write_bytes(contents)
+        tiny_config.init_from = str(tmp_path / name)
+        with pytest.raises(ValueError, match=message):
+            prepare_experiment(tiny_config)
+    tiny_config.init_from = str(tmp_path)
+    with pytest.raises(ValueError, match="it is a directory"):
+        prepare_experiment(tiny_config)
 
 
 def test_training_starts_from_pretrained_weights(tiny_config, run_experiment, tmp_path):
