@@ -30,6 +30,7 @@ from aqt_like.quantized_layer import DEFAULT_QUANTIZER, FrozenLayer, Quantizer, 
 from aqt_like.quantized_model import QuantizedModel
 
 KIND, VERSION = "frozen network", 1
+_ARRAYS = (np.ndarray, np.generic, jax.Array, jax.ShapeDtypeStruct, float, int)
 
 # So that `jax.export` takes a network as an argument.
 for kind in (gradients.Codes, FormatTable):
@@ -293,30 +294,7 @@ def freeze(
         has an estimator without codes; a layer did not run, has no parameter `kernel`, or multiplies one that depends
         on the input or differs between its calls; a weight is NaN; or a variable is no array.
     """
-    _check_quantizer(network)
-    variables = {name: x for name, x in nn.meta.unbox(dict(variables)).items() if name not in (FORMATS, "calibration")}
-    for name, leaf in _flat(variables).items():
-        if leaf is not empty_node and not isinstance(leaf, np.ndarray | np.generic | jax.Array | float | int):
-            raise FreezeError(f"{name} is a {type(leaf).__name__}: expected variables that are arrays")
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-            raise FreezeError(f"{name} is of type {leaf.dtype}, which no file can hold: expected numbers")
-    leaves, structure = jax.tree.flatten((args, kwargs))
-    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
-
-    def codes(variables: Any, collection: Any, arrays: Any) -> dict[str, tuple[FrozenLayer, jax.Array]]:
-        args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
-        operands = interception.layer_operands(network.model, variables, *args, **kwargs)
-        made = {}
-        for path in network.formats:
-            if path not in operands:
-                raise FreezeError(f"{path} does not run under these arguments: expected those of `quantize_model`")
-            found, clip = operands[path], quantizer.weight_clip_at(split_repetition(path)[0])
-            made[path] = frozen_layer(entry_of(collection, path), found.weights, found.axes, clip), found.alike
-        return made
-
-    quantizer = network.quantizer
-    traced = jax.jit(codes).trace(variables, network.collection, arrays)
-    _check_inputs_unread(traced, len(arrays), tuple(network.formats))
+    variables, traced, arrays = _trace(network, variables, args, kwargs)
     made = jax.device_get(traced.lower().compile()(variables, network.collection, arrays))
     if differing := [path for path, (_, alike) in made.items() if not alike]:
         raise FreezeError(f"{', '.join(differing)}: the calls of the layer multiply different kernels")
@@ -329,10 +307,60 @@ def freeze(
     return _without_unread_kernels(whole, network.model, args, modes)
 
 
+def check_freezable(network: QuantizedModel, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+    """Raises what `freeze` would, but for what only values show: a NaN, and kernels that differ between calls.
+
+    Nothing is compiled: arrays among the variables and formats may be `jax.ShapeDtypeStruct`s.
+    """
+    _trace(network, variables, args, kwargs)
+
+
+def _trace(
+    network: QuantizedModel, variables: Mapping[str, Any], args: tuple, kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], jax.stages.Traced, dict[int, Any]]:
+    """The variables that are frozen, and the program that makes codes, with its last arguments.
+
+    Its result has, by path, the frozen layer and whether all its calls multiply the same kernel.
+    """
+    _check_quantizer(network)
+    variables = {name: x for name, x in nn.meta.unbox(dict(variables)).items() if name not in (FORMATS, "calibration")}
+    for name, leaf in _flat(variables).items():
+        if leaf is not empty_node and not isinstance(leaf, _ARRAYS):
+            raise FreezeError(f"{name} is a {type(leaf).__name__}: expected variables that are arrays")
+        if jnp.issubdtype(dtype := getattr(leaf, "dtype", float), jax.dtypes.extended):
+            raise FreezeError(f"{name} is of type {dtype}, which no file can hold: expected numbers")
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
+    quantizer = network.quantizer
+
+    def codes(variables: Any, collection: Any, arrays: Any) -> dict[str, tuple[FrozenLayer, jax.Array]]:
+        args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+        operands = interception.layer_operands(network.model, variables, *args, **kwargs)
+        made = {}
+        for path in network.formats:
+            if path not in operands:
+                raise FreezeError(f"{path} does not run under these arguments: expected those of `quantize_model`")
+            found, clip = operands[path], quantizer.weight_clip_at(split_repetition(path)[0])
+            made[path] = frozen_layer(entry_of(collection, path), found.weights, found.axes, clip), found.alike
+            if found.axes is not None and _kernel_name(path) not in _flat(variables):
+                raise FreezeError(f"{path} has no parameter 'kernel' of its own, but multiplies one: leave it in float")
+        return made
+
+    traced = jax.jit(codes).trace(variables, network.collection, arrays)
+    _check_inputs_unread(traced, len(arrays), tuple(network.formats))
+    return variables, traced, arrays
+
+
+def _kernel_name(path: str) -> str:
+    """The path of a layer's kernel among the variables."""
+    return f"params/{split_repetition(path)[0]}/kernel"
+
+
 def _check_quantizer(network: QuantizedModel) -> None:
     """Raises FreezeError for a network whose thresholds or estimator cannot be frozen."""
     quantizer = network.quantizer
-    if any(isinstance(entry_of(network.collection, path), FrozenLayer) for path in network.formats):
+    entries = jax.tree.leaves(network.collection, is_leaf=lambda entry: isinstance(entry, FrozenLayer))
+    if any(isinstance(entry, FrozenLayer) for entry in entries):
         raise FreezeError("the network is frozen already")
     if quantizer.input_clip is not None or quantizer.factor_clip != DEFAULT_QUANTIZER.factor_clip:
         raise FreezeError("a quantiser with input_clip or factor_clip: thresholds that are functions cannot be frozen")
@@ -396,11 +424,7 @@ def _named(row: FormatTable, candidates: tuple[Format, ...], path: str) -> Forma
 def _without_unread_kernels(
     whole: FrozenNetwork, model: nn.Module, args: tuple, modes: Sequence[Mapping[str, Any]]
 ) -> FrozenNetwork:
-    """The network without the kernels that nothing but their own layer reads in any mode: codes stand for them.
-
-    Raises:
-      FreezeError: a quantised layer has no parameter `kernel`.
-    """
+    """The network without the kernels that nothing but their own layer reads in any mode: codes stand for them."""
     network, variables = whole.bind(model)
     flat = _flat(variables)
     names = [name for name, leaf in flat.items() if leaf is not empty_node]
@@ -412,13 +436,8 @@ def _without_unread_kernels(
     jaxpr = jax.make_jaxpr(outputs)(*(flat[name] for name in names)).jaxpr
     _, is_read = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     unread = {name for name, read in zip(names, is_read, strict=True) if not read}
-    omitted = {}
-    for path, layer in whole.layers.items():
-        name = f"params/{split_repetition(path)[0]}/kernel"
-        if isinstance(layer.weights, Kernel) and name not in flat:
-            raise FreezeError(f"{path} has no parameter 'kernel' of its own, but multiplies one: leave it in float")
-        if name in unread:
-            omitted[name] = jax.ShapeDtypeStruct(flat[name].shape, flat[name].dtype)
+    kernels = dict.fromkeys(map(_kernel_name, whole.layers))
+    omitted = {name: jax.ShapeDtypeStruct(flat[name].shape, flat[name].dtype) for name in kernels if name in unread}
     others = _unflat({name: leaf for name, leaf in _flat(whole.variables).items() if name not in omitted})
     return dataclasses.replace(whole, variables=others, omitted=omitted)
 

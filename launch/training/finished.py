@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 import aqt_like
 from aqt_like import tensor_file
-from aqt_like.frozen_network import FrozenNetwork
+from aqt_like.frozen_network import FrozenNetwork, check_freezable
 from fliqs_jax import models
 from fliqs_jax.policy import init_policy
 from fliqs_jax.search import (
@@ -107,18 +107,34 @@ class Networks:
         self.variables_of_genome = jax.jit(lambda state, genome: quantized_variables(search, state, genome, True))
         """`(state, genome) -> variables` with formats, of a network that is not frozen."""
 
+    def check(self) -> None:
+        """Checks, before anything is trained or compiled, that networks can be frozen.
+
+        Raises:
+          FreezeError: they cannot; see `frozen_network.check_freezable`.
+        """
+        experiment, trial = self._experiment, self._experiment.trials[0]
+        genome = np.zeros(len(experiment.plan.space), np.int32)
+        variables = jax.eval_shape(lambda: self.variables_of_genome(initial_state(experiment, trial), genome))
+        inference = models.mode(experiment.search.model, train=False)
+        check_freezable(*self._quantized(variables, genome), self._example(), **inference)
+
+    def _example(self) -> np.ndarray:
+        example = self._experiment.source.example
+        return np.zeros((1, *example.shape), example.dtype)
+
+    def _quantized(self, variables: dict[str, Any], genome: Any) -> tuple[aqt_like.QuantizedModel, dict[str, Any]]:
+        """The quantised model of a genome, and its weights and statistics."""
+        search, formats = self._experiment.search, self._experiment.plan.layer_formats(np.asarray(genome))
+        network = aqt_like.QuantizedModel(search.model, formats, variables["formats"], search.quantizer)
+        return network, {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+
     def frozen(self, state: SearchState, genome: jax.Array) -> FrozenNetwork:
         """The network of a genome, int32[D], under the weights and batch statistics of a state."""
-        search, source = self._experiment.search, self._experiment.source
-        variables = self.variables_of_genome(state, genome)
-        formats = self._experiment.plan.layer_formats(np.asarray(genome))
-        network = aqt_like.QuantizedModel(search.model, formats, variables["formats"], search.quantizer)
-        weights = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
-        example = jnp.zeros((1, *source.example.shape), source.example.dtype)
+        search = self._experiment.search
         frozen = aqt_like.freeze(
-            network,
-            weights,
-            example,
+            *self._quantized(self.variables_of_genome(state, genome), genome),
+            self._example(),
             other_modes=({**models.mode(search.model, train=True), "mutable": ["batch_stats"]},),
             **models.mode(search.model, train=False),
         )

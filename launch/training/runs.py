@@ -109,6 +109,8 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Call
 
     train_example = jax.eval_shape(teach, example("train", config.batch_size, augmented=True))
     valid_example = example("valid", config.valid_batch_size, augmented=False)
+    networks = finished.Networks(experiment, dataset)
+    networks.check()
     start = time.perf_counter()
     state = jax.eval_shape(lambda: finished.initial_state(experiment, experiment.trials[0]))
     step = compile_step(counted_step, mesh, state, train_example, valid_example)
@@ -116,7 +118,7 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Call
         mesh=mesh,
         teach=teach,
         step=step,
-        networks=finished.Networks(experiment, dataset),
+        networks=networks,
         profile=criterion
         and jax.jit(make_profile_clip_multiples(search, criterion), donate_argnums=0, out_shardings=whole),
         step_compilations=lambda: len(traces),

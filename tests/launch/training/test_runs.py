@@ -391,6 +391,13 @@ def test_a_teacher_changes_what_is_learned_and_has_to_fit(uninterrupted, tiny_co
             run_experiment(tiny_config, tmp_path / "taught by" / teacher.name)
 
 
+def test_what_cannot_be_frozen_is_told_before_it_is_trained(tiny_config, run_experiment, tmp_path):
+    tiny_config.model = {"name": "tests.tiny_network:make_dropping_network"}
+    with pytest.raises(ValueError, match="stem: its kernel depends on the input of the model"):
+        run_experiment(tiny_config)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_weights_of_a_run_are_checked_where_they_are_read(uninterrupted, tiny_config, tmp_path):
     for name, message in {
         "network.safetensors": "is a frozen network, without float weights: use weights.safetensors beside it",
