@@ -21,6 +21,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 # What rounds is compiled with all optimisations; the rest with fewer, as JAX's own tests are.
 ROUNDING = {f"test_{name}" for name in ("numerics", "gradients", "granularity", "calibration", "packing")}
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the processes that tests start
+jax.config.update("jax_disable_most_optimizations", True)  # of fixtures that are made before the one below
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -146,8 +146,10 @@ class Networks:
         return jax.device_put(variables_of(network, self._experiment), replicated(self._mesh))
 
     def recalibrated(self, network: FrozenNetwork) -> FrozenNetwork:
-        """The network with batch statistics of training batches under its own codes."""
+        """The network with batch statistics, if it has any, of training batches under its own codes."""
         config = self._experiment.config
+        if not network.variables["batch_stats"]:
+            return network
         stream = self._dataset.train_batches(
             "train", batch_size=config.batch_size, first_step=self._experiment.search.total_steps, augmented=False
         )

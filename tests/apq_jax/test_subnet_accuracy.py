@@ -66,7 +66,7 @@ def test_genomes_say_the_formats_of_layers():
 def test_quantised_accuracy_fine_tunes_and_leaves_the_once_for_all_network_alone(weights_and_stats):
     weights, stats = weights_and_stats
     examples = batches(1, seed=4, size=32)
-    data = subnet_accuracy.Data(calibration=examples, training=examples * 40, validation=examples)
+    data = subnet_accuracy.Data(calibration=examples, training=examples * 20, validation=examples)
     measure = subnet_accuracy.make_quantized_accuracy(
         SPACE,
         FULL,
