@@ -207,7 +207,8 @@ def format_space(space: str | Sequence[str]) -> tuple[LayerFormat, ...]:
     if isinstance(space, str):
         if space not in FORMAT_SPACES and "," not in space:
             raise UnknownFormatError(
-                f"unknown format space {space!r}: expected {', '.join(FORMAT_SPACES)}, or formats joined by commas"
+                f"unknown format space {space!r}: expected {', '.join(FORMAT_SPACES)}, or formats joined by commas, of "
+                "which one alone is no space"
             )
         space = FORMAT_SPACES.get(space) or [name.strip() for name in space.split(",") if name.strip()]
     if len(set(space)) < len(space):

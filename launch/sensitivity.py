@@ -106,10 +106,13 @@ def main(argv: list[str] | None = None) -> None:
         "target": prepared.search.budgets[0].target,
         "assignments": assignments,
     }
-    (directory / "sensitivity.json").write_text(json.dumps(document, indent=1) + "\n")
-    (directory / "sensitivity.svg").write_text(figures.sensitivities(decibels, paths, names))
-    for method, result in assignments.items():
-        write_genome(directory / f"genome-{method}.json", prepared.plan.named(result["genome"]))
+    try:
+        (directory / "sensitivity.json").write_text(json.dumps(document, indent=1) + "\n")
+        (directory / "sensitivity.svg").write_text(figures.sensitivities(decibels, paths, names))
+        for method, result in assignments.items():
+            write_genome(directory / f"genome-{method}.json", prepared.plan.named(result["genome"]))
+    except OSError as error:
+        sys.exit(f"error: {error}")
     show(document, console if console.is_terminal else Console(width=160))
     console.print(f"wrote {directory}/sensitivity.json, sensitivity.svg, genome-greedy.json, genome-knapsack.json")
 

@@ -207,6 +207,8 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
             "On training batches, and on the validation batches that the reward is computed on.",
             figures.curve(lines, {"train_quality": "train", "valid_quality": "validation"}, summary["quality"]),
         ),
+    ]
+    draws = [
         picture_card(
             "Sampled cost",
             "Of the networks drawn at each step; dotted: the target.",
@@ -222,6 +224,9 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
             f"A sum over layers. Formats are drawn uniformly for the first {warmup} steps.",
             figures.curve(lines, {"entropy": "entropy"}, "entropy (nats)"),
         ),
+    ]
+    cards += [
+        *([] if summary["policy"] == "fixed" else draws),  # A fixed genome has the same at each step.
         picture_card("Step time", "", figures.curve(timed, {"milliseconds": "step time"}, "step time (ms)")),
     ]
     if summary["policy"] == "reinforce":
