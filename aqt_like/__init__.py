@@ -5,7 +5,8 @@
 
 from aqt_like.explain import explain
 from aqt_like.formats import FORMAT_SPACES, Format, UnknownFormatError, format_space, parse_format, parse_layer_format
-from aqt_like.frozen_network import FrozenNetwork, freeze, load_network
+from aqt_like.freezing import freeze
+from aqt_like.frozen_network import FrozenNetwork, load_network
 from aqt_like.granularity import quantize_blocks
 from aqt_like.numerics import quantize
 from aqt_like.quantized_model import QuantizedModel, quantize_model

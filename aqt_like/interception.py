@@ -292,16 +292,16 @@ def layer_operands(
 
 def _shared_kernel(calls: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
     """The kernel of the first call and the first run in a loop, and whether all others have the same."""
-    kernels = []
-    for _, kernel, boundary in calls:
-        _, runs = loop_shapes(boundary.shape)
-        kernels += [kernel[(..., *index)] for index in np.ndindex(*runs)]
-    first, *others = kernels
-    alike = [
-        jnp.all((kernel == first) | (jnp.isnan(kernel) & jnp.isnan(first))) if kernel.shape == first.shape else False
-        for kernel in others
-    ]
-    return first, jnp.all(jnp.asarray(alike, bool))
+    whole = [(kernel, len(loop_shapes(boundary.shape)[1])) for _, kernel, boundary in calls]
+    first = whole[0][0][(..., *[0] * whole[0][1])]
+    alike = []
+    for kernel, runs in whole:
+        if kernel.shape[: kernel.ndim - runs] == first.shape:
+            own = first.reshape(*first.shape, *[1] * runs)
+            alike.append(jnp.all((kernel == own) | (jnp.isnan(kernel) & jnp.isnan(own))))
+        else:
+            alike.append(jnp.zeros((), bool))
+    return first, jnp.all(jnp.stack(alike))
 
 
 def _statistics(
@@ -312,6 +312,22 @@ def _statistics(
         return call(*call_args, **call_kwargs), found
 
     return _observed(model, variables, args, kwargs, statistics)
+
+
+def split_arguments(
+    args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[dict[int, Any], Callable[[Mapping[int, Any]], tuple[tuple, dict[str, Any]]]]:
+    """The arrays among arguments, which a program may take, and what makes `(args, kwargs)` of such arrays again.
+
+    Arguments that are no arrays, as in `train=False`, stay as they are.
+    """
+    leaves, structure = jax.tree.flatten((args, dict(kwargs)))
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
+
+    def with_arrays(arrays: Mapping[int, Any]) -> tuple[tuple, dict[str, Any]]:
+        return jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+
+    return arrays, with_arrays
 
 
 def profile_inputs(
@@ -336,14 +352,13 @@ def profile_inputs(
       ValueError: `variables` lacks `"params"`.
     """
     _check_params(variables)
-    leaves, structure = jax.tree.flatten((args, kwargs))
-    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)}
+    arrays, with_arrays = split_arguments(args, kwargs)
     paths: list[Path] = []
 
     @jax.jit
     def profile(variables: dict[str, Any], arrays: dict[int, jax.Array]) -> list[list[InputStatistics]]:
-        """The statistics; arguments that are no arrays, as in `train=False`, stay static."""
-        args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+        """The statistics."""
+        args, kwargs = with_arrays(arrays)
         found = _statistics(model, variables, args, kwargs)
         paths[:] = found
         return list(found.values())

@@ -6,6 +6,17 @@ A form is eager, jitted, jitted with the network as constants, or exported by `j
 the codes of all inputs on all test images, and is compared with the jitted form. The last form quantises the float
 weights anew, with everything a constant, as programs did before networks were frozen. Writes
 results/frozen_forms.json; ResNet-18 at int4, of which only the size matters, has random weights.
+
+The stored figures are of these runs, and of the uniform-* below them:
+
+    python -m launch.fliqs --config=fliqs_digits --workdir=D1 --config.formats=int_s --config.target_unit=int4 \\
+        --config.target=1.15 --config.baselines="('int4','int8','bf16')"
+    python -m launch.fliqs --config=fliqs_digits --workdir=D2 --config.formats=int2,int4 --config.policy=fixed \\
+        --config.genome=int2 --config.target_unit=int4 --config.target=1 --config.baselines="()"
+    python -m launch.fliqs --config=fliqs_digits --workdir=D3 --config.formats=fp_s --config.target_unit=e2m1 \\
+        --config.target=1.3 --config.baselines="()"
+    python -m launch.fliqs --config=fliqs_cifar10_resnet8 --workdir=D4 --config.data.data_dir=TFDS_DIR \\
+        --config.baselines="('int4','bf16')"
 """
 
 import argparse

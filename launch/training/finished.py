@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 import aqt_like
 from aqt_like import tensor_file
-from aqt_like.frozen_network import FrozenNetwork, check_freezable
+from aqt_like.freezing import check_freezable
+from aqt_like.frozen_network import FrozenNetwork
 from fliqs_jax import models
 from fliqs_jax.policy import init_policy
 from fliqs_jax.search import (
@@ -111,7 +112,7 @@ class Networks:
         """Checks, before anything is trained or compiled, that networks can be frozen.
 
         Raises:
-          FreezeError: they cannot; see `frozen_network.check_freezable`.
+          FreezeError: they cannot; see `freezing.check_freezable`.
         """
         experiment, trial = self._experiment, self._experiment.trials[0]
         genome = np.zeros(len(experiment.plan.space), np.int32)
@@ -201,14 +202,10 @@ def read_network(directory: pathlib.Path, experiment: Experiment) -> FrozenNetwo
     state = jax.eval_shape(lambda: initial_state(experiment, experiment.trials[0]))
     ours = {"params": nn.meta.unbox(state.params), "batch_stats": state.batch_stats}
     _, variables = network.bind(experiment.search.model)
-    _check_shapes(directory / NETWORK, *({_name(p): x for p, x in _leaves(tree)} for tree in (variables, ours)))
+    _check_shapes(directory / NETWORK, _by_name(variables), _by_name(ours))
     if network.layers.keys() != set(experiment.search.paths):
         raise ConfigError(f"the model is not that of {directory / NETWORK}: it quantises {', '.join(network.layers)}")
     return network
-
-
-def _leaves(tree: Any) -> list[tuple[Any, Any]]:
-    return jax.tree.leaves_with_path(tree)
 
 
 def _check_shapes(path: pathlib.Path, stored: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -246,9 +243,8 @@ def write_weights(directory: pathlib.Path, state: SearchState) -> None:
       ConfigError: two variables have one name in the file.
     """
     stored = {name: nn.meta.unbox(getattr(state, name)) for name in _STORED}
-    leaves = _leaves(jax.device_get(stored))
-    arrays = {_name(path): np.asarray(leaf) for path, leaf in leaves}
-    if len(arrays) < len(leaves):
+    arrays = {name: np.asarray(leaf) for name, leaf in _by_name(jax.device_get(stored)).items()}
+    if len(arrays) < len(jax.tree.leaves(stored)):
         raise ConfigError("two variables have one name, if slashes separate those of modules: rename one of them")
     tensor_file.save(directory / WEIGHTS, arrays, {"kind": WEIGHTS_KIND, "version": WEIGHTS_VERSION})
 
@@ -263,9 +259,14 @@ def read_weights(directory: pathlib.Path, experiment: Experiment) -> SearchState
     arrays, _ = tensor_file.load(_existing(directory / WEIGHTS), kind=WEIGHTS_KIND, version=WEIGHTS_VERSION)
     state = initial_state(experiment, experiment.trials[0])
     like = {name: nn.meta.unbox(getattr(state, name)) for name in _STORED}
-    _check_shapes(directory / WEIGHTS, arrays, {_name(path): leaf for path, leaf in _leaves(like)})
+    _check_shapes(directory / WEIGHTS, arrays, _by_name(like))
     stored = jax.tree.map_with_path(lambda path, leaf: jnp.asarray(arrays[_name(path)], leaf.dtype), like)
     return state._replace(**stored)
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their names in files."""
+    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _name(path: tuple[Any, ...]) -> str:
