@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from aqt_like import calibration, clip_multiples, interception
+from aqt_like.format_probe import FormatProbe
 from aqt_like.formats import Format, FormatTable, LayerFormat, format_table, parse_format
 
 
@@ -81,10 +82,28 @@ def format_state(
     *,
     quantize_weights: jax.Array | None = None,
 ) -> dict[str, Any]:
-    """The `"formats"` collection in which layer `l` uses format `choice[l]`, with its clip multiple (FLIQS, §3).
+    """The `"formats"` collection of `chosen_formats`, by layer.
 
     Args:
       paths: path of each layer, L in all.
+      bank, multiples, choice, profile, quantize_inputs, quantize_weights: see `chosen_formats`.
+    """
+    chosen = chosen_formats(bank, multiples, choice, profile, quantize_inputs, quantize_weights=quantize_weights)
+    return interception.by_layer(paths, chosen)
+
+
+def chosen_formats(
+    bank: FormatBank,
+    multiples: ClipMultiples,
+    choice: jax.Array,
+    profile: interception.LayerCalibration,
+    quantize_inputs: jax.Array,
+    *,
+    quantize_weights: jax.Array | None = None,
+) -> interception.LayerFormats:
+    """The formats, leaves `[L]`, where layer `l` uses format `choice[l]`, with its clip multiple (FLIQS, §3).
+
+    Args:
       bank: the formats.
       multiples: their clip multiples.
       choice: int32[L], format index of each layer; may be traced.
@@ -107,7 +126,41 @@ def format_state(
     quantized = quantize_inputs & profile.tells_a_threshold
     inputs = jax.tree.map(lambda q, f: jnp.where(quantized, q, f), inputs, bank.unquantized)
     clip = inputs.clip_multiple * profile.root_mean_square
-    return interception.by_layer(paths, interception.LayerFormats(weights, inputs, clip))
+    return interception.LayerFormats(weights, inputs, clip)
+
+
+def probe_all_formats(
+    bank: FormatBank,
+    multiples: ClipMultiples,
+    profile: interception.LayerCalibration,
+    zeros: jax.Array,
+    *,
+    active: jax.Array,
+    examples: int,
+) -> FormatProbe:
+    """Probes of all K formats of L layers, leaves `[L, …]`, for `LayerFormats.probe`.
+
+    Args:
+      bank, multiples, profile: see `chosen_formats`. Inputs without a clip threshold yet have scores of 0.
+      zeros: float32[L, 2, K]: its gradient is the scores of weights and of inputs (`format_probe`).
+      active: bool scalar, whether anything is measured.
+      examples: number of examples on which inputs are measured.
+    """
+    layers, _, count = zeros.shape
+
+    def of_format(k: jax.Array) -> interception.LayerFormats:
+        return chosen_formats(bank, multiples, jnp.full(layers, k), profile, jnp.ones(layers, bool))
+
+    rows = jax.vmap(of_format, out_axes=1)(jnp.arange(count))
+    return FormatProbe(
+        weights=rows.weights,
+        inputs=rows.inputs,
+        input_clips=rows.input_clip,
+        of_weights=zeros[:, 0],
+        of_inputs=zeros[:, 1],
+        active=jnp.broadcast_to(active, layers),
+        examples=examples,
+    )
 
 
 def profiled_clip_multiples(

@@ -24,6 +24,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from aqt_like import calibration, gradients, granularity, numerics
+from aqt_like.format_probe import FormatProbe, probe_input, probe_kernel
 from aqt_like.formats import FormatTable
 from aqt_like.kernel_axes import KernelAxes, kernel_axes
 from aqt_like.layer_calls import Product, split_repetition
@@ -36,11 +37,13 @@ class LayerFormats(NamedTuple):
       weights: format row of the weights; of a `Product`, that of the second factor.
       inputs: format row of the input.
       input_clip: float32 scalar, clip threshold of the input.
+      probe: other formats, whose effect on the loss is to be measured in the backward pass.
     """
 
     weights: FormatTable
     inputs: FormatTable
     input_clip: jax.Array
+    probe: FormatProbe | None = None
 
 
 @functools.partial(
@@ -244,12 +247,28 @@ def _quantized_product(
     if not isinstance(row, FormatTable):
         raise ValueError("codes of a kernel for a product of activations: the network is that of another model")
     x = _input_operand(left, formats, quantizer)
-    threshold = quantizer.factor_clip(right.astype(jnp.float32), row)
-    w = _operand(right, row, threshold, quantizer, channels=False)
+    w = _factor_operand(right, row, formats, quantizer)
     operand_type = quantizer.operands if x.is_codes and w.is_codes else jnp.float32
     factors = (factor.values.astype(operand_type) for factor in (x, w))
     y = jnp.einsum(equation, *factors, preferred_element_type=jnp.float32)
     return (y * x.scale * w.scale).astype(jnp.result_type(left, right))
+
+
+def _factor_operand(
+    right: jax.Array, row: FormatTable, formats: LayerFormats | FrozenLayer, quantizer: Quantizer
+) -> Operand:
+    right = right.astype(jnp.float32)
+    w = _operand(right, row, quantizer.factor_clip(right, row), quantizer, channels=False)
+    if probe := _probe_of(formats):
+        # Of the other factor, which is an activation as well.
+        own = dataclasses.replace(probe, inputs=probe.weights, of_inputs=probe.of_weights)
+        clips = jax.vmap(functools.partial(quantizer.factor_clip, right))(probe.weights)
+        w = w._replace(values=probe_input(w.values, w.scale, right, own, clips, quantizer.estimator))
+    return w
+
+
+def _probe_of(formats: LayerFormats | FrozenLayer) -> FormatProbe | None:
+    return formats.probe if isinstance(formats, LayerFormats) else None
 
 
 def _kernel_operand(
@@ -258,8 +277,13 @@ def _kernel_operand(
     """The kernel with output channels last, or the codes that stand for it."""
     if isinstance(formats, LayerFormats):
         channels_last = axes.to_channels_last(kernel).astype(jnp.float32)
-        threshold = quantizer.weight_clip_at(path)(channels_last, formats.weights)
-        return _operand(channels_last, formats.weights, threshold, quantizer, channels=True)
+        clip_of = quantizer.weight_clip_at(path)
+        threshold = clip_of(channels_last, formats.weights)
+        w = _operand(channels_last, formats.weights, threshold, quantizer, channels=True)
+        if formats.probe is None:
+            return w
+        probed = probe_kernel(w.values, w.scale, channels_last, formats.probe, clip_of, quantizer.estimator)
+        return w._replace(values=probed)
     if formats.kernel != (axes.shape, axes.outputs):
         raise ValueError(
             f"{path}: codes of a kernel of (shape, output axes) {formats.kernel}, for one of "
@@ -274,10 +298,16 @@ def _input_operand(x: jax.Array, formats: LayerFormats | FrozenLayer, quantizer:
         # Multiplied by the reciprocal, as compilers do with some divisors and in some programs.
         units = x.astype(jnp.float32) * (1 / formats.input_scale)
         return Operand(numerics.round_to_grid(units, formats.inputs), formats.input_scale)
-    clip = formats.input_clip
-    if quantizer.input_clip is not None:
-        clip = quantizer.input_clip(x.astype(jnp.float32), formats.inputs)
-    return _operand(x, formats.inputs, clip, quantizer, channels=False)
+    clip, own_clip = formats.input_clip, quantizer.input_clip
+    if own_clip is not None:
+        clip = own_clip(x.astype(jnp.float32), formats.inputs)
+    operand = _operand(x, formats.inputs, clip, quantizer, channels=False)
+    if (probe := formats.probe) is None:
+        return operand
+    clips = probe.input_clips
+    if own_clip is not None:
+        clips = jax.vmap(functools.partial(own_clip, x.astype(jnp.float32)))(probe.inputs)
+    return operand._replace(values=probe_input(operand.values, operand.scale, x, probe, clips, quantizer.estimator))
 
 
 def _float32_sums(layer: nn.Module) -> dict[str, Any]:

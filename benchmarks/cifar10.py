@@ -39,7 +39,6 @@ def variants() -> dict[str, ConfigDict]:
         return config
 
     paper = common.get_config()
-    controller = ("policy_learning_rate", "entropy_end", "gamma", "cost_samples")
     return {
         "int_s": variant(),
         "int": variant(policy="fixed", genome="int4", baselines=("int8", "bf16")),
@@ -47,7 +46,7 @@ def variants() -> dict[str, ConfigDict]:
         "fp_l": variant(formats="fp_l"),
         "fp": variant(formats="fp_l", policy="fixed", genome="e2m1", baselines=("e4m3",)),
         SIGNED_INPUTS: variant(policy="fixed", genome="int4", unsigned_inputs=False),
-        PAPER_CONTROLLER: variant(**{key: paper[key] for key in controller}),
+        PAPER_CONTROLLER: variant(controller=paper.controller),
     }
 
 

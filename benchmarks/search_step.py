@@ -61,7 +61,8 @@ def search_step(formats: str, estimator: gradients.Estimator = gradients.straigh
     search = dataclasses.replace(prepared.search, quantizer=prepared.search.quantizer._replace(estimator=estimator))
     step = jax.jit(make_search_step(search), donate_argnums=0).lower(state, batch(0), batch(1)).compile()
     state, _ = step(state, batch(0), batch(1))  # The first step profiles.
-    begun = max(search.profile_steps, search.input_quantization_step, search.warmup_steps)
+    warmup = round(config.controller.reinforce.warmup_fraction * search.total_steps)
+    begun = max(search.profile_steps, search.input_quantization_step, warmup)
     return step, state._replace(step=jnp.asarray(begun, jnp.int32))
 
 

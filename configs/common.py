@@ -55,7 +55,9 @@ def get_config() -> ConfigDict:
             # "shortcut: tie"). See aqt_like/path_rules.py; python -m launch.layers lists the paths.
             "rules": (),
             "products": False,  # whether products of activations (attention) are searched; if not, they are float
-            # reinforce searches; uniform is random search; fixed trains config.genome, a format name or a genome file.
+            # A controller searches: reinforce is the paper's, fisher takes its scores from gradients, and your own is
+            # package.module:function (fliqs_jax/controller.py). uniform is random search; fixed trains config.genome,
+            # a format name or a genome file.
             "policy": "reinforce",
             "genome": "",
             "baselines": (),  # formats of uniform networks that are trained as well, by the same compiled step
@@ -69,16 +71,28 @@ def get_config() -> ConfigDict:
             # Additional budgets, such as ({"cost": "fpga_area", "target": 1.2, "target_unit": "int4"},). The reward
             # uses the largest cost / target.
             "budgets": (),
-            "reward": "absolute",  # absolute, one_sided, soft_exponential, hard_exponential
-            "gamma": 1.0,  # weight of the cost in the reward
-            "policy_learning_rate": 4.6e-3,
-            "policy_momentum": 0.95,
-            "baseline_momentum": 0.95,
-            # Genomes sampled per step for the cost part of the policy gradient; 0, as in the paper: the trained one.
-            "cost_samples": 0,
-            "entropy_schedule": "cosine",  # cosine, linear, constant, none
-            "entropy_end": 0.5,  # β_H at the end of training (FLIQS, Eq. 9)
-            "warmup_fraction": 0.25,  # of training, with uniformly sampled formats
+            # Several values of `target`, as in (1.2, 1.6, 2.4), which one training takes in turn: a network for each.
+            "targets": (),
+            "controller": {
+                # From this fraction of training on, the genome that the controller prefers is trained, and no other;
+                # 1.0, as in the paper: none is before the end.
+                "freeze_fraction": 1.0,
+                "reinforce": {
+                    "reward": "absolute",  # absolute, one_sided, soft_exponential, hard_exponential
+                    "gamma": 1.0,  # weight of the cost in the reward
+                    "learning_rate": 4.6e-3,
+                    "momentum": 0.95,
+                    "baseline_momentum": 0.95,
+                    # Genomes sampled per step for the cost part of the policy gradient; 0, as in the paper: the trained
+                    # one.
+                    "cost_samples": 0,
+                    "paired": False,  # whether a second genome on the same batch is the baseline, not a running mean
+                    "entropy_schedule": "cosine",  # cosine, linear, constant, none
+                    "entropy_end": 0.5,  # β_H at the end of training (FLIQS, Eq. 9)
+                    "warmup_fraction": 0.25,  # of training, with uniformly sampled formats
+                },
+                "fisher": {"examples": 8},  # of a training batch, on which scores of inputs are measured
+            },
             # Two-phase quantisation (FLIQS, A.2): weights from the start, inputs (activations) from this fraction on.
             "input_quantization_fraction": 0.2,
             "profile_fraction": 0.2,  # inputs are profiled until here; 1.0: to the end
@@ -110,7 +124,8 @@ def short_search(config: ConfigDict) -> None:
     In such short runs, the paper's entropy weight of 0.5 settles the policy before rewards differ significantly. Its
     learning rate hardly moves the logits, so the product of learning rate and steps is kept instead.
     """
-    config.policy_learning_rate = 0.02
-    config.entropy_end = 0.01
-    config.gamma = 0.3
-    config.cost_samples = 64
+    settings = config.controller.reinforce
+    settings.learning_rate = 0.02
+    settings.entropy_end = 0.01
+    settings.gamma = 0.3
+    settings.cost_samples = 64

@@ -6,10 +6,12 @@ Greedy and knapsack assignment both assume that the losses of layers add up. The
 from typing import NamedTuple
 
 import numpy as np
+from scipy import optimize
 
 from hwcost import pricing
 from hwcost.format_plan import FormatPlan
 from hwcost.pricing import CostTable
+from hwcost.space import SearchSpace
 
 _MAX_PARTIAL_GENOMES = 50_000  # that the knapsack keeps after each decision
 
@@ -25,22 +27,72 @@ def options(plan: FormatPlan, cost_table: CostTable, layer_losses: np.ndarray) -
     """Loss and cost of each option, summed over the layers that share a decision; `layer_losses` is float64[L, K].
 
     Raises:
+      ValueError: see `option_costs`.
+    """
+    cost = option_costs(plan.space, cost_table)
+    loss = np.where(np.isfinite(cost), 0.0, np.inf)
+    for layer, decision in enumerate(plan.decision_of):
+        loss[decision] += layer_losses[layer, plan.format_of_option[decision]]
+    return Options(loss, cost)
+
+
+def option_costs(space: SearchSpace, cost_table: CostTable) -> np.ndarray:
+    """Cost of each option of each decision, float64[D, Kmax], infinite where there is no such option.
+
+    Raises:
       ValueError: the cost of a layer depends on several decisions, or the total cost is not a sum over layers.
     """
     if cost_table.peak:
-        raise ValueError("the dearest layer alone makes the cost: only FLIQS searches such costs")
+        raise ValueError("the dearest layer alone makes the cost: only policy=reinforce searches such costs")
     if (np.count_nonzero(cost_table.stride, axis=1) > 1).any():
-        raise ValueError("a layer's cost depends on several decisions: only FLIQS searches such costs")
-    width = plan.format_of_option.shape[1]
-    exists = np.arange(width) < plan.space.option_counts[:, None]
-    loss, cost = np.where(exists, 0.0, np.inf), np.where(exists, 0.0, np.inf)
-    for layer, decision in enumerate(plan.decision_of):
-        loss[decision] += layer_losses[layer, plan.format_of_option[decision]]
-    for option in range(width):
-        genome = np.minimum(option, plan.space.option_counts - 1)
+        raise ValueError("a layer's cost depends on several decisions: only policy=reinforce searches such costs")
+    cost = np.zeros(exists(space).shape)
+    for option in range(cost.shape[1]):
+        genome = np.minimum(option, space.option_counts - 1)
         priced = pricing.price_layers(cost_table, genome)
         np.add.at(cost[:, option], cost_table.decision[:, 0], priced)
-    return Options(loss, np.where(exists, cost, np.inf))
+    return np.where(exists(space), cost, np.inf)
+
+
+def exists(space: SearchSpace) -> np.ndarray:
+    """Whether a decision has an option of this number, bool[D, Kmax]."""
+    return np.arange(space.option_counts.max()) < space.option_counts[:, None]
+
+
+def best_within(losses: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Genome of the lowest total loss within several budgets: the knapsack, exact in its limits, for one.
+
+    Args:
+      losses: float64[D, Kmax], infinite where there is no option.
+      costs: float64[M, D, Kmax], cost of each option over each budget's target.
+
+    Returns:
+      int32[D].
+
+    Raises:
+      ValueError: no genome keeps all budgets.
+    """
+    if len(costs) == 1:
+        return knapsack(Options(losses, np.where(np.isfinite(losses), costs[0], np.inf)), 1.0)
+    decision, option = np.nonzero(np.isfinite(losses))
+    chosen = (decision == np.arange(len(losses))[:, None]).astype(float)
+    per_option = costs[:, decision, option]
+    lowest = np.where(np.isfinite(losses), losses, np.inf).min(axis=1)
+    excess = (losses - lowest[:, None])[decision, option]
+    for room in (1.0, 1.0 - 1e-6):  # The solver's tolerance may exceed a budget by so much.
+        found = optimize.milp(
+            excess / (excess.max() or 1.0),
+            integrality=np.ones(len(option)),
+            bounds=optimize.Bounds(0, 1),
+            constraints=[optimize.LinearConstraint(chosen, 1, 1), optimize.LinearConstraint(per_option, ub=room)],
+            options={"mip_rel_gap": 0.0},
+        )
+        if found.x is None:
+            break
+        genome = option[np.argmax(np.where(chosen > 0, found.x, -1.0), axis=1)].astype(np.int32)
+        if (costs[:, np.arange(len(genome)), genome].sum(axis=1) <= 1 + 1e-12).all():
+            return genome
+    raise ValueError("no genome keeps all budgets at once")
 
 
 def greedy(choices: Options, budget: float) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from hwcost.space import SearchSpace
 
-POLICIES = ("reinforce", "uniform", "fixed")
+POLICIES = ("searched", "uniform", "fixed")
 
 
 class Policy(NamedTuple):
@@ -20,7 +20,7 @@ class Policy(NamedTuple):
 
     Attributes:
       logits: float32[D, Kmax], θ in Eq. 2; −inf where the option does not exist or must not be sampled.
-      learns: bool scalar, whether `logits` are updated from rewards.
+      learns: bool scalar, whether `logits` are those of a controller.
     """
 
     logits: jax.Array
@@ -56,7 +56,8 @@ def init_policy(space: SearchSpace, kind: str, genome: Sequence[int] | np.ndarra
 
     Args:
       space: decisions and their options.
-      kind: `"reinforce"` starts uniform and learns; `"uniform"` does not learn; `"fixed"` always samples `genome`.
+      kind: `"searched"` is uniform until a controller's scores replace its logits; `"uniform"` stays so; `"fixed"`
+        always samples `genome`.
       genome: int[D], for `"fixed"` only.
 
     Raises:
@@ -71,7 +72,62 @@ def init_policy(space: SearchSpace, kind: str, genome: Sequence[int] | np.ndarra
     if genome is not None:
         space.decode(genome)
         allowed &= options == np.asarray(genome)[:, None]
-    return Policy(_flat_logits(jnp.asarray(allowed)), jnp.asarray(kind == "reinforce"))
+    return Policy(_flat_logits(jnp.asarray(allowed)), jnp.asarray(kind == "searched"))
+
+
+_CANDIDATES = 16  # multipliers that are tried at once
+_ROUNDS = 7  # in which the interval between two neighbours is divided again
+_SWEEPS = 24  # over several budgets, in turn
+_EXPONENTS = (-6.0, 8.0)  # of 10, of multipliers relative to the scores
+
+
+def within_budget(scores: jax.Array, costs: jax.Array) -> jax.Array:
+    """The logits of the policy ∝ exp(scores − Σ λ · cost) whose expected costs are at most 1.
+
+    Each λ ≥ 0 is the smallest that does it: where the scores alone cost less it is 0, else that expected cost is 1. It
+    is found by bisection, for several budgets in turn until all hold: the logarithm of the normalising constant is
+    convex in λ, and this is coordinate descent on it. Of several budgets under scores so sharp that hardly anything is
+    left to chance, all but one may stay below their targets.
+
+    Args:
+      scores: float32[D, Kmax], −inf where there is no option.
+      costs: float32[M, D, Kmax], cost of each option over the target of each of M budgets; finite.
+
+    Returns:
+      float32[D, Kmax].
+    """
+    scale = 1 + jnp.max(jnp.where(jnp.isfinite(scores), jnp.abs(scores), 0.0))
+
+    def logits(multipliers: jax.Array) -> jax.Array:
+        return scores - jnp.sum(multipliers[:, None, None] * costs, axis=0)
+
+    def expected(multipliers: jax.Array, budget: int) -> jax.Array:
+        return jnp.sum(jax.nn.softmax(logits(multipliers)) * costs[budget])
+
+    def solve(multipliers: jax.Array, budget: int) -> jax.Array:
+        def cost_at(multiplier: jax.Array) -> jax.Array:
+            return expected(multipliers.at[budget].set(multiplier), budget)
+
+        def divide(_: int, interval: jax.Array) -> jax.Array:
+            low, high = interval
+            exponents = low + (high - low) * jnp.arange(_CANDIDATES + 1) / _CANDIDATES
+            kept = jax.vmap(cost_at)(scale * 10.0**exponents) <= 1
+            last = jnp.argmax(kept.at[-1].set(True))
+            return jnp.stack([exponents[jnp.maximum(last - 1, 0)], exponents[last]])
+
+        _, exponent = jax.lax.fori_loop(0, _ROUNDS, divide, jnp.asarray(_EXPONENTS))
+        found = jnp.where(cost_at(jnp.zeros(())) <= 1, 0.0, scale * 10.0**exponent)
+        return multipliers.at[budget].set(found)
+
+    def sweep(_: int, multipliers: jax.Array) -> jax.Array:
+        for budget in range(len(costs)):
+            multipliers = solve(multipliers, budget)
+        return multipliers
+
+    multipliers = jnp.zeros(len(costs))
+    if len(costs) == 1:
+        return logits(solve(multipliers, 0))
+    return logits(jax.lax.fori_loop(0, _SWEEPS, sweep, multipliers))
 
 
 def _flat_logits(allowed: jax.Array) -> jax.Array:

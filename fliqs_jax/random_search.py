@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fliqs_jax.reward import Reward
 from fliqs_jax.search import Search, SearchState
 from hwcost import pricing
 
@@ -16,26 +17,30 @@ def best_of_random(
     quality: Callable[[jax.Array], float],
     key: jax.Array,
     *,
+    reward: Reward,
+    gamma: float,
     draws: int,
     evaluated: int,
 ) -> jax.Array:
     """Genome of the highest reward among random genomes near the cost target.
 
     Args:
-      search: defines cost, target and reward.
+      search: defines cost and target.
       state: state after training; its policy defines the allowed options, which are sampled uniformly.
       quality: `(genome) → float`, validation quality under the weights in `state`.
       key: PRNG key, consumed.
+      reward: `(Q, C/C_T, γ) -> scalar`.
+      gamma: γ, the weight of the cost in the reward.
       draws: number of genomes that are sampled and priced, in one vmapped call.
       evaluated: number of genomes, those nearest to the target, that `quality` is called on.
 
     Returns:
       int32[D].
     """
-    uniform = state.policy.uniform()
+    uniform = state.policy(0).uniform()
     drawn = jax.jit(jax.vmap(uniform.sample))(jax.random.split(key, draws))
     genomes = jnp.unique(drawn, axis=0)
     relative = jax.jit(jax.vmap(lambda g: pricing.price_relative(search.budgets, g)))(genomes)
     nearest = jnp.argsort(jnp.abs(relative - 1))[:evaluated]
-    rewards = [float(search.reward(jnp.asarray(quality(genomes[i])), relative[i], search.gamma)) for i in nearest]
+    rewards = [float(reward(jnp.asarray(quality(genomes[i])), relative[i], gamma)) for i in nearest]
     return genomes[nearest[int(np.argmax(rewards))]]

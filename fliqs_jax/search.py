@@ -16,13 +16,13 @@ import numpy as np
 import optax
 
 from aqt_like import calibration, format_choice, interception, recalibration
-from fliqs_jax import models
+from fliqs_jax import assignment, models
+from fliqs_jax.controller import Controller, Observation
 from fliqs_jax.losses import Batch, Loss
-from fliqs_jax.policy import Policy
+from fliqs_jax.policy import Policy, init_policy, within_budget
 from fliqs_jax.quality import Quality
-from fliqs_jax.reward import Reward
-from fliqs_jax.schedule import EntropySchedule
 from hwcost import pricing
+from hwcost.format_plan import FormatPlan
 from hwcost.pricing import Budget
 
 Metrics = dict[str, jax.Array]
@@ -34,48 +34,53 @@ class Search:
 
     Attributes:
       model: linen module called as `model(inputs, train=…)`, or without `train` if it has no such argument.
-      paths: paths of the L layers whose formats are searched.
-      choice: `(genome) -> int32[L]`, index into `bank` of the format of each layer.
+      plan: the L layers whose formats are searched, and what genomes mean.
       bank: K formats that each layer chooses from.
-      budgets: costs C of a genome and their targets C_T, the main one first. The reward uses the largest C / C_T.
+      budgets: costs C of a genome and their targets C_T, the main one first.
+      targets: targets of the main cost, which steps take in turn: each has a policy, and ends with a genome, of its
+        own. If empty, that of the main budget alone.
       optimizer: updates the weights.
-      policy_optimizer: updates the logits of the policy.
-      loss: `(logits, train_batch) -> scalar`, training loss of the weights.
+      loss: `(logits, train_batch) -> scalar`, training loss of the weights: a mean over examples.
       quality: Q in the reward, and metric of the finished network.
-      reward: `(Q, C/C_T, γ) -> scalar` (FLIQS, Eq. 1).
-      gamma: γ > 0, the weight of the cost in the reward.
-      entropy_schedule: `(progress, end) -> β_H` (FLIQS, Eq. 9).
-      entropy_end: β_H at the end of training.
-      baseline_momentum: momentum of the running means of reward and quality.
-      cost_samples: 0 estimates the policy gradient from the trained genome only, as in the paper. N > 1 samples N more
-        genomes for the part of the gradient that depends on the cost only: see `_reinforcement`.
+      controller: gives the scores that formats are sampled by.
       total_steps: number of training steps.
-      warmup_steps: number of steps with uniformly sampled formats, in which the policy is not updated (FLIQS, A.4).
+      freeze_step: first step at which one genome per target is trained; not before `total_steps`, for none.
       input_quantization_step: first step at which inputs (activations) are quantised (FLIQS, A.2).
       profile_steps: first step at which inputs are no longer profiled.
       quantizer: gradient estimator, granularity and scales of the quantisation, and the type of codes.
     """
 
     model: nn.Module
-    paths: tuple[str, ...]
-    choice: Callable[[jax.Array], jax.Array]
+    plan: FormatPlan
     bank: format_choice.FormatBank
     budgets: tuple[Budget, ...]
+    targets: tuple[float, ...] = ()
     optimizer: optax.GradientTransformation
-    policy_optimizer: optax.GradientTransformation
     loss: Loss
     quality: Quality
-    reward: Reward
-    gamma: float
-    entropy_schedule: EntropySchedule
-    entropy_end: float
-    baseline_momentum: float
-    cost_samples: int
+    controller: Controller
     total_steps: int
-    warmup_steps: int
+    freeze_step: int
     input_quantization_step: int
     profile_steps: int
     quantizer: interception.Quantizer = interception.DEFAULT_QUANTIZER
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of the searched layers."""
+        return tuple(layer.path for layer in self.plan.workload)
+
+    @property
+    def target_count(self) -> int:
+        """T, the number of targets that are trained in turn."""
+        return max(len(self.targets), 1)
+
+    def budgets_of(self, number: Any) -> tuple[Budget, ...]:
+        """The budgets of a target by its number, which may be traced."""
+        if not self.targets:
+            return self.budgets
+        target: Any = self.targets[number] if isinstance(number, int) else jnp.asarray(self.targets)[number]
+        return (self.budgets[0]._replace(target=target), *self.budgets[1:])
 
 
 class SearchState(NamedTuple):
@@ -87,9 +92,8 @@ class SearchState(NamedTuple):
       params, batch_stats, calibration: variable collections of the model.
       opt_state: optimiser state of the weights.
       clip_multiples: clip thresholds in units of the root mean square, leaves `[L, K]`.
-      policy: policy of the controller.
-      policy_opt_state: optimiser state of the logits of the policy.
-      reward_mean, quality_mean: float32, running means of the reward (r̄ in FLIQS, §3) and of the quality.
+      policies: the policy that each target's next step samples from, leaves `[T, …]`.
+      controller: state of the controller.
     """
 
     step: jax.Array
@@ -99,10 +103,12 @@ class SearchState(NamedTuple):
     calibration: Any
     opt_state: Any
     clip_multiples: format_choice.ClipMultiples
-    policy: Policy
-    policy_opt_state: Any
-    reward_mean: jax.Array
-    quality_mean: jax.Array
+    policies: Policy
+    controller: Any
+
+    def policy(self, number: Any) -> Policy:
+        """The policy of a target by its number, which may be traced."""
+        return jax.tree.map(lambda leaf: leaf[number], self.policies)
 
 
 def init_state(
@@ -112,11 +118,22 @@ def init_state(
     key: jax.Array,
     inputs: jax.Array,
 ) -> SearchState:
-    """Initial state of a search; of `inputs`, `[B, …]`, only shape and type are used."""
+    """Initial state of a search.
+
+    Args:
+      search: its constant part.
+      policy: policy of all targets; if it learns, the controller replaces its logits.
+      clip_multiples: clip thresholds.
+      key: PRNG key.
+      inputs: `[B, …]`, of which only shape and type are used.
+    """
     init_key, run_key = jax.random.split(key)
     variables = search.model.init(init_key, inputs, **models.mode(search.model, train=False))
+    controller = search.controller.init()
+    step = jnp.zeros((), jnp.int32)
+    policies = jax.tree.map(lambda leaf: jnp.stack([leaf] * search.target_count), policy)
     return SearchState(
-        step=jnp.zeros((), jnp.int32),
+        step=step,
         key=run_key,
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
@@ -124,28 +141,94 @@ def init_state(
         opt_state=search.optimizer.init(variables["params"]),
         # Copied because a step donates its state, while other runs start from the same multiples.
         clip_multiples=jax.tree.map(jnp.copy, clip_multiples),
-        policy=policy,
-        policy_opt_state=search.policy_optimizer.init(policy.logits),
-        reward_mean=jnp.zeros(()),
-        quality_mean=jnp.zeros(()),
+        policies=_make_next_policies(search)(policies, controller, step),
+        controller=controller,
     )
 
 
-def quantized_variables(search: Search, state: SearchState, genome: jax.Array, quantize_inputs: Any) -> dict[str, Any]:
-    """Variables of the model with the formats of `genome`, int32[D], for `interception.apply_quantized`."""
-    formats = format_choice.format_state(
-        search.paths,
-        search.bank,
-        state.clip_multiples,
-        search.choice(genome),
-        interception.stacked_calibration(search.paths, state.calibration),
-        quantize_inputs,
+def _make_next_policies(search: Search) -> Callable[[Policy, Any, jax.Array], Policy]:
+    """Makes `(policies, controller_state, step) -> policies`, those that learn with the logits of a step."""
+    controller = search.controller
+    costs = _jax_option_costs(search)
+
+    def next_policies(policies: Policy, state: Any, step: jax.Array) -> Policy:
+        scores = jnp.where(jnp.isfinite(policies.logits), controller.scores(state, step), -jnp.inf)
+        logits = scores if costs is None else jax.vmap(within_budget)(scores, costs)
+        return policies._replace(logits=jnp.where(policies.learns[:, None, None], logits, policies.logits))
+
+    return next_policies
+
+
+def relative_option_costs(search: Search) -> np.ndarray:
+    """The cost of each option over each budget's target, float64[T, M, D, Kmax]; 0 where there is no option.
+
+    Raises:
+      ValueError: a cost is no sum over decisions.
+    """
+    costs = [assignment.option_costs(search.plan.space, budget.table) for budget in search.budgets]
+    return np.stack(
+        [
+            np.stack([np.where(np.isfinite(c), c, 0.0) / b.target for c, b in zip(costs, budgets, strict=True)])
+            for budgets in map(search.budgets_of, range(search.target_count))
+        ]
     )
+
+
+def _jax_option_costs(search: Search) -> jax.Array | None:
+    """`relative_option_costs` in float32, if formats are sampled within the budget."""
+    return jnp.asarray(relative_option_costs(search), jnp.float32) if search.controller.within_budget else None
+
+
+def _expected_cost(policy: Policy, costs: jax.Array) -> jax.Array:
+    """Largest expected cost over target of a policy, float32 scalar; `costs` is float32[M, D, Kmax]."""
+    return jnp.max(jnp.sum(jax.nn.softmax(policy.logits) * costs, axis=(1, 2)))
+
+
+def settled_genomes(search: Search, state: SearchState) -> list[np.ndarray]:
+    """The genome of each target by what the search knows, int32[D] each; computed on the host.
+
+    Where the policy is sampled within the budget, it is that of the highest sum of scores which costs no more than its
+    targets; otherwise it is the mode. Fixed and uniform policies have their mode.
+    """
+    modes = [np.asarray(state.policy(t).mode()) for t in range(search.target_count)]
+    if not (search.controller.within_budget and bool(state.policies.learns[0])):
+        return modes
+    exists = np.isfinite(np.asarray(state.policies.logits[0]))
+    scores = np.asarray(search.controller.scores(state.controller, state.step), np.float64)
+    losses = np.where(exists, -scores, np.inf)
+    return [assignment.best_within(losses, costs) for costs in relative_option_costs(search)]
+
+
+def freeze_genomes(search: Search, state: SearchState) -> SearchState:
+    """The state from which on `settled_genomes` are trained; the compiled step stays the same."""
+    if not bool(state.policies.learns[0]):
+        return state
+    fixed = [init_policy(search.plan.space, "fixed", genome) for genome in settled_genomes(search, state)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *fixed)
+    placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), stacked, state.policies)
+    return state._replace(policies=placed)
+
+
+def quantized_variables(
+    search: Search, state: SearchState, genome: jax.Array, quantize_inputs: Any, *, probed: jax.Array | None = None
+) -> dict[str, Any]:
+    """Variables of the model with the formats of `genome`, int32[D], for `interception.apply_quantized`.
+
+    The gradient of the loss with respect to `probed`, float32[L, 2, K] of zeros, tells what other formats would do, as
+    long as the policies learn (`format_choice.probe_all_formats`).
+    """
+    bank, multiples = search.bank, state.clip_multiples
+    profile = interception.stacked_calibration(search.paths, state.calibration)
+    formats = format_choice.chosen_formats(bank, multiples, search.plan.choice(genome), profile, quantize_inputs)
+    if probed is not None:
+        active, examples = state.policies.learns[0], search.controller.examples
+        probe = format_choice.probe_all_formats(bank, multiples, profile, probed, active=active, examples=examples)
+        formats = formats._replace(probe=probe)
     return {
         "params": state.params,
         "batch_stats": state.batch_stats,
         "calibration": state.calibration,
-        "formats": formats,
+        "formats": interception.by_layer(search.paths, formats),
     }
 
 
@@ -157,25 +240,27 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
     """
     apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
     training = models.mode(search.model, train=True)
+    controller = search.controller
+    next_policies = _make_next_policies(search)
+    costs = _jax_option_costs(search)
+    layers, formats = len(search.paths), search.bank.signed.bits.shape[0]
 
     def step_fn(state: SearchState, train_batch: Batch, valid_batch: Batch) -> tuple[SearchState, Metrics]:
-        exploring = state.policy.learns & (state.step < search.warmup_steps)
-        searching = state.policy.learns & ~exploring
         quantize_inputs = state.step >= search.input_quantization_step
 
-        # Sample a genome: uniformly in warm-up, from the policy afterwards.
-        uniform = state.policy.uniform()
-        sampled_from = state.policy._replace(logits=jnp.where(exploring, uniform.logits, state.policy.logits))
-        genome = sampled_from.sample(jax.random.fold_in(state.key, state.step))
+        # Sample a genome. Targets take turns.
+        turn = state.step % search.target_count if search.targets else 0
+        policy, budgets = state.policy(turn), search.budgets_of(turn)
+        genome = policy.sample(jax.random.fold_in(state.key, state.step))
 
         # Train the weights with the formats of this genome.
         profiling = state.step < search.profile_steps
 
-        def train_loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            variables = quantized_variables(search, state._replace(params=params), genome, quantize_inputs)
+        def train_loss(params: Any, probed: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            own_state = state._replace(params=params)
             logits, updated = apply(
                 search.model,
-                variables,
+                quantized_variables(search, own_state, genome, quantize_inputs, probed=probed),
                 train_batch["input"],
                 **training,
                 mutable=["batch_stats", "calibration"],
@@ -183,7 +268,9 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             )
             return search.loss(logits, train_batch), (logits, updated)
 
-        (loss, (logits, updated)), gradient = jax.value_and_grad(train_loss, has_aux=True)(state.params)
+        probed = jnp.zeros((layers, 2, formats)) if controller.examples else None
+        with_gradients = jax.value_and_grad(train_loss, argnums=(0, 1), has_aux=True)
+        (loss, (logits, updated)), (gradient, squares) = with_gradients(state.params, probed)
         updates, opt_state = search.optimizer.update(gradient, state.opt_state, state.params)
         state = state._replace(
             params=optax.apply_updates(state.params, updates),
@@ -191,97 +278,60 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             calibration=updated["calibration"],
             opt_state=opt_state,
         )
+        losses = jnp.zeros(policy.logits.shape)
+        if squares is not None:
+            # Slopes are those of the mean loss over a batch of B examples, 1 / B of an example's own.
+            losses = search.plan.option_sums(len(train_batch["input"]) / 2 * jnp.sum(squares, axis=1))
 
         # Measure the quality on validation data. Running batch statistics lag behind formats that change at every step,
         # so this batch is normalised by its own statistics.
-        valid_logits, _ = apply(
-            search.model,
-            quantized_variables(search, state, genome, quantize_inputs),
-            valid_batch["input"],
-            **training,
-            mutable=["batch_stats"],
+        def valid_quality(genome: jax.Array) -> jax.Array:
+            valid_logits, _ = apply(
+                search.model,
+                quantized_variables(search, state, genome, quantize_inputs),
+                valid_batch["input"],
+                **training,
+                mutable=["batch_stats"],
+            )
+            return search.quality.on_batch(valid_logits, valid_batch)
+
+        def own_key(use: int) -> jax.Array:
+            """A key of this step for another use than that of the trained genome."""
+            return jax.random.fold_in(state.key, use * search.total_steps + state.step)
+
+        others = [policy.sample(own_key(use)) for use in range(2, controller.draws + 1)]
+        genomes = [genome, *others][: controller.draws]
+        relative_cost = pricing.price_relative(budgets, genome)
+        observation = Observation(
+            step=state.step,
+            key=own_key(1),
+            genomes=jnp.asarray(genomes, jnp.int32).reshape(-1, len(genome)),
+            qualities=jnp.asarray([valid_quality(g) for g in genomes]),
+            relative_costs=jnp.asarray([relative_cost, *(pricing.price_relative(budgets, g) for g in others)])[
+                : controller.draws
+            ],
+            losses=losses,
         )
-        quality = search.quality.on_batch(valid_logits, valid_batch)
-        relative_cost = pricing.price_relative(search.budgets, genome)
-        reward = search.reward(quality, relative_cost, search.gamma)
-
-        # Update the policy. The baseline r̄ does not contain the reward of this step yet.
-        state = state._replace(
-            reward_mean=jnp.where(state.step == 0, reward, state.reward_mean),
-            quality_mean=jnp.where(state.step == 0, quality, state.quality_mean),
-        )
-        genomes, advantages = _reinforcement(search, state, sampled_from, genome, relative_cost, reward)
-        progress = (state.step - search.warmup_steps) / max(search.total_steps - search.warmup_steps, 1)
-        entropy_weight = search.entropy_schedule(jnp.clip(progress, 0.0, 1.0), search.entropy_end)
-
-        def policy_loss(logits: jax.Array) -> jax.Array:
-            """−(r − r̄)·Σ log π(α) + β_H·H_M (FLIQS, Eq. 3 and Eq. 8, with signs such that descent reduces entropy)."""
-            policy = state.policy._replace(logits=logits)
-            log_probs = jax.vmap(policy.log_prob)(genomes)
-            return -jnp.sum(advantages * log_probs) + entropy_weight * policy.entropy()
-
-        policy_updates, policy_opt_state = search.policy_optimizer.update(
-            jax.grad(policy_loss)(state.policy.logits), state.policy_opt_state, state.policy.logits
-        )
-        learned = (optax.apply_updates(state.policy.logits, policy_updates), policy_opt_state)
-        kept = (state.policy.logits, state.policy_opt_state)
-        policy_logits, policy_opt_state = jax.tree.map(lambda new, old: jnp.where(searching, new, old), learned, kept)
-
+        learned, told = controller.learn(state.controller, observation)
+        learned = jax.tree.map(lambda new, old: jnp.where(policy.learns, new, old), learned, state.controller)
         metrics = {
             "loss": loss,
             "train_quality": search.quality.on_batch(logits, train_batch),
-            "valid_quality": quality,
-            "cost": pricing.price(search.budgets[0].table, genome),
+            **({"valid_quality": observation.qualities[0]} if genomes else {}),
+            "cost": pricing.price(budgets[0].table, genome),
             "relative_cost": relative_cost,
-            "reward": reward,
-            "advantage": advantages[0],
-            "entropy": sampled_from.entropy(),
-            "entropy_weight": jnp.where(searching, entropy_weight, 0.0),
+            **told,
+            **({} if costs is None else {"expected_cost": _expected_cost(policy, costs[turn])}),
+            "entropy": policy.entropy(),
             "genome": genome,
         }
-        momentum = search.baseline_momentum
         return state._replace(
             step=state.step + 1,
-            policy=state.policy._replace(logits=policy_logits),
-            policy_opt_state=policy_opt_state,
-            reward_mean=momentum * state.reward_mean + (1 - momentum) * reward,
-            quality_mean=momentum * state.quality_mean + (1 - momentum) * quality,
+            policies=next_policies(state.policies, learned, state.step + 1),
+            controller=learned,
         ), metrics
 
     return step_fn
-
-
-def _reinforcement(
-    search: Search,
-    state: SearchState,
-    sampled_from: Policy,
-    genome: jax.Array,
-    relative_cost: jax.Array,
-    reward: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Genomes of the policy gradient, int32[N, D], and their advantages, float32[N]; the trained genome is the first.
-
-    The paper uses only the trained genome, with the advantage r − r̄ (FLIQS, §3 and Eq. 3; signs as in REINFORCE). Most
-    of the variance of r − r̄ comes from the cost, which can be computed for any genome without training it. With
-    `cost_samples` the reward is therefore split into the reward at the mean quality, whose gradient is averaged over
-    genomes that are sampled and priced for this purpose, and the remainder, which needs the trained genome. The
-    expected gradient is the same.
-    """
-    if not search.cost_samples:
-        return genome[None], (reward - state.reward_mean)[None]
-
-    def reward_at_mean_quality(relative_cost: jax.Array) -> jax.Array:
-        return search.reward(state.quality_mean, relative_cost, search.gamma)
-
-    keys = jax.random.split(jax.random.fold_in(state.key, search.total_steps + state.step), search.cost_samples)
-    sampled = jax.vmap(sampled_from.sample)(keys)
-    rewards = reward_at_mean_quality(jax.vmap(lambda genome: pricing.price_relative(search.budgets, genome))(sampled))
-    # Leave-one-out baseline: the mean reward of the other N − 1 genomes.
-    advantages = (rewards - jnp.mean(rewards)) / (search.cost_samples - 1)
-    return (
-        jnp.concatenate([genome[None], sampled]),
-        jnp.concatenate([(reward - reward_at_mean_quality(relative_cost))[None], advantages]),
-    )
 
 
 def make_recalibrate(search: Search) -> Callable[[dict[str, Any], Iterable[Any]], dict[str, Any]]:

@@ -46,6 +46,18 @@ class FormatPlan:
         option = genome[jnp.asarray(self.decision_of)]
         return jnp.asarray(self.format_of_option)[jnp.asarray(self.decision_of), option]
 
+    def option_sums(self, values: jax.Array) -> jax.Array:
+        """Sums over the layers of each decision, float32[D, Kmax], of values per layer and format, float32[L, K]."""
+        decision_of, format_of_option = jnp.asarray(self.decision_of), jnp.asarray(self.format_of_option)
+        of_layer = jnp.take_along_axis(values, format_of_option[decision_of], axis=1)
+        return jnp.zeros(format_of_option.shape, values.dtype).at[decision_of].add(of_layer)
+
+    def option_bits(self) -> np.ndarray:
+        """Mean bits of weights and inputs of each option, float64[D, Kmax]; infinite where there is no option."""
+        bits = np.asarray([(fmt.weights.bits + fmt.inputs.bits) / 2 for fmt in self.formats])
+        exists = np.arange(self.format_of_option.shape[1]) < self.space.option_counts[:, None]
+        return np.where(exists, bits[self.format_of_option], np.inf)
+
     def layer_formats(self, genome: Sequence[int] | np.ndarray) -> dict[str, str]:
         """The format name of each layer, by path, for a genome, int32[D].
 

@@ -44,16 +44,17 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
         raise ConfigError(f"{directory} has {NETWORK} and {WEIGHTS}: remove the one to make anew")
     experiment = finished.read_experiment(directory, **changes)
     checkpoints = Checkpoints(directory / CHECKPOINTS, read_only=True)
-    like = finished.initial_state(experiment, experiment.trials[0])
-    restored = checkpoints.restore(like, say=console.print)
+    initial = finished.initial_state(experiment, experiment.trials[0])
+    restored = checkpoints.restore(finished.weights_of(initial), say=console.print, partly=True)
     checkpoints.close()
     if restored is None:
         raise ConfigError(f"{directory} has no checkpoint")
+    state = initial._replace(**restored[1])
     genome = finished.read_genome_of(directory, experiment)
     name = experiment.search.quality.name
     expected = finished.read_quality(directory)
     networks = finished.Networks(experiment, runs.open_data(experiment))
-    network = networks.recalibrated(networks.frozen(restored[1], jnp.asarray(genome)))
+    network = networks.recalibrated(networks.frozen(state, jnp.asarray(genome)))
     found = networks.quality(networks.variables(network), "test")
     points = 100 * (found - expected)
     told = f"{found:.2%} {name} on test, {points:+.2f} points from the summary's"
@@ -65,7 +66,7 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
     if NETWORK in missing:
         network.save(directory / NETWORK)
     if WEIGHTS in missing:
-        finished.write_weights(directory, restored[1]._replace(batch_stats=network.variables["batch_stats"]))
+        finished.write_weights(directory, state._replace(batch_stats=network.variables["batch_stats"]))
     console.print(f"{directory}: {told}; wrote {' and '.join(missing)}")
 
 

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from launch.reports.figures import quality_on_test
 from launch.reports.page import card, html_table, page, picture_card
 from launch.reports.recorded_runs import RecordedRun, gain, read_runs, runs_of_first_cost, uniform_gap
 from launch.training import progress
+from launch.training.experiment import SEARCHED
 from launch.training.run_directory import METRICS, NETWORK
 
 _HEATMAP_LINES = 240
@@ -198,14 +200,13 @@ def _footprint(summary: dict[str, Any]) -> str:
 
 def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]:
     """Cards with the curves of one run over its training steps."""
-    config = summary["config"]
-    warmup = round(config["warmup_fraction"] * lines[-1]["step"])
+    settings = summary["config"]["controller"]["reinforce"]
     timed = [line | {"milliseconds": 1000 / line["steps_per_second"]} for line in lines]
     cards = [
         picture_card(
             f"{_capital(summary['quality'])} while training",
-            "On training batches, and on the validation batches that the reward is computed on.",
-            figures.curve(lines, {"train_quality": "train", "valid_quality": "validation"}, summary["quality"]),
+            "On training batches" + (", and on validation batches." if "valid_quality" in lines[0] else "."),
+            figures.curve(lines, _known(lines, train_quality="train", valid_quality="validation"), summary["quality"]),
         ),
     ]
     draws = [
@@ -214,14 +215,20 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
             "Of the networks drawn at each step; dotted: the target.",
             figures.curve(lines, {"relative_cost": "cost / target"}, "cost / target", reference=1.0),
         ),
-        picture_card(
-            "Reward",
-            f"The {config['reward'].replace('_', ' ')} reward with γ = {config['gamma']:g}.",
-            figures.curve(lines, {"reward": "reward"}, "reward"),
+        *(
+            [
+                picture_card(
+                    "Reward",
+                    f"The {settings['reward'].replace('_', ' ')} reward with γ = {settings['gamma']:g}.",
+                    figures.curve(lines, {"reward": "reward"}, "reward"),
+                )
+            ]
+            if "reward" in lines[0]
+            else []
         ),
         picture_card(
             "Entropy of the policy",
-            f"A sum over layers. Formats are drawn uniformly for the first {warmup} steps.",
+            "A sum over layers." + _uniform_until(summary, lines) + _frozen_from(summary, lines),
             figures.curve(lines, {"entropy": "entropy"}, "entropy (nats)"),
         ),
     ]
@@ -229,7 +236,7 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
         *([] if summary["policy"] == "fixed" else draws),  # A fixed genome has the same at each step.
         picture_card("Step time", "", figures.curve(timed, {"milliseconds": "step time"}, "step time (ms)")),
     ]
-    if summary["policy"] == "reinforce":
+    if summary["kind"] == SEARCHED:
         decisions = [
             decision | {"bits": [parse_layer_format(option).bits for option in decision["options"]]}
             for decision in summary["decisions"]
@@ -238,6 +245,23 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
         explanation = "A band per decision, a row per format in it: the stronger, the more probable."
         cards.append(picture_card("The policy over time", explanation, picture, wide=True))
     return cards
+
+
+def _known(lines: Sequence[dict[str, Any]], **labels: str) -> dict[str, str]:
+    """Labels of the metrics that the lines have: not all controllers measure all."""
+    return {name: label for name, label in labels.items() if name in lines[0]}
+
+
+def _uniform_until(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
+    if summary["policy"] != "reinforce":
+        return ""
+    warmup = round(summary["config"]["controller"]["reinforce"]["warmup_fraction"] * lines[-1]["step"])
+    return f" Formats are drawn uniformly for the first {warmup} steps."
+
+
+def _frozen_from(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
+    step = summary.get("frozen_from_step", math.inf)  # Summaries of earlier versions have none.
+    return f" One genome is trained from step {step} on." if step < lines[-1]["step"] else ""
 
 
 def _capital(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hwcost.genome_file import names_genome_file
 from launch.reports.figures import quality_on_test
+from launch.training.earlier_configs import of_today
 from launch.training.experiment import FIXED, RANDOM_SEARCH, SEARCHED, UNIFORM
 from launch.training.run_directory import SUMMARY
 
@@ -90,6 +91,7 @@ def _telling_apart(directories: Sequence[pathlib.Path]) -> list[str]:
 def _read(directory: pathlib.Path) -> RecordedRun:
     try:
         summary = json.loads((directory / SUMMARY).read_text())
+        summary["config"] = of_today(summary["config"])
         if "kind" not in summary:
             summary["kind"] = _kind_of_earlier_version(summary["config"])
     except (ValueError, KeyError, TypeError) as error:

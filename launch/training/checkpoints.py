@@ -57,7 +57,7 @@ class Checkpoints:
         temporary.write_text(json.dumps(_file_digests(checkpoint)))
         temporary.rename(checkpoint / _DIGESTS)
 
-    def restore(self, like: Any, say: Callable[[str], None] = print) -> tuple[int, Any] | None:
+    def restore(self, like: Any, say: Callable[[str], None] = print, *, partly: bool = False) -> tuple[int, Any] | None:
         """Newest undamaged checkpoint as `(step, state)`, or None if there never was a checkpoint.
 
         A damaged checkpoint is skipped. It is renamed, too, unless the checkpoints are only read.
@@ -65,6 +65,7 @@ class Checkpoints:
         Args:
           like: a state of the same structure, shapes and shardings.
           say: receives a message for each damaged checkpoint.
+          partly: whether the checkpoint may have more than `like`, a dictionary of fields of the state.
 
         Raises:
           CheckpointError: all checkpoints are damaged; or an undamaged one has other shapes than `like`, or cannot be
@@ -76,9 +77,11 @@ class Checkpoints:
             checkpoint, intact = self._directory / str(step), False
             try:
                 intact = _check_files(checkpoint)
-                differences = _differences(_shapes_by_path(self._manager.item_metadata(step).tree), _shapes(like))
-                if not differences:
-                    return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                stored, expected = _shapes_by_path(self._manager.item_metadata(step).tree), _shapes(like)
+                if partly:
+                    stored = {path: shape for path, shape in stored.items() if path in expected}
+                if not (differences := _differences(stored, expected)):
+                    return step, self._read(step, abstract, partly=partly)
             except Exception as error:  # Damage causes any exception of orbax, tensorstore or json.
                 if intact:
                     raise CheckpointError(f"{checkpoint} is as it was written, but {_reason(error)}") from error
@@ -95,6 +98,14 @@ class Checkpoints:
                 "remove the run directory to start again"
             )
         return None
+
+    def _read(self, step: int, abstract: Any, *, partly: bool) -> Any:
+        if not partly:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+            some = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
+            return checkpointer.restore(self._directory / str(step) / "default", args=some)
 
     def _set_aside(self, step: int, error: Exception, say: Callable[[str], None]) -> None:
         """Tells that a checkpoint is damaged, and renames it unless checkpoints are only read."""

@@ -11,7 +11,6 @@ from hwcost.format_plan import FormatPlan
 
 AUTO, FLOAT32, BFLOAT16 = COMPUTE = ("auto", "float32", "bfloat16")
 DEFAULT, *_ = PRECISIONS = ("default", "high", "highest")
-EARLIER_ARITHMETIC = {"compute": FLOAT32, "precision": DEFAULT}
 EXACT_BITS = 8  # significant bits of bfloat16
 
 

@@ -44,7 +44,7 @@ def check(experiment: Experiment, console: Console) -> None:
         "search space": f"{len(plan.space)} decisions, 10^{genomes:.1f} genomes",
         **{f"cost {name}": _cost_range(experiment, i) for i, name in enumerate(experiment.costs)},
         "networks": f"{trials}: {', '.join(trial.name for trial in experiment.trials)}",
-        "steps": f"{search.total_steps:,} each, {search.warmup_steps:,} of them with uniformly drawn formats",
+        "steps": f"{search.total_steps:,} each",
         "memory": f"{memory}, as XLA plans the compiled step",
         "time": f"about {duration(compiled.seconds + trials * search.total_steps * seconds)}: {compiled.seconds:.0f} s "
         f"of compilation, {1000 * seconds:.1f} ms a step",

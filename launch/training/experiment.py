@@ -11,20 +11,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from aqt_like import format_choice, gradients
 from aqt_like.calibration import CRITERIA, Criterion
 from aqt_like.formats import LayerFormat, format_space, parse_layer_format
 from aqt_like.interception import Quantizer, weight_clips
-from fliqs_jax import distillation, losses, models
+from fliqs_jax import assignment, distillation, losses, models
 from fliqs_jax.models import pretrained
-from fliqs_jax.policy import POLICIES
 from fliqs_jax.quality import QUALITIES, Quality
-from fliqs_jax.reward import REWARDS
-from fliqs_jax.schedule import ENTROPY_SCHEDULES
-from fliqs_jax.search import Search
+from fliqs_jax.search import Search, relative_option_costs
 from hwcost import pricing, registry, workload
 from hwcost.cost_model import CostModel
 from hwcost.costs import find_cost
@@ -35,6 +31,7 @@ from launch import data
 from launch.training import optimizers
 from launch.training.budgets import BudgetSetting, budget_entries, read_budgets
 from launch.training.compute import COMPUTE, PRECISIONS, Arithmetic, choose_arithmetic
+from launch.training.controllers import NO_SEARCH, make_controller
 
 PRECOMPUTED = "precomputed"  # the only clip.source that needs no batch
 
@@ -119,27 +116,22 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     total_steps = max(round(config.epochs * steps_per_epoch), 1)
     search = Search(
         model=model,
-        paths=tuple(layer.path for layer in plan.workload),
-        choice=plan.choice,
+        plan=plan,
         bank=format_choice.format_bank(formats, use_unsigned=config.unsigned_inputs),
         budgets=budgets,
         optimizer=optimizers.weight_optimizer(config.optimizer, total_steps),
-        policy_optimizer=optax.adam(config.policy_learning_rate, b1=config.policy_momentum),
         loss=_loss(config, source.classes),
         quality=_quality(config.quality),
-        reward=_named(REWARDS, "reward", config.reward),
-        gamma=config.gamma,
-        entropy_schedule=_named(ENTROPY_SCHEDULES, "entropy_schedule", config.entropy_schedule),
-        entropy_end=config.entropy_end,
-        baseline_momentum=config.baseline_momentum,
-        cost_samples=config.cost_samples,
+        targets=_targets(config, plan, budgets[0]),
+        controller=make_controller(config, plan, budgets, total_steps),
         total_steps=total_steps,
-        warmup_steps=round(config.warmup_fraction * total_steps),
+        freeze_step=round(config.controller.freeze_fraction * total_steps),
         # Inputs are profiled for at least one step before they are quantised.
         input_quantization_step=max(round(config.input_quantization_fraction * total_steps), 1),
         profile_steps=max(round(config.profile_fraction * total_steps), 1),
         quantizer=_quantizer(config, plan, arithmetic),
     )
+    _check_sampling(config, search)
     multiples = format_choice.precomputed_clip_multiples(
         formats, len(plan.workload), config.clip.distribution, use_unsigned=config.unsigned_inputs
     )
@@ -155,12 +147,6 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         trials=_trials(config, plan, given),
         arithmetic=arithmetic,
     )
-
-
-def _named(known: dict[str, Any], key: str, name: str) -> Any:
-    if name not in known:
-        raise ConfigError(f"{key}={name!r}: expected one of {', '.join(known)}")
-    return known[name]
 
 
 def _quality(name: str) -> Quality:
@@ -182,14 +168,21 @@ _RANGES = (
     _Range(
         "a number above 0",
         lambda number: 0 < number < math.inf,
-        ("epochs", "gamma", "target", "log_every", "checkpoint_every", "distillation.temperature"),
+        (
+            "epochs",
+            "controller.reinforce.gamma",
+            "target",
+            "log_every",
+            "checkpoint_every",
+            "distillation.temperature",
+        ),
     ),
     _Range(
         "a number from 0",
         lambda number: 0 <= number < math.inf,
         (
-            "policy_learning_rate",
-            "entropy_end",
+            "controller.reinforce.learning_rate",
+            "controller.reinforce.entropy_end",
             "ewgs_strength",
             "optimizer.learning_rate",
             "optimizer.weight_decay",
@@ -200,13 +193,24 @@ _RANGES = (
     _Range(
         "a number from 0, below 1",
         lambda number: 0 <= number < 1,
-        ("policy_momentum", "baseline_momentum", "optimizer.momentum", "label_smoothing"),
+        (
+            "controller.reinforce.momentum",
+            "controller.reinforce.baseline_momentum",
+            "optimizer.momentum",
+            "label_smoothing",
+        ),
     ),
     _Range("a number in 0…1", lambda number: 0 <= number <= 1, ("distillation.weight",)),
     _Range(
         "a fraction of training, 0…1",
         lambda number: 0 <= number <= 1,
-        ("warmup_fraction", "optimizer.warmup_fraction", "input_quantization_fraction", "profile_fraction"),
+        (
+            "controller.freeze_fraction",
+            "controller.reinforce.warmup_fraction",
+            "optimizer.warmup_fraction",
+            "input_quantization_fraction",
+            "profile_fraction",
+        ),
     ),
     _Range(
         "a whole number from 0",
@@ -216,7 +220,7 @@ _RANGES = (
     _Range(
         "a whole number above 0",
         lambda number: isinstance(number, int) and number > 0,
-        ("random_search.draws", "random_search.evaluated"),
+        ("random_search.draws", "random_search.evaluated", "controller.fisher.examples"),
     ),
 )
 
@@ -240,8 +244,8 @@ def _check_settings(config: ConfigDict) -> None:
             f"profile_fraction={config.profile_fraction}: inputs are profiled until they are quantised at least, which "
             f"is at input_quantization_fraction={config.input_quantization_fraction}"
         )
-    if config.cost_samples < 0 or config.cost_samples == 1:
-        raise ConfigError(f"cost_samples={config.cost_samples}: expected 0, or 2 and more")
+    if (samples := config.controller.reinforce.cost_samples) < 0 or samples == 1:
+        raise ConfigError(f"controller.reinforce.cost_samples={samples}: expected 0, or 2 and more")
     for key, names in _CHOICES.items():
         value = functools.reduce(getattr, key.split("."), config)
         if value not in names:
@@ -346,10 +350,44 @@ def _budget(config: ConfigDict, plan: FormatPlan, model: CostModel, setting: Bud
     return pricing.Budget(table, target)
 
 
+def _targets(config: ConfigDict, plan: FormatPlan, main: pricing.Budget) -> tuple[float, ...]:
+    """The targets that training takes in turn, in the unit of the main cost; none if there is only one."""
+    numbers = config.targets
+    if isinstance(numbers, str) or not all(isinstance(t, int | float) and 0 < t < math.inf for t in numbers):
+        raise ConfigError(f"targets={numbers!r}: expected a tuple of numbers above 0, such as (1.2, 1.6)")
+    if len(set(numbers)) < len(numbers):
+        raise ConfigError(f"targets={numbers}: one target is there twice")
+    if numbers and config.policy not in NO_SEARCH and config.target not in numbers:
+        raise ConfigError(f"target={config.target:g}: expected one of targets={numbers}, that of the work directory")
+    unit = main.target / config.target
+    lowest, highest = pricing.reachable_interval(main.table, plan.space)
+    for target in numbers:
+        if not lowest <= target * unit <= highest:
+            raise ConfigError(
+                f"targets={numbers}: {target:g} is out of reach: genomes cost from {lowest / unit:.4g} to "
+                f"{highest / unit:.4g} (in units of {config.target_unit})"
+            )
+    return () if len(numbers) < 2 or config.policy in NO_SEARCH else tuple(target * unit for target in numbers)
+
+
+def _check_sampling(config: ConfigDict, search: Search) -> None:
+    """Checks that what is sampled within budgets can be."""
+    if search.targets and not search.controller.within_budget:
+        raise ConfigError(
+            f"targets={config.targets}: the policy {config.policy!r} learns one target; expected one that samples "
+            "within the budget, such as policy='fisher'"
+        )
+    if not search.controller.within_budget:
+        return
+    try:
+        for costs in relative_option_costs(search):
+            assignment.best_within(np.where(assignment.exists(search.plan.space), 0.0, np.inf), costs)
+    except ValueError as error:
+        raise ConfigError(f"policy={config.policy!r}: {error}") from error
+
+
 def _given_genome(config: ConfigDict) -> Genome | None:
     """Genome from the genome file of the config, or None if the config names no file."""
-    if config.policy not in POLICIES:
-        raise ConfigError(f"policy={config.policy!r}: expected one of {', '.join(POLICIES)}")
     if config.policy == "fixed" and not config.genome:
         raise ConfigError("policy='fixed' needs --config.genome, a format name or a genome file")
     if config.policy != "fixed" and config.genome:

@@ -33,7 +33,8 @@ from fliqs_jax.search import (
 )
 from hwcost.genome_file import Genome, read_genome
 from launch import data
-from launch.training.compute import EARLIER_ARITHMETIC
+from launch.training.controllers import NO_SEARCH
+from launch.training.earlier_configs import of_today
 from launch.training.experiment import ConfigError, Experiment, Trial, prepare_experiment
 from launch.training.mesh import data_mesh, place_batch, replicated, split_batch
 from launch.training.run_directory import CONFIG, GENOME, NETWORK, SUMMARY, WEIGHTS
@@ -45,9 +46,10 @@ _STORED = ("params", "batch_stats", "calibration", "clip_multiples")
 
 def initial_state(experiment: Experiment, trial: Trial) -> SearchState:
     """Initial state of a trial; trials differ only in the policy."""
+    policy = trial.config.policy if trial.config.policy in NO_SEARCH else "searched"
     return init_state(
         experiment.search,
-        init_policy(experiment.plan.space, trial.config.policy, trial.genome),
+        init_policy(experiment.plan.space, policy, trial.genome),
         experiment.clip_multiples,
         jax.random.key(trial.config.seed),
         jnp.zeros((1, *experiment.source.example.shape), experiment.source.example.dtype),
@@ -63,7 +65,7 @@ def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
     if directory.is_file():
         raise ConfigError(f"{directory} is a file: expected the directory of a run")
     try:
-        config = ConfigDict(json.loads((directory / CONFIG).read_text()))
+        config = ConfigDict(of_today(json.loads((directory / CONFIG).read_text())))
     except (OSError, ValueError, AttributeError) as error:  # the last of JSON that is no object
         raise ConfigError(f"{directory} holds no run: {error}") from error
     if not (directory / SUMMARY).exists():
@@ -71,9 +73,6 @@ def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
     if unknown := [key for key in changes if key not in flatten_dict(config.to_dict(), sep=".")]:
         raise ConfigError(f"{directory} has no setting {', '.join(unknown)}")
     config.update_from_flattened_dict(changes)
-    for key, value in EARLIER_ARITHMETIC.items():  # Runs of earlier versions do not say it.
-        if key not in config:
-            config[key] = value
     try:
         return prepare_experiment(config)
     except (AttributeError, KeyError) as error:
@@ -236,13 +235,18 @@ def told(directory: pathlib.Path) -> str:
     return f"{summary['name']}, {100 * read_quality(directory):.2f} % {summary['quality']} on test, in {directory}"
 
 
+def weights_of(state: SearchState) -> dict[str, Any]:
+    """The fields of a state that `write_weights` writes."""
+    return {name: getattr(state, name) for name in _STORED}
+
+
 def write_weights(directory: pathlib.Path, state: SearchState) -> None:
     """Writes the float weights of a state, its batch statistics, input profiles and clip multiples.
 
     Raises:
       ConfigError: two variables have one name in the file.
     """
-    stored = {name: nn.meta.unbox(getattr(state, name)) for name in _STORED}
+    stored = nn.meta.unbox(weights_of(state))
     arrays = {name: np.asarray(leaf) for name, leaf in _by_name(jax.device_get(stored)).items()}
     if len(arrays) < len(jax.tree.leaves(stored)):
         raise ConfigError("two variables have one name, if slashes separate those of modules: rename one of them")
@@ -258,7 +262,7 @@ def read_weights(directory: pathlib.Path, experiment: Experiment) -> SearchState
     """
     arrays, _ = tensor_file.load(_existing(directory / WEIGHTS), kind=WEIGHTS_KIND, version=WEIGHTS_VERSION)
     state = initial_state(experiment, experiment.trials[0])
-    like = {name: nn.meta.unbox(getattr(state, name)) for name in _STORED}
+    like = nn.meta.unbox(weights_of(state))
     _check_shapes(directory / WEIGHTS, arrays, _by_name(like))
     stored = jax.tree.map_with_path(lambda path, leaf: jnp.asarray(arrays[_name(path)], leaf.dtype), like)
     return state._replace(**stored)

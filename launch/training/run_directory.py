@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from hwcost import carbon
+from launch.training.earlier_configs import of_today
 from launch.training.experiment import ConfigError
 
 SUMMARY = "summary.json"
@@ -49,7 +50,7 @@ def claim_directory(directory: pathlib.Path, config: ConfigDict, *, free: Collec
         directory.mkdir(parents=True, exist_ok=True)
         write_json(path, ours)
         return
-    there, here = (flatten_dict(config, sep=".") for config in (json.loads(path.read_text()), ours))
+    there, here = (flatten_dict(of_today(config), sep=".") for config in (json.loads(path.read_text()), ours))
     differing = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted(there.keys() | here.keys())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -20,15 +21,19 @@ from fliqs_jax.losses import Batch
 from fliqs_jax.models import pretrained
 from fliqs_jax.search import (
     SearchState,
+    freeze_genomes,
     make_logits,
     make_profile_clip_multiples,
     make_search_step,
+    settled_genomes,
 )
 from hwcost import carbon
 from hwcost.genome_file import write_genome
 from launch import data
 from launch.training import finished, loop, progress
+from launch.training.budgets import ABSOLUTE
 from launch.training.checkpoints import Checkpoints, state_digest
+from launch.training.controllers import reward_of
 from launch.training.experiment import RANDOM_SEARCH, ConfigError, Experiment, Trial
 from launch.training.interruption import StopRequested, stop_on_signals
 from launch.training.mesh import compile_step, data_mesh, place_batch, replicated, split_batch
@@ -177,7 +182,9 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
             console.print(remark)
         for trial, directory in unfinished:
             _run(_TrialRun(experiment, trial, compiled, dataset, directory, console), stop)
-    return directories
+    others = [target for target in experiment.config.targets if target != experiment.config.target]
+    below = [target_directory(workdir, experiment.config, target) for target in others if experiment.search.targets]
+    return [directories[0], *below, *directories[1:]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,10 +214,39 @@ class _TrialRun:
 
 
 def _run(run: _TrialRun, stop: StopRequested) -> None:
-    """Trains a trial, chooses its genome, freezes, recalibrates and evaluates its network, and writes all of it."""
+    """Trains a trial, chooses its genomes, and finishes one network per target; that of the work directory last."""
     state, seconds = _train(run, stop)
-    genome = _chosen_genome(run, state)
-    trained = {"policy_entropy": float(state.policy.entropy()), "state_sha256": state_digest(state)}
+    trained = {"state_sha256": state_digest(state)}
+    targets = [_of_target(run, number) for number in range(run.experiment.search.target_count)]
+    for number in sorted(range(len(targets)), key=lambda number: targets[number].directory == run.directory):
+        entropy = {"policy_entropy": float(state.policy(number).entropy())}
+        _finish(targets[number], state, _chosen_genome(run, state, number), seconds, trained | entropy)
+
+
+def _of_target(run: _TrialRun, number: int) -> _TrialRun:
+    """The run of one of the targets that were trained in turn, with its budgets and in its directory."""
+    search, config = run.experiment.search, run.trial.config
+    if not search.targets:
+        return run
+    own = config.copy_and_resolve_references()
+    own.target = float(config.targets[number])
+    unit = "" if config.target_unit == ABSOLUTE else f" × {config.target_unit}"
+    experiment = dataclasses.replace(
+        run.experiment, config=own, search=dataclasses.replace(search, budgets=search.budgets_of(number), targets=())
+    )
+    trial = dataclasses.replace(run.trial, name=f"{run.trial.name}, {own.target:g}{unit}", config=own)
+    directory = target_directory(run.directory, config, own.target)
+    claim_directory(directory, own)
+    return dataclasses.replace(run, experiment=experiment, trial=trial, directory=directory)
+
+
+def target_directory(directory: pathlib.Path, config: ConfigDict, target: float) -> pathlib.Path:
+    """Where the network of one of several targets is: that of `config.target` where the run is, others below."""
+    return directory if target == config.target else directory / f"target-{target:g}"
+
+
+def _finish(run: _TrialRun, state: SearchState, genome: jax.Array, seconds: float, trained: dict[str, Any]) -> None:
+    """Freezes, recalibrates and evaluates the network of a genome, int32[D], and writes all of it."""
     networks = run.compiled.networks
     network = networks.frozen(state, genome)
     before = networks.quality(networks.variables(network), "test")
@@ -218,7 +254,7 @@ def _run(run: _TrialRun, stop: StopRequested) -> None:
     network.save(run.directory / NETWORK)
     finished.write_weights(run.directory, state._replace(batch_stats=network.variables["batch_stats"]))
     write_genome(run.directory / GENOME, run.experiment.plan.named(np.asarray(genome)))
-    trained[f"{run.experiment.search.quality.name}_before_recalibration"] = before
+    trained = {**trained, f"{run.experiment.search.quality.name}_before_recalibration": before}
     write_json(run.directory / SUMMARY, _summary(run, genome, seconds) | trained)
 
 
@@ -241,7 +277,13 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
             return profile(state, next(run.taught_batches(inputs_from)))
         return state
 
-    before_step = {max(first_step, inputs_from): before_inputs}
+    def freeze(state: SearchState) -> SearchState:
+        return freeze_genomes(search, state)
+
+    before_step: dict[int, Callable[[Any], Any]] = {}
+    for begins, change in ((inputs_from, before_inputs), (search.freeze_step, freeze)):
+        step = max(first_step, begins)
+        before_step[step] = _in_turn(before_step[step], change) if step in before_step else change
     valid_batches = run.batches("valid", config.valid_batch_size, first_step=first_step)
     with progress.Recorder(
         run.directory / METRICS,
@@ -261,7 +303,7 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
             saving=loop.Saving(
                 recorder=recorder,
                 log_every=config.log_every,
-                policy_probabilities=lambda state: np.asarray(jax.nn.softmax(state.policy.logits)),
+                policy_probabilities=lambda state: np.asarray(jax.nn.softmax(state.policy(0).logits)),
                 checkpoints=checkpoints,
                 checkpoint_every=config.checkpoint_every,
             ),
@@ -271,6 +313,10 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
     if inputs_from >= search.total_steps:
         _check_inputs(run, state)
     return state, recorder.seconds
+
+
+def _in_turn(first: Callable[[Any], Any], second: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda state: second(first(state))
 
 
 def _check_inputs(run: _TrialRun, state: SearchState) -> None:
@@ -285,16 +331,19 @@ def _check_inputs(run: _TrialRun, state: SearchState) -> None:
         run.say(doubt)
 
 
-def _chosen_genome(run: _TrialRun, state: SearchState) -> jax.Array:
-    """Mode of the policy, or best genome of a random search, int32[D]."""
-    if run.trial.kind != RANDOM_SEARCH:
-        return state.policy.mode()
+def _chosen_genome(run: _TrialRun, state: SearchState, number: int) -> jax.Array:
+    """What the search settled on for a target, or the best genome of a random search, int32[D]."""
     search, networks = run.experiment.search, run.compiled.networks
+    if run.trial.kind != RANDOM_SEARCH:
+        return jnp.asarray(settled_genomes(search, state)[number])
+    reward, gamma = reward_of(run.trial.config)
     return random_search.best_of_random(
         search,
         state,
         lambda genome: networks.quality(networks.variables_of_genome(state, genome), "valid"),
         jax.random.fold_in(state.key, search.total_steps),
+        reward=reward,
+        gamma=gamma,
         **run.trial.config.random_search,
     )
 
@@ -310,6 +359,7 @@ def _summary(run: _TrialRun, genome: jax.Array, seconds: float) -> dict[str, Any
         "name": run.trial.name,
         "kind": run.trial.kind,
         "policy": config.policy,
+        "frozen_from_step": min(run.experiment.search.freeze_step, run.experiment.search.total_steps),
         "quality": name,
         f"validation_{name}": networks.quality(variables, "valid"),
         "seconds": round(seconds, 1),

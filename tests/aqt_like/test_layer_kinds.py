@@ -23,11 +23,9 @@ import aqt_like
 from aqt_like import clip_multiples, format_choice, gradients, interception, layer_calls
 from aqt_like.formats import FORMAT_SPACES, format_space, parse_format
 from aqt_like.interception import Product, Quantizer
-from fliqs_jax import losses
+from fliqs_jax import fisher, losses
 from fliqs_jax.policy import init_policy
 from fliqs_jax.quality import accuracy
-from fliqs_jax.reward import absolute
-from fliqs_jax.schedule import constant
 from fliqs_jax.search import Search, init_state, make_search_step
 from hwcost import analytic, pricing, workload
 from hwcost.format_plan import format_plan
@@ -755,26 +753,19 @@ def test_two_steps_of_a_search(variables, layers, image):
     table = analytic.BIT_OPERATIONS.table(plan)
     search = Search(
         model=Kinds(SEARCHED, with_logits=True),
-        paths=tuple(layer.path for layer in layers),
-        choice=plan.choice,
+        plan=plan,
         bank=format_choice.format_bank(formats, use_unsigned=True),
         budgets=(pricing.Budget(table, 1.5 * analytic.BIT_OPERATIONS.uniform(layers, formats[0])),),
         optimizer=optax.sgd(0.01),
-        policy_optimizer=optax.adam(0.02),
         loss=losses.cross_entropy(0.1),
         quality=accuracy,
-        reward=absolute,
-        gamma=0.3,
-        entropy_schedule=constant,
-        entropy_end=0.5,
-        baseline_momentum=0.9,
-        cost_samples=0,
+        controller=fisher.make_controller(plan.option_bits(), examples=2),
         total_steps=2,
-        warmup_steps=0,
+        freeze_step=2,
         input_quantization_step=1,
         profile_steps=2,
     )
-    policy = init_policy(plan.space, "reinforce", None)
+    policy = init_policy(plan.space, "searched")
     multiples = format_choice.precomputed_clip_multiples(formats, len(search.paths), "gaussian", use_unsigned=True)
     shapes = jax.eval_shape(functools.partial(init_state, search), policy, multiples, jax.random.key(0), image)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes._replace(key=None))
@@ -784,7 +775,7 @@ def test_two_steps_of_a_search(variables, layers, image):
         batch_stats=variables["batch_stats"],
         calibration=interception.empty_calibration(search.paths),
         clip_multiples=multiples,
-        policy=policy,
+        policies=jax.tree.map(lambda leaf: leaf[None], policy),
     )
     step = jax.jit(chex.assert_max_traces(make_search_step(search), n=1))
     batch = {"input": image, "label": np.arange(3)}
@@ -793,6 +784,8 @@ def test_two_steps_of_a_search(variables, layers, image):
         assert all(np.isfinite(value).all() for value in metrics.values())
     profile = interception.stacked_calibration(search.paths, state.calibration)
     assert (profile.batches == 2).all()
+    silent = [x.path for x, d in zip(layers, plan.decision_of, strict=True) if not state.controller.losses[d, 0] > 0]
+    assert silent == ["einsum_turned"]  # whose result is in no logit
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 

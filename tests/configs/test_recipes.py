@@ -35,7 +35,7 @@ def test_recipes_are_table_4(network):
     )
     assert found == TABLE_4[network]
     assert config.label_smoothing == 0.1
-    assert config.warmup_fraction == 0.25
+    assert config.controller.reinforce.warmup_fraction == 0.25
 
 
 def test_every_network_of_the_paper_has_one():

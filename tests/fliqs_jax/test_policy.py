@@ -3,14 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fliqs_jax.policy import Policy, init_policy
+from fliqs_jax.policy import Policy, init_policy, within_budget
 from hwcost.space import Decision, SearchSpace
 
 SPACE = SearchSpace((Decision("a", ("x", "y")), Decision("b", ("x", "y", "z"))))
 
 
 def learned(seed=0):
-    policy = init_policy(SPACE, "reinforce")
+    policy = init_policy(SPACE, "searched")
     noise = jax.random.normal(jax.random.key(seed), policy.logits.shape)
     return policy._replace(logits=policy.logits + noise)
 
@@ -61,7 +61,7 @@ def test_the_three_kinds():
     assert fixed.entropy() == 0
     flat = init_policy(SPACE, "uniform")
     np.testing.assert_allclose(flat.entropy(), np.log(2) + np.log(3), rtol=1e-6)
-    assert [bool(init_policy(SPACE, kind).learns) for kind in ("reinforce", "uniform")] == [True, False]
+    assert [bool(init_policy(SPACE, kind).learns) for kind in ("searched", "uniform")] == [True, False]
     assert not fixed.learns
     np.testing.assert_array_equal(learned().uniform().logits, flat.logits)
 
@@ -69,7 +69,7 @@ def test_the_three_kinds():
 @pytest.mark.parametrize(
     ("kind", "genome", "message"),
     [
-        ("greedy", None, "unknown policy 'greedy': expected one of reinforce, uniform, fixed"),
+        ("greedy", None, "unknown policy 'greedy': expected one of searched, uniform, fixed"),
         ("fixed", None, "'fixed' needs a genome"),
         ("uniform", [0, 0], "'uniform' takes no genome"),
         ("fixed", [0], "genome of length 1"),
@@ -79,3 +79,65 @@ def test_the_three_kinds():
 def test_policies_that_make_no_sense_are_refused(kind, genome, message):
     with pytest.raises(ValueError, match=message):
         init_policy(SPACE, kind, genome)
+
+
+# Within the budget.
+
+
+def expected_costs(logits, costs):
+    p = np.exp(np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    return (p * costs).sum(axis=(1, 2))
+
+
+def setting(seed, budgets, scale):
+    """Scores of 12 decisions, one of them pinned and some with missing options, and costs that rise with options."""
+    rng = np.random.default_rng(seed)
+    exists = np.arange(5) < rng.integers(2, 6, 12)[:, None]
+    exists[0] = np.arange(5) == 0
+    scores = np.where(exists, scale * rng.standard_normal((12, 5)), -np.inf)
+    costs = np.where(exists, np.cumsum(rng.exponential(size=(budgets, 12, 5)), axis=2), 0.0)
+    cheapest = np.where(exists, costs, np.inf).min(axis=2).sum(axis=1)
+    return jnp.asarray(scores, jnp.float32), costs / (1.5 * cheapest)[:, None, None], exists
+
+
+@pytest.mark.parametrize(
+    ("budgets", "scale"), [(1, 0.0), (1, 0.1), (1, 3.0), (1, 1000.0), (2, 0.1), (2, 3.0), (3, 0.1), (3, 3.0)]
+)
+def test_expected_costs_are_the_targets_where_scores_want_more(budgets, scale):
+    solve = jax.jit(within_budget)
+    for seed in range(5):
+        scores, costs, exists = setting(seed, budgets, scale)
+        logits = np.asarray(solve(scores, jnp.asarray(costs, jnp.float32)))
+        found = expected_costs(logits, costs)
+        assert (found < 1 + 2e-3).all()
+        assert (np.isfinite(logits) == exists).all()
+        # A budget with room has no multiplier: the logits are the scores, less multiples of the costs that are full.
+        full = found > 0.998
+        if not full.any():
+            np.testing.assert_array_equal(logits, scores)
+            continue
+        taken, columns = np.asarray(scores)[exists] - logits[exists], costs[full][:, exists].T
+        multipliers, *_ = np.linalg.lstsq(columns, taken, rcond=None)
+        np.testing.assert_allclose(columns @ multipliers, taken, atol=1e-3 * max(np.abs(taken).max(), 1))
+        assert (multipliers > -1e-3 * np.abs(multipliers).max()).all()
+
+
+@pytest.mark.parametrize("budgets", [2, 3])
+def test_very_sharp_scores_keep_several_budgets(budgets):
+    for seed in range(5):
+        scores, costs, _ = setting(seed, budgets, 1000.0)
+        found = expected_costs(within_budget(scores, jnp.asarray(costs, jnp.float32)), costs)
+        assert (found < 1 + 1e-4).all()
+        assert found.max() > 0.998 or (expected_costs(scores, costs) <= 1).all()
+
+
+def test_scores_that_cost_less_than_the_target_are_left_alone():
+    scores, costs, _ = setting(0, 2, 3.0)
+    np.testing.assert_array_equal(within_budget(scores, jnp.asarray(costs, jnp.float32) / 100), scores)
+
+
+def test_sharp_scores_give_the_lagrangian_knapsack_but_for_one_toss():
+    scores, costs, _ = setting(3, 1, 1e5)
+    p = np.asarray(jax.nn.softmax(within_budget(scores, jnp.asarray(costs, jnp.float32))))
+    assert ((p > 0.01) & (p < 0.99)).any(axis=1).sum() <= 1

@@ -12,20 +12,21 @@ import pytest
 
 from aqt_like import calibration, format_choice, gradients, interception
 from aqt_like.formats import format_space
-from fliqs_jax import layer_sensitivity, losses, random_search
+from fliqs_jax import assignment, fisher, layer_sensitivity, losses, random_search, reinforce
 from fliqs_jax.policy import init_policy
-from fliqs_jax.quality import Quality, accuracy
-from fliqs_jax.reward import REWARDS, absolute
-from fliqs_jax.schedule import constant, cosine
+from fliqs_jax.quality import accuracy
+from fliqs_jax.reward import absolute
+from fliqs_jax.schedule import cosine
 from fliqs_jax.search import (
     Search,
-    _reinforcement,
+    freeze_genomes,
     init_state,
     make_evaluate,
     make_profile_clip_multiples,
     make_recalibrate,
     make_search_step,
     quantized_variables,
+    settled_genomes,
 )
 from hwcost import analytic, pricing, workload
 from hwcost.format_plan import format_plan
@@ -47,24 +48,35 @@ PLAN = format_plan(LAYERS, FORMATS)
 SPACE = PLAN.space
 TABLE = analytic.BIT_OPERATIONS.table(PLAN)
 TARGET = 1.5 * analytic.BIT_OPERATIONS.uniform(LAYERS, FORMATS[0])
+BUDGETS = (pricing.Budget(TABLE, TARGET),)
+
+
+def reinforced(budgets=BUDGETS, **changes):
+    """The controller of the paper."""
+    settings = {
+        "reward": absolute,
+        "gamma": 0.3,
+        "optimizer": optax.adam(0.02, b1=0.95),
+        "baseline_momentum": 0.9,
+        "entropy_schedule": cosine,
+        "entropy_end": 0.5,
+        "warmup_steps": WARMUP,
+        "total_steps": TOTAL,
+    }
+    return reinforce.make_controller(SPACE, budgets, **(settings | changes))
+
+
 SEARCH = Search(
     model=Tiny(),
-    paths=("conv", "head"),
-    choice=PLAN.choice,
+    plan=PLAN,
     bank=format_choice.format_bank(FORMATS, use_unsigned=True),
-    budgets=(pricing.Budget(TABLE, TARGET),),
+    budgets=BUDGETS,
     optimizer=optax.sgd(0.05, momentum=0.9),
-    policy_optimizer=optax.adam(0.02, b1=0.95),
     loss=losses.cross_entropy(0.1),
     quality=accuracy,
-    reward=absolute,
-    gamma=0.3,
-    entropy_schedule=cosine,
-    entropy_end=0.5,
-    baseline_momentum=0.9,
-    cost_samples=0,
+    controller=reinforced(),
     total_steps=TOTAL,
-    warmup_steps=WARMUP,
+    freeze_step=TOTAL,
     input_quantization_step=QUANTIZE_INPUTS,
     profile_steps=PROFILE,
 )
@@ -78,7 +90,7 @@ def batch(seed, size=16):
     return {"input": jnp.asarray(images), "label": jnp.asarray(labels)}
 
 
-def start(kind="reinforce", genome=None, search=SEARCH):
+def start(kind="searched", genome=None, search=SEARCH):
     policy = init_policy(SPACE, kind, genome)
     return init_state(search, policy, MULTIPLES, jax.random.key(0), batch(0)["input"])
 
@@ -100,7 +112,7 @@ def searched():
 
 def test_one_compilation_serves_all_phases_and_all_policies():
     step = jax.jit(chex.assert_max_traces(make_search_step(SEARCH), n=1))
-    for kind, genome in (("reinforce", None), ("uniform", None), ("fixed", [0, 2]), ("fixed", [2, 1])):
+    for kind, genome in (("searched", None), ("uniform", None), ("fixed", [0, 2]), ("fixed", [2, 1])):
         state, _ = run(start(kind, genome), step=step)
         assert int(state.step) == TOTAL
 
@@ -127,7 +139,7 @@ def test_search_step_equals_itself_under_scan():
 def test_warm_up_draws_uniformly_and_leaves_the_policy_alone(searched):
     _, history = searched
     for i, (before, after, metrics) in enumerate(history):
-        changed = not np.array_equal(before.policy.logits, after.policy.logits)
+        changed = not np.array_equal(before.policies.logits, after.policies.logits)
         assert changed == (i >= WARMUP)
         if i < WARMUP:
             assert metrics["entropy"] == pytest.approx(2 * np.log(3))
@@ -162,64 +174,10 @@ def test_inputs_are_quantised_from_their_step_on():
     np.testing.assert_allclose(traces[QUANTIZE_INPUTS], 0, atol=1e-7)
 
 
-def test_controller_update_follows_the_equations(searched):
-    """Advantage against the baseline before the step, REINFORCE plus entropy, Adam: all again in NumPy float64."""
-    _, history = searched
-    mean, m, v, count = None, 0.0, 0.0, 0
-    for i, (before, after, metrics) in enumerate(history):
-        cost = pricing.price_layers(TABLE, metrics["genome"]).sum()
-        expected_reward = metrics["valid_quality"] - 0.3 * abs(cost / TARGET - 1)
-        assert metrics["reward"] == pytest.approx(expected_reward, abs=1e-5)
-        mean = expected_reward if mean is None else mean
-        advantage = expected_reward - mean
-        assert metrics["advantage"] == pytest.approx(advantage, abs=1e-5)
-        mean = 0.9 * mean + 0.1 * expected_reward
-        assert float(after.reward_mean) == pytest.approx(mean, abs=1e-5)
-        if i < WARMUP:
-            continue
-        logits = np.asarray(before.policy.logits, np.float64)
-        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        one_hot = np.eye(3)[metrics["genome"]]
-        entropies = -(p * np.log(p)).sum(axis=1, keepdims=True)
-        entropy_gradient = -p * (np.log(p) + entropies)
-        weight = 0.25 * (1 - np.cos(np.pi * (i - WARMUP) / (TOTAL - WARMUP)))
-        gradient = -advantage * (one_hot - p) + weight * entropy_gradient
-        count += 1
-        m, v = 0.95 * m + 0.05 * gradient, 0.999 * v + 0.001 * gradient**2
-        update = -0.02 * (m / (1 - 0.95**count)) / (np.sqrt(v / (1 - 0.999**count)) + 1e-8)
-        np.testing.assert_allclose(after.policy.logits, logits + update, atol=2e-4)
-
-
-def test_a_step_without_advantage_lowers_the_entropy():
-    search = dataclasses.replace(SEARCH, reward=lambda q, c, g: 0 * q, entropy_schedule=constant)
-    state = start(search=search)
-    state = state._replace(policy=state.policy._replace(logits=jax.random.normal(jax.random.key(5), (2, 3))))
-    _, history = run(state, search=search)
-    entropies = [float(after.policy.entropy()) for _, after, _ in history]
-    assert entropies[WARMUP - 1] > entropies[WARMUP] > entropies[-1]
-
-
-def test_the_controller_finds_the_best_genome_when_only_cost_matters():
-    target = analytic.bit_operations(LAYERS[0], FORMATS[1]) + analytic.bit_operations(LAYERS[1], FORMATS[0])
-    search = dataclasses.replace(
-        SEARCH,
-        total_steps=300,
-        warmup_steps=20,
-        quality=Quality("none", lambda logits, batch: jnp.zeros(()), lambda statistics: statistics),
-        policy_optimizer=optax.adam(0.05, b1=0.95),
-        budgets=(pricing.Budget(TABLE, target),),
-    )
-    step = make_search_step(search)
-    fixed = (batch(0, 4), batch(1, 4))
-    state, _ = jax.jit(lambda s: jax.lax.scan(lambda s, _: step(s, *fixed), s, None, length=300))(start(search=search))
-    genome = np.asarray(state.policy.mode())
-    assert genome[0] == 1  # the layer that makes up nearly all of the cost
-    assert pricing.price_layers(TABLE, genome).sum() == pytest.approx(target, rel=0.05)
-
-
 def test_the_tightest_of_several_budgets_is_what_the_reward_sees():
     weights = analytic.WEIGHT_BYTES.table(PLAN)
-    search = dataclasses.replace(SEARCH, budgets=(*SEARCH.budgets, pricing.Budget(weights, 5.0)))
+    budgets = (*BUDGETS, pricing.Budget(weights, 5.0))
+    search = dataclasses.replace(SEARCH, budgets=budgets, controller=reinforced(budgets))
     _, history = run(start("fixed", [2, 2], search=search), search=search)
     metrics = history[0][2]
     bits, kernel_entries = pricing.price_exactly(TABLE, np.asarray([2, 2])), sum(layer.weights for layer in LAYERS)
@@ -228,57 +186,9 @@ def test_the_tightest_of_several_budgets_is_what_the_reward_sees():
     assert 2 * kernel_entries / 5.0 > bits / TARGET  # bf16 weights are the tighter budget here
 
 
-@pytest.mark.parametrize("name", REWARDS)
-def test_cost_samples_leave_the_expected_gradient_and_shrink_its_noise(name):
-    """Over all genomes of the space, in closed form and by sampling."""
-    logits = jnp.asarray([[0.3, -0.2, 0.1], [-0.5, 0.4, 0.0]])
-    test_quality = jnp.asarray([[0.50, 0.55, 0.60], [0.0, 0.1, 0.12]])
-    policy = init_policy(SPACE, "reinforce")._replace(logits=logits)
-    genomes = jnp.asarray(list(np.ndindex(3, 3)), jnp.int32)
-    state = start()._replace(policy=policy, reward_mean=jnp.asarray(0.2), quality_mean=jnp.asarray(0.6))
-
-    def reward_of(genome):
-        quality = test_quality[0, genome[0]] + test_quality[1, genome[1]]
-        return REWARDS[name](quality, pricing.price(TABLE, genome) / TARGET, 0.3)
-
-    def expected_reward(logits):
-        changed = policy._replace(logits=logits)
-        return sum(jnp.exp(changed.log_prob(g)) * reward_of(g) for g in genomes)
-
-    def gradients(cost_samples, trials):
-        search = dataclasses.replace(SEARCH, cost_samples=cost_samples, reward=REWARDS[name])
-
-        def one(key):
-            own_state = state._replace(key=key)
-            genome = policy.sample(jax.random.fold_in(key, 123))
-            relative_cost = pricing.price(TABLE, genome) / TARGET
-            chosen, advantages = _reinforcement(search, own_state, policy, genome, relative_cost, reward_of(genome))
-            return jax.grad(
-                lambda logits: jnp.sum(
-                    advantages * jax.vmap(lambda g: policy._replace(logits=logits).log_prob(g))(chosen)
-                )
-            )(logits)
-
-        return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(9), trials))
-
-    exact = jax.grad(expected_reward)(logits)
-    paper, sampled = gradients(0, 40000), gradients(16, 10000)
-    scale = np.abs(exact).max()
-    np.testing.assert_allclose(paper.mean(0), exact, atol=0.05 * scale + 0.01)
-    np.testing.assert_allclose(sampled.mean(0), exact, atol=0.05 * scale + 0.005)
-    assert sampled.var(0).sum() < 0.5 * paper.var(0).sum()
-
-
-def test_cost_samples_run_in_the_same_step():
-    search = dataclasses.replace(SEARCH, cost_samples=8)
-    state, history = run(start(search=search), search=search)
-    assert all(np.isfinite(metrics["advantage"]) for _, _, metrics in history)
-    assert not np.array_equal(state.policy.logits, run(start())[0].policy.logits)
-
-
 def test_fixed_policies_never_change():
     state, history = run(start("fixed", [1, 2]))
-    np.testing.assert_array_equal(state.policy.logits, start("fixed", [1, 2]).policy.logits)
+    np.testing.assert_array_equal(state.policies.logits, start("fixed", [1, 2]).policies.logits)
     assert all(list(metrics["genome"]) == [1, 2] for _, _, metrics in history)
 
 
@@ -329,7 +239,8 @@ def test_random_search_takes_the_best_of_the_nearest():
         calls.append(tuple(int(g) for g in genome))
         return float(genome[1] == 1)
 
-    found = random_search.best_of_random(SEARCH, start("uniform"), quality, jax.random.key(0), draws=500, evaluated=4)
+    settings = {"reward": absolute, "gamma": 0.3, "draws": 500, "evaluated": 4}
+    found = random_search.best_of_random(SEARCH, start("uniform"), quality, jax.random.key(0), **settings)
     misses = {g: abs(pricing.price_layers(TABLE, np.asarray(g)).sum() / TARGET - 1) for g in np.ndindex(3, 3)}
     assert set(calls) == set(sorted(misses, key=misses.get)[:4])
     assert tuple(int(g) for g in found) == max(calls, key=lambda g: (g[1] == 1) - 0.3 * misses[g])
@@ -362,3 +273,64 @@ def test_sensitivity_is_that_of_one_layer_at_a_time():
     np.testing.assert_allclose([measured.quality, measured.quality_drop[1, 0]], [reference, reference - changed])
     with pytest.raises(ValueError, match="no batches"):
         layer_sensitivity.measure_over(SEARCH, state, [])
+
+
+# Within the budget, by Fisher scores.
+
+FISHER = dataclasses.replace(
+    SEARCH,
+    controller=fisher.make_controller(PLAN.option_bits(), examples=4),
+    targets=(TARGET, 2.5 * TARGET),
+    freeze_step=8,
+)
+
+
+@pytest.fixture(scope="module")
+def fisher_step():
+    return jax.jit(chex.assert_max_traces(make_search_step(FISHER), n=1))
+
+
+@pytest.fixture(scope="module")
+def by_scores(fisher_step):
+    """A search for two targets, frozen by hand, in one compiled step."""
+    state, first = run(start(search=FISHER), steps=FISHER.freeze_step, search=FISHER, step=fisher_step)
+    frozen = freeze_genomes(FISHER, state)
+    end, second = run(frozen, steps=TOTAL - FISHER.freeze_step, search=FISHER, step=fisher_step)
+    return first, frozen, end, second
+
+
+def test_each_target_is_met_in_expectation_at_every_step(by_scores):
+    for i, (before, _, metrics) in enumerate(by_scores[0]):
+        assert metrics["expected_cost"] == pytest.approx(1, abs=1e-4)
+        target = FISHER.targets[i % 2]
+        assert metrics["relative_cost"] == pytest.approx(pricing.price_exactly(TABLE, metrics["genome"]) / target)
+        p = np.asarray(jax.nn.softmax(before.policies.logits), np.float64)
+        costs = assignment.option_costs(SPACE, TABLE)
+        np.testing.assert_allclose((p * costs).sum((1, 2)), FISHER.targets, rtol=1e-4)
+
+
+def test_frozen_genomes_are_the_knapsack_of_the_scores_and_are_trained_in_turn(by_scores):
+    _, frozen, end, second = by_scores
+    losses = np.asarray(frozen.controller.losses, np.float64)
+    genomes = list(np.ndindex(3, 3))
+    for number, target in enumerate(FISHER.targets):
+        affordable = [g for g in genomes if pricing.price_exactly(TABLE, np.asarray(g)) <= target]
+        best = min(affordable, key=lambda g: losses[0, g[0]] + losses[1, g[1]])
+        assert tuple(settled_genomes(FISHER, end)[number]) == tuple(frozen.policy(number).mode()) == best
+    for i, (_, _, metrics) in enumerate(second):
+        np.testing.assert_array_equal(metrics["genome"], frozen.policy((FISHER.freeze_step + i) % 2).mode())
+    np.testing.assert_array_equal(end.controller.losses, frozen.controller.losses)
+
+
+def test_scores_are_a_mean_over_steps_at_first_and_fall_with_bits(by_scores):
+    first = by_scores[0][0][1].controller.losses
+    second = by_scores[0][1][1].controller.losses
+    assert (np.asarray(first)[:, 0] > 0).all()
+    assert (np.diff(second, axis=1) < 0).all()
+    assert freeze_genomes(FISHER, by_scores[2]) is by_scores[2]
+
+
+def test_fixed_genomes_share_the_step_of_a_search_and_measure_nothing(fisher_step):
+    state, history = run(start("fixed", [1, 0], search=FISHER), search=FISHER, step=fisher_step)
+    assert not np.asarray(state.controller.losses).any()
+    assert all(list(metrics["genome"]) == [1, 0] for _, _, metrics in history)

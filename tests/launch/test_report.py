@@ -41,9 +41,8 @@ def summary(name, bits, accuracy, *, policy="fixed", formats="int_s"):
         "footprint": {"kilowatt_hours": 0.02, "co2e_kilograms": 0.009, "dollars": [0.1, 0.3]},
         "steps_per_second": 80.0, "seed": 0, "device": "1 × cpu", "versions": {"jax": "0"},
         "config": {
-            "data": {"name": "<digits>"}, "formats": formats, "warmup_fraction": 0.25, "gamma": 0.3,
-            "footprint": {"watts": 100.0},
-            "reward": "absolute",
+            "data": {"name": "<digits>"}, "formats": formats, "footprint": {"watts": 100.0},
+            "controller": {"reinforce": {"reward": "absolute", "warmup_fraction": 0.25, "gamma": 0.3}},
         },
     }  # fmt: skip
 

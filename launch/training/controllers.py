@@ -1,0 +1,69 @@
+"""The controllers that a config can select by name, made from their settings in `config.controller`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optax
+from ml_collections import ConfigDict
+
+from fliqs_jax import fisher, reinforce
+from fliqs_jax.controller import Controller
+from fliqs_jax.reward import REWARDS, Reward
+from fliqs_jax.schedule import ENTROPY_SCHEDULES
+from hwcost import registry
+from hwcost.format_plan import FormatPlan
+from hwcost.pricing import Budget
+
+
+def reward_of(config: ConfigDict) -> tuple[Reward, float]:
+    """The reward function of a config, and γ."""
+    settings = config.controller.reinforce
+    return registry.lookup("controller.reinforce.reward", settings.reward, REWARDS), settings.gamma
+
+
+def _reinforce(config: ConfigDict, plan: FormatPlan, budgets: Sequence[Budget], total_steps: int) -> Controller:
+    settings = config.controller.reinforce
+    reward, gamma = reward_of(config)
+    return reinforce.make_controller(
+        plan.space,
+        budgets,
+        reward=reward,
+        gamma=gamma,
+        optimizer=optax.adam(settings.learning_rate, b1=settings.momentum),
+        baseline_momentum=settings.baseline_momentum,
+        entropy_schedule=registry.lookup(
+            "controller.reinforce.entropy_schedule", settings.entropy_schedule, ENTROPY_SCHEDULES
+        ),
+        entropy_end=settings.entropy_end,
+        warmup_steps=round(settings.warmup_fraction * total_steps),
+        total_steps=total_steps,
+        cost_samples=settings.cost_samples,
+        paired=settings.paired,
+    )
+
+
+def _fisher(config: ConfigDict, plan: FormatPlan, budgets: Sequence[Budget], total_steps: int) -> Controller:
+    del budgets, total_steps
+    return fisher.make_controller(plan.option_bits(), examples=config.controller.fisher.examples)
+
+
+Make = Callable[[ConfigDict, FormatPlan, Sequence[Budget], int], Controller]
+"""`(config, plan, budgets, total_steps) -> controller`."""
+
+CONTROLLERS: dict[str, Make] = {"reinforce": _reinforce, "fisher": _fisher}
+NO_SEARCH = ("uniform", "fixed")  # policies without a controller; their steps have that of the paper
+
+
+def make_controller(config: ConfigDict, plan: FormatPlan, budgets: Sequence[Budget], total_steps: int) -> Controller:
+    """The controller that `config.policy` names; that of the paper for policies which have none.
+
+    Raises:
+      ValueError: a setting names what there is not.
+    """
+    makers = CONTROLLERS | dict.fromkeys(NO_SEARCH, _reinforce)
+    made: Any = registry.lookup("policy", config.policy, makers)(config, plan, budgets, total_steps)
+    if not isinstance(made, Controller):
+        raise ValueError(
+            f"policy={config.policy!r}: expected a fliqs_jax.controller.Controller, got {type(made).__name__}"
+        )
+    return made

@@ -1,0 +1,35 @@
+"""Configs of runs of earlier versions, as today's settings."""
+
+from typing import Any
+
+from launch.training.compute import DEFAULT, FLOAT32
+
+_ADDED = {"compute": FLOAT32, "precision": DEFAULT, "targets": []}
+_TO_REINFORCE = {  # Settings of the only controller that there was, and what they are called now.
+    "reward": "reward",
+    "gamma": "gamma",
+    "policy_learning_rate": "learning_rate",
+    "policy_momentum": "momentum",
+    "baseline_momentum": "baseline_momentum",
+    "cost_samples": "cost_samples",
+    "entropy_schedule": "entropy_schedule",
+    "entropy_end": "entropy_end",
+    "warmup_fraction": "warmup_fraction",
+}
+
+
+def of_today(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run of any version, as parsed from JSON, with the settings of today; others are left as is."""
+    if "policy" not in config or "controller" in config:
+        return config
+    moved = {new: config[old] for old, new in _TO_REINFORCE.items() if old in config}
+    kept = {key: value for key, value in config.items() if key not in _TO_REINFORCE}
+    return {
+        **_ADDED,
+        **kept,
+        "controller": {
+            "freeze_fraction": 1.0,
+            "reinforce": {**moved, "paired": False},
+            "fisher": {"examples": 8},
+        },
+    }
