@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
@@ -288,6 +288,42 @@ def sensitivities(decibels: np.ndarray, layers: Sequence[str], formats: Sequence
                 fmt, layer, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if value < 25 else "k"
             )
         return as_svg(figure, "Signal-to-noise ratio in decibels of the logits when one layer alone is quantised")
+
+
+def scores(scores: Sequence[Sequence[float]], decisions: Sequence[Mapping[str, Any]], genome: Sequence[int]) -> str:
+    """A heat map of how far each option's score is behind the best of its decision, in percent of the largest distance.
+
+    Args:
+      scores: score of each option of each of the D decisions.
+      decisions: the D decisions, with `"name"` and `"options"`. Decisions with a single option are left out.
+      genome: chosen option of each decision.
+    """
+    rows = [d for d, decision in enumerate(decisions) if len(decision["options"]) > 1] or [0]
+    columns = list(dict.fromkeys(option for d in rows for option in decisions[d]["options"]))
+    behind = np.full((len(rows), len(columns)), np.nan)
+    for row, d in enumerate(rows):
+        places = [columns.index(option) for option in decisions[d]["options"]]
+        behind[row, places] = max(scores[d]) - np.asarray(scores[d])
+    percent = 100 * behind / (np.nanmax(behind) or 1.0)
+    with matplotlib.rc_context(STYLE):
+        figure = blank(width=WIDE, height=0.24 * len(rows) + 0.6)
+        axes = figure.subplots()
+        shown = np.log10(np.maximum(percent, 1e-3))
+        axes.imshow(shown, aspect="auto", cmap="YlOrBr", vmin=-3, vmax=2.3)
+        axes.grid(visible=False)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.xaxis.tick_top()
+        axes.set_yticks(
+            range(len(rows)), short_names([decisions[d]["name"].removesuffix(".format") for d in rows]), fontsize=8
+        )
+        for (row, column), value in np.ndenumerate(percent):
+            if np.isfinite(value):
+                colour = "w" if shown[row, column] > 1.3 else "k"
+                axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=7, color=colour)
+        for row, d in enumerate(rows):
+            chosen = columns.index(decisions[d]["options"][genome[d]])
+            axes.add_patch(Rectangle((chosen - 0.48, row - 0.45), 0.96, 0.9, fill=False, edgecolor=INK, linewidth=1.5))
+        return as_svg(figure, "Distance of each format's score from the best of its layer, in percent of the largest")
 
 
 def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]]) -> str:

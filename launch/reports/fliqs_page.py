@@ -128,6 +128,7 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
             figures.formats_over_depth(same_layers),
             wide=True,
         ),
+        *_scores_card(main),
         picture_card("Where the cost is", _shares_of(main), figures.cost_shares(main), wide=True),
         *_file_card(runs[0]),
         card("Results", "", _table(runs), wide=True),
@@ -245,6 +246,18 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
         explanation = "A band per decision, a row per format in it: the stronger, the more probable."
         cards.append(picture_card("The policy over time", explanation, picture, wide=True))
     return cards
+
+
+def _scores_card(summary: dict[str, Any]) -> list[str]:
+    """A card with the scores of a controller; none if a run of an earlier version stored none."""
+    if "scores" not in summary:
+        return []
+    text = (
+        "How far the controller holds a format to be behind the best of its layer, in percent of the largest distance "
+        "there is. Framed: chosen."
+    )
+    picture = figures.scores(summary["scores"], summary["decisions"], summary["genome"])
+    return [picture_card("Scores of layers and formats", text, picture, wide=True)]
 
 
 def _known(lines: Sequence[dict[str, Any]], **labels: str) -> dict[str, str]:

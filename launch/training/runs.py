@@ -34,7 +34,7 @@ from launch.training import finished, loop, progress
 from launch.training.budgets import ABSOLUTE
 from launch.training.checkpoints import Checkpoints, state_digest
 from launch.training.controllers import reward_of
-from launch.training.experiment import RANDOM_SEARCH, ConfigError, Experiment, Trial
+from launch.training.experiment import RANDOM_SEARCH, SEARCHED, ConfigError, Experiment, Trial
 from launch.training.interruption import StopRequested, stop_on_signals
 from launch.training.mesh import compile_step, data_mesh, place_batch, replicated, split_batch
 from launch.training.run_directory import (
@@ -216,17 +216,27 @@ class _TrialRun:
 def _run(run: _TrialRun, stop: StopRequested) -> None:
     """Trains a trial, chooses its genomes, and finishes one network per target; that of the work directory last."""
     state, seconds = _train(run, stop)
-    trained = {"state_sha256": state_digest(state)}
-    targets = [_of_target(run, number) for number in range(run.experiment.search.target_count)]
+    trained: dict[str, Any] = {"state_sha256": state_digest(state)}
+    if run.trial.kind == SEARCHED:
+        trained["scores"] = _scores(run.experiment, state)
+    count = run.experiment.search.target_count if run.trial.kind == SEARCHED else 1
+    targets = [_of_target(run, number) for number in range(count)]
     for number in sorted(range(len(targets)), key=lambda number: targets[number].directory == run.directory):
         entropy = {"policy_entropy": float(state.policy(number).entropy())}
         _finish(targets[number], state, _chosen_genome(run, state, number), seconds, trained | entropy)
 
 
+def _scores(experiment: Experiment, state: SearchState) -> list[list[float]]:
+    """The controller's score of each option of each decision, to four digits."""
+    scores = np.asarray(experiment.search.controller.scores(state.controller, state.step))
+    counts = experiment.plan.space.option_counts
+    return [[float(f"{score:.4g}") for score in row[:count]] for row, count in zip(scores, counts, strict=True)]
+
+
 def _of_target(run: _TrialRun, number: int) -> _TrialRun:
     """The run of one of the targets that were trained in turn, with its budgets and in its directory."""
     search, config = run.experiment.search, run.trial.config
-    if not search.targets:
+    if not search.targets or run.trial.kind != SEARCHED:
         return run
     own = config.copy_and_resolve_references()
     own.target = float(config.targets[number])
