@@ -319,10 +319,11 @@ def scores(scores: Sequence[Sequence[float]], decisions: Sequence[Mapping[str, A
         for (row, column), value in np.ndenumerate(percent):
             if np.isfinite(value):
                 colour = "w" if shown[row, column] > 1.3 else "k"
-                axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=7, color=colour)
+                told = f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+                axes.text(column, row, told, ha="center", va="center", fontsize=7, color=colour)
         for row, d in enumerate(rows):
             chosen = columns.index(decisions[d]["options"][genome[d]])
-            axes.add_patch(Rectangle((chosen - 0.48, row - 0.45), 0.96, 0.9, fill=False, edgecolor=INK, linewidth=1.5))
+            axes.add_patch(Rectangle((chosen - 0.48, row - 0.45), 0.96, 0.9, fill=False, edgecolor=SECOND, linewidth=2))
         return as_svg(figure, "Distance of each format's score from the best of its layer, in percent of the largest")
 
 

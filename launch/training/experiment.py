@@ -353,7 +353,7 @@ def _budget(config: ConfigDict, plan: FormatPlan, model: CostModel, setting: Bud
 def _targets(config: ConfigDict, plan: FormatPlan, main: pricing.Budget) -> tuple[float, ...]:
     """The targets that training takes in turn, in the unit of the main cost; none if there is only one."""
     numbers = config.targets
-    if isinstance(numbers, str) or not all(isinstance(t, int | float) and 0 < t < math.inf for t in numbers):
+    if not all(isinstance(t, int | float) and 0 < t < math.inf for t in numbers):
         raise ConfigError(f"targets={numbers!r}: expected a tuple of numbers above 0, such as (1.2, 1.6)")
     if len(set(numbers)) < len(numbers):
         raise ConfigError(f"targets={numbers}: one target is there twice")

@@ -61,3 +61,31 @@ def test_layers_that_share_a_decision_add_up():
     np.testing.assert_allclose(choices.loss, [[33, 11, np.inf], [0.3, 0.2, 0.1]])
     np.testing.assert_allclose(choices.cost, [[30 * 16, 30 * 256, np.inf], [5 * 16, 5 * 64, 5 * 256]])
     np.testing.assert_array_equal(assignment.knapsack(choices, 30 * 16 + 5 * 64), [0, 1])
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("budgets", [1, 2, 3])
+def test_the_best_genome_within_several_budgets_is_exact(seed, budgets):
+    losses, _ = random_options(seed)
+    rng = np.random.default_rng(100 + seed)
+    costs = np.sort(rng.uniform(1, 20, (budgets, *losses.shape)), axis=2)
+    costs /= (1.6 * costs[..., 0].sum(axis=1))[:, None, None]
+    rows = np.arange(len(losses))
+    affordable = [
+        genome
+        for genome in itertools.product(range(losses.shape[1]), repeat=len(rows))
+        if (costs[:, rows, genome].sum(axis=1) <= 1).all() and np.isfinite(losses[rows, genome].sum())
+    ]
+    best = min(losses[rows, genome].sum() for genome in affordable)
+    found = assignment.best_within(losses, costs)
+    assert tuple(found) in affordable
+    assert losses[rows, found].sum() == pytest.approx(best, rel=1e-6)
+    with pytest.raises(ValueError, match=r"below the cheapest genome|no genome keeps all budgets"):
+        assignment.best_within(losses, 2 * costs)
+
+
+def test_a_budget_is_met_exactly_where_only_its_limit_fits():
+    """Two costs whose limits are those of the cheapest genome, to the last digit."""
+    losses = np.asarray([[1.0, 0.0], [1.0, 0.5]])
+    costs = np.asarray([[[0.1, 0.4], [0.9, 0.95]], [[0.3, 0.3], [0.7, 0.9]]])
+    assert assignment.best_within(losses, costs).tolist() == [0, 0]

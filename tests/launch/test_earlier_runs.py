@@ -14,6 +14,8 @@ import pytest
 import aqt_like
 from launch import cost, freeze, report, sensitivity
 from launch.reports.recorded_runs import read_runs
+from launch.training import finished
+from launch.training.checkpoints import CheckpointError
 from tests import tiny_network
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -68,3 +70,17 @@ def test_it_is_frozen(with_checkpoint, capsys):
     freeze.main([str(with_checkpoint), "--tolerance=1"])
     assert capsys.readouterr().out.endswith("; wrote weights.safetensors\n")
     assert (with_checkpoint / "network.safetensors").read_bytes() == before
+
+
+def test_it_does_not_go_on_if_it_is_not_finished(with_checkpoint, run_experiment):
+    """Its state had other parts; a finished one is already complete."""
+    config = finished.read_experiment(with_checkpoint).config
+    _, said = run_experiment(config, with_checkpoint)
+    assert "already complete" in said
+    (with_checkpoint / "summary.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"the model is not that of the run in .*: these shapes differ"
+    ) as refused:
+        run_experiment(config, with_checkpoint)
+    assert "\n" not in str(refused.value)
+    assert not list((with_checkpoint / "checkpoints").glob("damaged*"))
