@@ -1,4 +1,4 @@
-"""Time and memory of the search step against fp32 training plus validation, and with 16 formats against 3.
+"""Time and memory of the search step against fp32 training plus validation, with 16 formats against 3, by controller.
 
     python -m benchmarks.search_step
 
@@ -24,13 +24,15 @@ from configs import fliqs_digits
 from fliqs_jax import losses
 from fliqs_jax.models.resnet import ResNet
 from fliqs_jax.quality import accuracy
-from fliqs_jax.search import make_search_step
+from fliqs_jax.search import freeze_genomes, make_search_step
 from launch import data
 from launch.training import finished, optimizers
 from launch.training.experiment import prepare_experiment
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "search_step.json"
 CUSTOM_VJP = "3 formats, custom_vjp"
+FISHER, FISHER_16, FROZEN = "fisher", "fisher, 16 formats", "fisher, frozen"
+FISHER_VALIDATED, PAIRED = "fisher, validation", "paired"
 BATCH = 128
 IMAGE = (32, 32, 3)
 
@@ -50,20 +52,39 @@ def batch(seed: int) -> Batch:
     return {"input": jnp.asarray(images), "label": jnp.asarray(rng.integers(0, 10, BATCH), jnp.int32)}
 
 
-def search_step(formats: str, estimator: gradients.Estimator = gradients.straight_through) -> tuple[Any, Any]:
-    """Compiled search step over `formats`, and a state in which inputs are profiled and all phases have begun."""
+def search_step(
+    formats: str,
+    estimator: gradients.Estimator = gradients.straight_through,
+    *,
+    draws: int | None = None,
+    frozen: bool = False,
+    **settings: Any,
+) -> tuple[Any, Any]:
+    """Compiled search step over `formats`, and a state in which inputs are profiled and all phases have begun.
+
+    Args:
+      formats: format space.
+      estimator: gradient estimator.
+      draws: validation forwards per step, if not the controller's own.
+      frozen: whether one genome is trained.
+      **settings: of the config, with `.` as `__`.
+    """
     config = fliqs_digits.get_config()
-    config.update({"formats": formats, "target": 1.15, "target_unit": "int4", "baselines": ()})
+    config.update({"formats": formats, "target": 1.15, "target_unit": "int4", "baselines": (), "policy": "reinforce"})
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in settings.items()})
     config.model.update({"depth": 20, "width": 16})
     config.data.valid_examples = BATCH
     prepared = prepare_experiment(config, source=images())
     state = finished.initial_state(prepared, prepared.trials[0])
-    search = dataclasses.replace(prepared.search, quantizer=prepared.search.quantizer._replace(estimator=estimator))
+    quantizer, controller = prepared.search.quantizer._replace(estimator=estimator), prepared.search.controller
+    controller = controller if draws is None else controller._replace(draws=draws)
+    search = dataclasses.replace(prepared.search, quantizer=quantizer, controller=controller)
     step = jax.jit(make_search_step(search), donate_argnums=0).lower(state, batch(0), batch(1)).compile()
     state, _ = step(state, batch(0), batch(1))  # The first step profiles.
     warmup = round(config.controller.reinforce.warmup_fraction * search.total_steps)
     begun = max(search.profile_steps, search.input_quantization_step, warmup)
-    return step, state._replace(step=jnp.asarray(begun, jnp.int32))
+    state = state._replace(step=jnp.asarray(begun, jnp.int32))
+    return step, freeze_genomes(search, state) if frozen else state
 
 
 def fp32_step() -> tuple[Any, Any]:
@@ -101,6 +122,11 @@ def markdown(document: dict[str, Any]) -> str:
         "3 formats": "search step, 3 formats (`int_s`)",
         "16 formats": "search step, 16 formats (`fp_l`)",
         CUSTOM_VJP: "search step, 3 formats, straight-through estimator as a `custom_vjp` instead of an added zero",
+        PAIRED: "search step, 3 formats, `paired`: a second validation forward",
+        FISHER: "search step, 3 formats, `policy=fisher`: scores, and no validation forward",
+        FISHER_16: "search step, 16 formats, `policy=fisher`",
+        FISHER_VALIDATED: "search step, 3 formats, `policy=fisher` with a validation forward",
+        FROZEN: "search step, 3 formats, `policy=fisher`, frozen",
     }
     for name, text in names.items():
         ratio = document["median_seconds"][name] / document["median_seconds"]["fp32"]
@@ -115,6 +141,11 @@ def main() -> None:
         "3 formats": search_step("int_s"),
         "16 formats": search_step("fp_l"),
         CUSTOM_VJP: search_step("int_s", training_step.straight_through_by_custom_vjp),
+        PAIRED: search_step("int_s", controller__reinforce__paired=True),
+        FISHER: search_step("int_s", policy="fisher"),
+        FISHER_16: search_step("fp_l", policy="fisher"),
+        FISHER_VALIDATED: search_step("int_s", policy="fisher", draws=1),
+        FROZEN: search_step("int_s", policy="fisher", frozen=True),
     }
     batches = batch(0), batch(1)
 

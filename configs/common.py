@@ -74,8 +74,9 @@ def get_config() -> ConfigDict:
             # Several values of `target`, as in (1.2, 1.6, 2.4), which one training takes in turn: a network for each.
             "targets": (),
             "controller": {
-                # From this fraction of training on, the genome that the controller prefers is trained, and no other;
-                # 1.0, as in the paper: none is before the end.
+                # From this fraction of training on, the genome that the controller prefers is trained, and no other.
+                # 1.0, as in the paper: the search goes on to the end. 0.0 with fisher: it searches nothing, and spends
+                # the budget as if all layers were alike and each bit halved the loss.
                 "freeze_fraction": 1.0,
                 "reinforce": {
                     "reward": "absolute",  # absolute, one_sided, soft_exponential, hard_exponential

@@ -372,6 +372,12 @@ def _targets(config: ConfigDict, plan: FormatPlan, main: pricing.Budget) -> tupl
 
 def _check_sampling(config: ConfigDict, search: Search) -> None:
     """Checks that what is sampled within budgets can be."""
+    warmup = config.controller.reinforce.warmup_fraction
+    if config.policy == "reinforce" and config.controller.freeze_fraction <= warmup:
+        raise ConfigError(
+            f"controller.freeze_fraction={config.controller.freeze_fraction}: expected a later part of training than "
+            f"controller.reinforce.warmup_fraction={warmup}, before which nothing is learnt"
+        )
     if search.targets and not search.controller.within_budget:
         raise ConfigError(
             f"targets={config.targets}: the policy {config.policy!r} learns one target; expected one that samples "

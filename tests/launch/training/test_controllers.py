@@ -225,6 +225,10 @@ REFUSED = [
     ({"policy": "fisher", "targets": ("1.15",)}, r"targets=\('1.15',\): expected a tuple of numbers"),
     ({"policy": "fisher", "controller.fisher.examples": 0}, "controller.fisher.examples=0: expected a whole number"),
     ({"policy": "fisher", "controller.freeze_fraction": 1.5}, "freeze_fraction=1.5: expected a fraction of training"),
+    (
+        {"controller.freeze_fraction": 0.2},
+        "freeze_fraction=0.2: expected a later part of training than .*fraction=0.25",
+    ),
     ({"policy": "fisher"} | PEAK, "policy='fisher': the dearest layer alone makes the cost: only policy=reinforce"),
     ({"policy": f"{__name__}:searched_by_nobody"}, "expected a fliqs_jax.controller.Controller, got NoneType"),
 ]
