@@ -16,10 +16,10 @@ import numpy as np
 import optax
 
 from aqt_like import calibration, format_choice, interception, recalibration
-from fliqs_jax import assignment, models
+from fliqs_jax import models, sampling
 from fliqs_jax.controller import Controller, Observation
 from fliqs_jax.losses import Batch, Loss
-from fliqs_jax.policy import Policy, init_policy, within_budget
+from fliqs_jax.policy import Policy, init_policy
 from fliqs_jax.quality import Quality
 from hwcost import pricing
 from hwcost.format_plan import FormatPlan
@@ -82,6 +82,17 @@ class Search:
         target: Any = self.targets[number] if isinstance(number, int) else jnp.asarray(self.targets)[number]
         return (self.budgets[0]._replace(target=target), *self.budgets[1:])
 
+    @property
+    def option_costs(self) -> np.ndarray | None:
+        """`sampling.relative_option_costs`, if the controller is sampled within the budget.
+
+        Raises:
+          ValueError: it is, and a cost is no sum over decisions.
+        """
+        if not self.controller.within_budget:
+            return None
+        return sampling.relative_option_costs(self.plan.space, list(map(self.budgets_of, range(self.target_count))))
+
 
 class SearchState(NamedTuple):
     """Complete state of a search; checkpoints store all of it.
@@ -141,67 +152,21 @@ def init_state(
         opt_state=search.optimizer.init(variables["params"]),
         # Copied because a step donates its state, while other runs start from the same multiples.
         clip_multiples=jax.tree.map(jnp.copy, clip_multiples),
-        policies=_make_next_policies(search)(policies, controller, step),
+        policies=sampling.next_policies(search.controller, search.option_costs, policies, controller, step),
         controller=controller,
     )
 
 
-def _make_next_policies(search: Search) -> Callable[[Policy, Any, jax.Array], Policy]:
-    """Makes `(policies, controller_state, step) -> policies`, those that learn with the logits of a step."""
-    controller = search.controller
-    costs = _jax_option_costs(search)
-
-    def next_policies(policies: Policy, state: Any, step: jax.Array) -> Policy:
-        scores = jnp.where(jnp.isfinite(policies.logits), controller.scores(state, step), -jnp.inf)
-        logits = scores if costs is None else jax.vmap(within_budget)(scores, costs)
-        return policies._replace(logits=jnp.where(policies.learns[:, None, None], logits, policies.logits))
-
-    return next_policies
-
-
-def relative_option_costs(search: Search) -> np.ndarray:
-    """The cost of each option over each budget's target, float64[T, M, D, Kmax]; 0 where there is no option.
-
-    Raises:
-      ValueError: a cost is no sum over decisions.
-    """
-    costs = [assignment.option_costs(search.plan.space, budget.table) for budget in search.budgets]
-    return np.stack(
-        [
-            np.stack([np.where(np.isfinite(c), c, 0.0) / b.target for c, b in zip(costs, budgets, strict=True)])
-            for budgets in map(search.budgets_of, range(search.target_count))
-        ]
-    )
-
-
-def _jax_option_costs(search: Search) -> jax.Array | None:
-    """`relative_option_costs` in float32, if formats are sampled within the budget."""
-    return jnp.asarray(relative_option_costs(search), jnp.float32) if search.controller.within_budget else None
-
-
-def _expected_cost(policy: Policy, costs: jax.Array) -> jax.Array:
-    """Largest expected cost over target of a policy, float32 scalar; `costs` is float32[M, D, Kmax]."""
-    return jnp.max(jnp.sum(jax.nn.softmax(policy.logits) * costs, axis=(1, 2)))
-
-
 def settled_genomes(search: Search, state: SearchState) -> list[np.ndarray]:
-    """The genome of each target by what the search knows, int32[D] each; computed on the host.
-
-    Where the policy is sampled within the budget, it is that of the highest sum of scores which costs no more than its
-    targets; otherwise it is the mode. Fixed and uniform policies have their mode.
-    """
-    modes = [np.asarray(state.policy(t).mode()) for t in range(search.target_count)]
-    if not (search.controller.within_budget and bool(state.policies.learns[0])):
-        return modes
-    exists = np.isfinite(np.asarray(state.policies.logits[0]))
-    scores = np.asarray(search.controller.scores(state.controller, state.step), np.float64)
-    losses = np.where(exists, -scores, np.inf)
-    return [assignment.best_within(losses, costs) for costs in relative_option_costs(search)]
+    """The genome of each target that a state stands for, int32[D] each, on the host (`sampling.settled_genomes`)."""
+    return sampling.settled_genomes(
+        search.controller, search.option_costs, state.policies, state.controller, state.step
+    )
 
 
 def freeze_genomes(search: Search, state: SearchState) -> SearchState:
     """The state from which on `settled_genomes` are trained; the compiled step stays the same."""
-    if not bool(state.policies.learns[0]):
+    if not state.policies.learns[0]:
         return state
     fixed = [init_policy(search.plan.space, "fixed", genome) for genome in settled_genomes(search, state)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *fixed)
@@ -240,9 +205,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
     """
     apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
     training = models.mode(search.model, train=True)
-    controller = search.controller
-    next_policies = _make_next_policies(search)
-    costs = _jax_option_costs(search)
+    controller, costs = search.controller, search.option_costs
     layers, formats = len(search.paths), search.bank.signed.bits.shape[0]
 
     def step_fn(state: SearchState, train_batch: Batch, valid_batch: Batch) -> tuple[SearchState, Metrics]:
@@ -299,17 +262,14 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             """A key of this step for another use than that of the trained genome."""
             return jax.random.fold_in(state.key, use * search.total_steps + state.step)
 
-        others = [policy.sample(own_key(use)) for use in range(2, controller.draws + 1)]
-        genomes = [genome, *others][: controller.draws]
-        relative_cost = pricing.price_relative(budgets, genome)
+        drawn = [genome, *(policy.sample(own_key(use)) for use in range(2, controller.draws + 1))]
+        relative_costs = [pricing.price_relative(budgets, each) for each in drawn]
         observation = Observation(
             step=state.step,
             key=own_key(1),
-            genomes=jnp.asarray(genomes, jnp.int32).reshape(-1, len(genome)),
-            qualities=jnp.asarray([valid_quality(g) for g in genomes]),
-            relative_costs=jnp.asarray([relative_cost, *(pricing.price_relative(budgets, g) for g in others)])[
-                : controller.draws
-            ],
+            genomes=jnp.stack(drawn)[: controller.draws],
+            qualities=jnp.asarray([valid_quality(each) for each in drawn[: controller.draws]]),
+            relative_costs=jnp.stack(relative_costs)[: controller.draws],
             losses=losses,
         )
         learned, told = controller.learn(state.controller, observation)
@@ -317,17 +277,18 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
         metrics = {
             "loss": loss,
             "train_quality": search.quality.on_batch(logits, train_batch),
-            **({"valid_quality": observation.qualities[0]} if genomes else {}),
+            **({"valid_quality": observation.qualities[0]} if controller.draws else {}),
             "cost": pricing.price(budgets[0].table, genome),
-            "relative_cost": relative_cost,
+            "relative_cost": relative_costs[0],
             **told,
-            **({} if costs is None else {"expected_cost": _expected_cost(policy, costs[turn])}),
             "entropy": policy.entropy(),
             "genome": genome,
         }
+        if costs is not None:
+            metrics["expected_cost"] = sampling.expected_cost(policy, jnp.asarray(costs, jnp.float32)[turn])
         return state._replace(
             step=state.step + 1,
-            policies=next_policies(state.policies, learned, state.step + 1),
+            policies=sampling.next_policies(controller, costs, state.policies, learned, state.step + 1),
             controller=learned,
         ), metrics
 

@@ -20,7 +20,7 @@ from aqt_like.interception import Quantizer, weight_clips
 from fliqs_jax import assignment, distillation, losses, models
 from fliqs_jax.models import pretrained
 from fliqs_jax.quality import QUALITIES, Quality
-from fliqs_jax.search import Search, relative_option_costs
+from fliqs_jax.search import Search
 from hwcost import pricing, registry, workload
 from hwcost.cost_model import CostModel
 from hwcost.costs import find_cost
@@ -383,10 +383,8 @@ def _check_sampling(config: ConfigDict, search: Search) -> None:
             f"targets={config.targets}: the policy {config.policy!r} learns one target; expected one that samples "
             "within the budget, such as policy='fisher'"
         )
-    if not search.controller.within_budget:
-        return
     try:
-        for costs in relative_option_costs(search):
+        for costs in () if search.option_costs is None else search.option_costs:
             assignment.best_within(np.where(assignment.exists(search.plan.space), 0.0, np.inf), costs)
     except ValueError as error:
         raise ConfigError(f"policy={config.policy!r}: {error}") from error
