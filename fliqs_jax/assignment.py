@@ -3,6 +3,7 @@
 Greedy and knapsack assignment both assume that the losses of layers add up. They run once, on the host, in NumPy.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -120,13 +121,25 @@ def greedy(choices: Options, budget: float) -> np.ndarray:
 
 
 def knapsack(choices: Options, budget: float) -> np.ndarray:
-    """Genome of the lowest total loss within the budget, by dynamic programming.
+    """Genome of the lowest total loss within the budget: the last one of `front`, which says how exact it is.
+
+    Returns:
+      int32[D].
+
+    Raises:
+      ValueError: the budget is below the cost of the cheapest genome.
+    """
+    return front(choices, budget)[-1]
+
+
+def front(choices: Options, budget: float = np.inf) -> np.ndarray:
+    """Genomes within the budget that no cheaper one matches in total loss, by dynamic programming.
 
     After each decision the Pareto front of the partial genomes over cost and loss is kept. The result is exact as long
     as a front has at most 50,000 members; a larger one is thinned evenly over cost. The budget always holds.
 
     Returns:
-      int32[D].
+      int32[N, D], from the cheapest to the dearest, which has the lowest loss.
 
     Raises:
       ValueError: the budget is below the cost of the cheapest genome.
@@ -149,11 +162,38 @@ def knapsack(choices: Options, budget: float) -> np.ndarray:
         history.append((parent[kept], option[kept]))
         cost, loss = cost[kept], loss[kept]
 
-    genome, state = np.zeros(len(history), np.int32), int(np.argmin(loss))
+    genomes, state = np.zeros((len(cost), len(history)), np.int32), np.arange(len(cost))
     for decision in reversed(range(len(history))):
         parent, option = history[decision]
-        genome[decision], state = option[state], parent[state]
-    return genome
+        genomes[:, decision], state = option[state], parent[state]
+    return genomes
+
+
+def cheapest_that_holds(costs: np.ndarray, holds: Callable[[int], bool], *, within: float = 0.01) -> int | None:
+    """Index of the cheapest genome that was asked and holds, of N, by bisection.
+
+    Where all that are dearer than one that holds do so too, none that costs less by the share `within` holds.
+
+    Args:
+      costs: float64[N], rising.
+      holds: `(index) -> bool`, which is expensive; it is asked once for about log2(N) indices.
+      within: share of the cost at which the search ends.
+
+    Returns:
+      The index; None if the dearest genome does not hold.
+    """
+    cheap, dear = 0, len(costs) - 1
+    if not holds(dear):
+        return None
+    if dear == 0 or holds(cheap):
+        return cheap
+    while dear - cheap > 1 and costs[dear] - costs[cheap] > within * abs(costs[dear]):
+        middle = (cheap + dear) // 2
+        if holds(middle):
+            dear = middle
+        else:
+            cheap = middle
+    return dear
 
 
 def _cheapest_genome(choices: Options, budget: float) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Layer sensitivity: quality drop and noise of the logits when a single layer is quantised, on a few batches.
+"""Layer sensitivity: what quantising a single layer does to a trained network, on a few batches.
 
-It shows at low cost which layers need more bits, and is the input of the methods in `assignment`. It ignores how the
-errors of several layers interact, and what training would recover.
+`measure_over` runs the network once per layer and format: quality drop, and noise of the logits. `fisher_over` needs
+one backward pass per batch: Fisher scores (`fisher`). Both show at low cost which layers need more bits, and are the
+input of the methods in `assignment`. They ignore how the errors of several layers interact, and what training would
+recover.
 """
 
 from collections.abc import Callable, Iterable
@@ -111,3 +113,75 @@ def measure_over(search: Search, state: SearchState, batches: Iterable[Any]) -> 
         quality_drop=quality - np.asarray(quantized, np.float64),
         noise_to_signal=total.noise / total.signal,
     )
+
+
+def make_fisher_scores(search: Search) -> Callable[[SearchState, Batch], jax.Array]:
+    """Makes `(state, batch) → float32[L, K]`, the Fisher scores of `fisher_over` on one batch; to be jitted."""
+    bank, layers, formats = search.bank, len(search.paths), search.bank.signed.bits.shape[0]
+    inference = models.mode(search.model, train=False)
+    # Values in float are no codes: bfloat16 would round them.
+    quantizer = search.quantizer._replace(operands=jnp.float32)
+
+    def scores(state: SearchState, batch: Batch) -> jax.Array:
+        profile = interception.stacked_calibration(search.paths, state.calibration)
+        none, multiples, examples = jnp.zeros(layers, bool), state.clip_multiples, len(batch["input"])
+        in_float = format_choice.chosen_formats(
+            bank, multiples, jnp.zeros(layers, jnp.int32), profile, none, quantize_weights=none
+        )
+
+        def loss(probed: jax.Array) -> jax.Array:
+            probe = format_choice.probe_all_formats(
+                bank, multiples, profile, probed, active=jnp.asarray(True), examples=examples
+            )
+            rows = interception.by_layer(search.paths, in_float._replace(probe=probe))
+            variables = {"params": state.params, "batch_stats": state.batch_stats, "formats": rows}
+            logits = interception.apply_quantized(
+                search.model, variables, batch["input"], quantizer=quantizer, **inference
+            )
+            try:
+                return search.loss(logits, batch)
+            except KeyError as error:
+                raise ValueError(
+                    f"the loss reads {error}, but a batch has only {', '.join(batch)}: Fisher scores need batches as "
+                    "in training"
+                ) from error
+
+        squares = jax.grad(loss)(jnp.zeros((layers, 2, formats)))
+        # Slopes are those of the mean loss over a batch of B examples, 1 / B of an example's own.
+        return examples / 2 * jnp.sum(squares, axis=1)
+
+    return scores
+
+
+def fisher_over(search: Search, state: SearchState, batches: Iterable[Any]) -> np.ndarray:
+    """Fisher scores of L layers in K formats, in units of the squared loss: means over `batches`.
+
+    With the slopes at the weights and inputs of the float network in inference mode, by B examples of a batch, the
+    score is B / 2 · ((slope of the mean loss · rounding error of the weights)² + Σ over examples of the same of an
+    example's inputs): half the squared change of one example's loss, to first order. Inputs that were never profiled
+    have the score 0.
+
+    Args:
+      search: its network, loss and formats.
+      state: weights, batch statistics, profiles and clip multiples.
+      batches: batches of one size with all that the loss reads, and without padding; leaves may be NumPy arrays.
+
+    Returns:
+      float64[L, K].
+
+    Raises:
+      ValueError: there are no batches, some are padded, the loss reads what they lack, or scores are not finite.
+    """
+    scores_of = jax.jit(make_fisher_scores(search))
+    total, count = np.zeros(()), 0
+    for batch in batches:
+        labels = np.asarray(batch["label"])
+        if (labels.reshape(len(labels), -1) < 0).all(axis=1).any():
+            raise ValueError("a batch is padded with examples of label −1: Fisher scores need whole batches")
+        total = total + np.asarray(scores_of(state, batch), np.float64)
+        count += 1
+    if not count:
+        raise ValueError("no batches to measure Fisher scores on")
+    if not np.isfinite(total).all():
+        raise ValueError("Fisher scores are not finite: the loss, or its slope, is not")
+    return total / count

@@ -89,3 +89,29 @@ def test_a_budget_is_met_exactly_where_only_its_limit_fits():
     losses = np.asarray([[1.0, 0.0], [1.0, 0.5]])
     costs = np.asarray([[[0.1, 0.4], [0.9, 0.95]], [[0.3, 0.3], [0.7, 0.9]]])
     assert assignment.best_within(losses, costs).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_front_has_each_genome_that_no_cheaper_one_matches(seed):
+    choices = random_options(seed, decisions=4)
+    rows = np.arange(4)
+    every = [g for g in itertools.product(range(3), repeat=4) if np.isfinite(choices.loss[rows, g]).all()]
+    costs, losses = (np.asarray([values[rows, g].sum() for g in every]) for values in (choices.cost, choices.loss))
+    best = [i for i in np.argsort(costs) if not (losses[costs < costs[i]] <= losses[i]).any()]
+    np.testing.assert_array_equal(assignment.front(choices), [every[i] for i in best])
+
+
+def test_bisection_finds_the_cheapest_that_holds():
+    costs = np.geomspace(1, 10, 200)
+    asked = []
+
+    def holds_from(first):
+        asked.clear()
+        return lambda i: asked.append(i) or i >= first
+
+    for first in range(200):
+        assert assignment.cheapest_that_holds(costs, holds_from(first), within=0.0) == first
+        assert len(set(asked)) == len(asked) <= 10
+    assert assignment.cheapest_that_holds(costs, lambda i: False) is None
+    assert costs[150] <= costs[assignment.cheapest_that_holds(costs, lambda i: i >= 150)] <= 1.01 * costs[150]
+    assert assignment.cheapest_that_holds(costs[:1], lambda i: True) == 0
