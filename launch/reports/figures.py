@@ -273,10 +273,10 @@ def curve(lines: Sequence[Run], series: Mapping[str, str], ylabel: str, *, refer
         return as_svg(figure, f"{ylabel} over training steps")
 
 
-def sensitivities(decibels: np.ndarray, layers: Sequence[str], formats: Sequence[str]) -> str:
-    """A heat map of the signal-to-noise ratio of logits in dB, float[L, K], with one layer quantised to one format."""
+def sensitivities(decibels: np.ndarray, layers: Sequence[str], formats: Sequence[str], measure: str) -> str:
+    """A heat map in dB, float[L, K], of what `measure` names with one layer quantised to one format; low is dark."""
     with matplotlib.rc_context(STYLE):
-        figure = blank(width=1.5 * WIDTH, height=0.24 * len(layers) + 0.6)
+        figure = blank(width=1.5 * WIDTH, height=0.24 * len(layers) + 0.8)
         axes = figure.subplots()
         axes.imshow(decibels, aspect="auto", cmap="YlOrBr_r", vmin=0, vmax=60)
         axes.grid(visible=False)
@@ -287,7 +287,8 @@ def sensitivities(decibels: np.ndarray, layers: Sequence[str], formats: Sequence
             axes.text(
                 fmt, layer, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if value < 25 else "k"
             )
-        return as_svg(figure, "Signal-to-noise ratio in decibels of the logits when one layer alone is quantised")
+        axes.set_xlabel(f"{measure} (dB)")
+        return as_svg(figure, f"{measure} in decibels when one layer alone is quantised")
 
 
 def scores(scores: Sequence[Sequence[float]], decisions: Sequence[Mapping[str, Any]], genome: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -147,16 +147,25 @@ class Networks:
 
     def recalibrated(self, network: FrozenNetwork) -> FrozenNetwork:
         """The network with batch statistics, if it has any, of training batches under its own codes."""
-        config = self._experiment.config
         if not network.variables["batch_stats"]:
             return network
+        variables = self._recalibrate(self.variables(network), self._recalibration_batches())
+        statistics = jax.device_get(variables["batch_stats"])
+        return dataclasses.replace(network, variables=network.variables | {"batch_stats": statistics})
+
+    def in_float(self, state: SearchState) -> dict[str, Any]:
+        """The variables of the network that is not quantised, with batch statistics, if any, of training batches."""
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        variables = jax.device_put(variables, replicated(self._mesh))
+        return self._recalibrate(variables, self._recalibration_batches()) if state.batch_stats else variables
+
+    def _recalibration_batches(self) -> Iterator[Any]:
+        config = self._experiment.config
         stream = self._dataset.train_batches(
             "train", batch_size=config.batch_size, first_step=self._experiment.search.total_steps, augmented=False
         )
         batches = (place_batch(batch, split_batch(self._mesh)) for batch in stream)
-        variables = self._recalibrate(self.variables(network), itertools.islice(batches, config.recalibration_batches))
-        statistics = jax.device_get(variables["batch_stats"])
-        return dataclasses.replace(network, variables=network.variables | {"batch_stats": statistics})
+        return itertools.islice(batches, config.recalibration_batches)
 
     def quality(self, variables: dict[str, Any], split: str) -> float:
         """Quality of a network with these variables and formats on a whole split."""
