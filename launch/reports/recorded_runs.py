@@ -45,7 +45,9 @@ class RecordedRun:
 
 
 def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
-    """The runs in `directories`, each followed by the uniform baselines below it in ascending cost, without duplicates.
+    """The runs in `directories`, without duplicates.
+
+    Each is followed by those of its other targets and by its uniform baselines, which are below it, in ascending cost.
 
     Runs with equal names get the names of their directories appended, or of those above them that differ.
 
@@ -56,9 +58,10 @@ def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
     for directory in directories:
         if not (directory / SUMMARY).exists():
             raise ValueError(f"{directory} holds no finished run: it has no {SUMMARY}")
-        below = [_read(path.parent) for path in directory.glob(f"uniform-*/{SUMMARY}")]
-        for run in (_read(directory), *sorted(below, key=lambda run: run.summary["cost"])):
-            runs_by_path[run.directory.resolve()] = run
+        for pattern in (".", "target-*", "uniform-*"):
+            found = [_read(path.parent) for path in directory.glob(f"{pattern}/{SUMMARY}")]
+            for run in sorted(found, key=lambda run: run.summary["cost"]):
+                runs_by_path[run.directory.resolve()] = run
     runs = list(runs_by_path.values())
     _check_comparable(runs)
     for name in {run.summary["name"] for run in runs}:

@@ -35,6 +35,7 @@ def check(experiment: Experiment, console: Console) -> None:
         f"about {(planned.argument_size_in_bytes + planned.temp_size_in_bytes) / 1e6:,.0f} MB" if planned else "unknown"
     )
     trials = len(experiment.trials)
+    in_turn = f", for the targets {', '.join(f'{t:g}' for t in experiment.config.targets)} in turn"
     rows = {
         "data": f"{experiment.config.data.name}, {experiment.source.train_examples:,} examples, of which "
         f"{experiment.config.data.valid_examples:,} for the reward",
@@ -44,7 +45,7 @@ def check(experiment: Experiment, console: Console) -> None:
         "search space": f"{len(plan.space)} decisions, 10^{genomes:.1f} genomes",
         **{f"cost {name}": _cost_range(experiment, i) for i, name in enumerate(experiment.costs)},
         "networks": f"{trials}: {', '.join(trial.name for trial in experiment.trials)}",
-        "steps": f"{search.total_steps:,} each",
+        "steps": f"{search.total_steps:,} each{in_turn if search.targets else ''}",
         "memory": f"{memory}, as XLA plans the compiled step",
         "time": f"about {duration(compiled.seconds + trials * search.total_steps * seconds)}: {compiled.seconds:.0f} s "
         f"of compilation, {1000 * seconds:.1f} ms a step",

@@ -15,7 +15,7 @@ from fliqs_jax import fisher
 from fliqs_jax.controller import Controller, Observation
 from hwcost import analytic, pricing, workload
 from hwcost.format_plan import format_plan
-from launch.reports import fliqs_page
+from launch.reports import fliqs_page, recorded_runs
 from launch.training import finished, loop
 from launch.training.controllers import CONTROLLERS, make_controller
 from launch.training.experiment import prepare_experiment
@@ -183,6 +183,7 @@ def test_one_training_ends_with_a_network_for_each_target(done):
             layer["path"]: layer["format"] for layer in summary_of(path)["layers"]
         }
     assert not (other / "metrics.jsonl").exists()
+    assert [run.directory for run in recorded_runs.read_runs([root])] == done
     page = fliqs_page.write(done, root.parent / "report.html").read_text()
     assert "One genome is trained from step 8 on" in page
     assert "Scores of layers and formats" in page
