@@ -42,6 +42,7 @@ class Case(NamedTuple):
     """A network, a format space, and what is compared on it.
 
     Attributes:
+      title: what it is, in tables.
       config: makes the config.
       changes: its settings, changed.
       targets: cost targets.
@@ -51,6 +52,7 @@ class Case(NamedTuple):
       together: targets that one training takes in turn, for each policy in `TOGETHER`.
     """
 
+    title: str
     config: Callable[[], ConfigDict]
     changes: dict[str, Any]
     targets: tuple[float, ...]
@@ -61,12 +63,12 @@ class Case(NamedTuple):
 
 
 def _fisher(freeze: float) -> dict[str, Any]:
-    return {"policy": "fisher", "controller.freeze_fraction": freeze}
+    return {"policy": "fisher", "controller.fisher.freeze_fraction": freeze}
 
 
 POLICIES: dict[str, dict[str, Any]] = {
     "reinforce": {"policy": "reinforce"},
-    "reinforce, frozen at 0.5": {"policy": "reinforce", "controller.freeze_fraction": 0.5},
+    "reinforce, frozen at 0.5": {"policy": "reinforce", "controller.reinforce.freeze_fraction": 0.5},
     "reinforce, paired": {"policy": "reinforce", "controller.reinforce.paired": True},
     "fisher, frozen at 0.1": _fisher(0.1),
     "fisher, frozen at 0.25": _fisher(0.25),
@@ -76,6 +78,7 @@ CHOSEN = "fisher, frozen at 0.25"
 LOW_BITS = {"formats": "int2,int3,int4,int6,int8", "target_unit": "int2"}
 CASES = {
     "resnet8_low": Case(
+        "ResNet-8, few bits",
         fliqs_cifar10_resnet8.get_config,
         LOW_BITS | {"epochs": 6.0},
         targets=(1.6, 2.25),
@@ -86,6 +89,7 @@ CASES = {
     ),
     # Most weights, and much of what is sensitive, are in the last two convolutions.
     "resnet8_bytes": Case(
+        "ResNet-8, few bits, bytes of weights",
         fliqs_cifar10_resnet8.get_config,
         LOW_BITS | {"epochs": 6.0, "cost": "weight_bytes"},
         targets=(1.6,),
@@ -94,6 +98,7 @@ CASES = {
         genomes=("rule", "random 0"),
     ),
     "deit_low": Case(
+        "DeiT, few bits",
         fliqs_cifar10_deit.get_config,
         LOW_BITS,
         targets=(1.6,),
@@ -102,6 +107,7 @@ CASES = {
         genomes=("rule", "random 0"),
     ),
     "mobilenetv2_low": Case(
+        "MobileNetV2, few bits",
         fliqs_cifar10_mobilenetv2.get_config,
         {"formats": "int3,int4,int6,int8", "target_unit": "int3", "target": 1.3},
         targets=(1.3,),
@@ -109,10 +115,14 @@ CASES = {
         policies=("reinforce", CHOSEN),
         genomes=("rule",),
     ),
-    "resnet8": Case(fliqs_cifar10_resnet8.get_config, {}, (1.15,), ("int4",), ("reinforce", CHOSEN)),
-    "deit": Case(fliqs_cifar10_deit.get_config, {}, (1.15,), ("int4",), ("reinforce", CHOSEN)),
-    "mobilenetv2": Case(fliqs_cifar10_mobilenetv2.get_config, {}, (1.15,), ("int4",), ("reinforce", CHOSEN)),
-    "digits": Case(fliqs_digits.get_config, {}, (1.6,), ("int2", "int3"), ("reinforce", CHOSEN), ("rule", "random 0")),
+    "resnet8": Case("ResNet-8, int_s", fliqs_cifar10_resnet8.get_config, {}, (1.15,), ("int4",), ("reinforce", CHOSEN)),
+    "deit": Case("DeiT, int_s", fliqs_cifar10_deit.get_config, {}, (1.15,), ("int4",), ("reinforce", CHOSEN)),
+    "mobilenetv2": Case(
+        "MobileNetV2, int_s", fliqs_cifar10_mobilenetv2.get_config, {}, (1.15,), ("int4",), ("reinforce", CHOSEN)
+    ),
+    "digits": Case(
+        "digits", fliqs_digits.get_config, {}, (1.6,), ("int2", "int3"), ("reinforce", CHOSEN), ("rule", "random 0")
+    ),
 }
 
 
@@ -285,7 +295,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = []
     for case, target in dict.fromkeys((row["case"], row["target"]) for row in rows if row["target"] is not None):
         unit = CASES[case].changes.get("target_unit", "int2" if case == "digits" else "int4")
-        lines += [f"\n{case}, {target:g} × {unit}", "", f"| network | accuracy (%) | each seed | cost / {unit} |"]
+        lines += [
+            f"\n**{CASES[case].title}, {target:g} × {unit}**",
+            "",
+            f"| network | accuracy (%) | each seed | cost / {unit} |",
+        ]
         lines += ["|---|---|---|---|"]
         for row in rows:
             if row["case"] == case and row["target"] in (None, target):

@@ -74,10 +74,9 @@ def get_config() -> ConfigDict:
             # Several values of `target`, as in (1.2, 1.6, 2.4), which one training takes in turn: a network for each.
             "targets": (),
             "controller": {
-                # From this fraction of training on, the genome that the controller prefers is trained, and no other.
-                # 1.0, as in the paper: the search goes on to the end. 0.0 with fisher: it searches nothing, and spends
-                # the budget as if all layers were alike and each bit halved the loss.
-                "freeze_fraction": 1.0,
+                # freeze_fraction: from this fraction of training on, the genome that the controller prefers is trained,
+                # and no other. 1.0, as in the paper: the search goes on to the end. 0.0 with fisher: it searches
+                # nothing, and spends the budget as if all layers were alike and each bit halved the loss.
                 "reinforce": {
                     "reward": "absolute",  # absolute, one_sided, soft_exponential, hard_exponential
                     "gamma": 1.0,  # weight of the cost in the reward
@@ -91,8 +90,12 @@ def get_config() -> ConfigDict:
                     "entropy_schedule": "cosine",  # cosine, linear, constant, none
                     "entropy_end": 0.5,  # β_H at the end of training (FLIQS, Eq. 9)
                     "warmup_fraction": 0.25,  # of training, with uniformly sampled formats
+                    "freeze_fraction": 1.0,
                 },
-                "fisher": {"examples": 8},  # of a training batch, on which scores of inputs are measured
+                "fisher": {
+                    "examples": 8,  # of a training batch, on which scores of inputs are measured
+                    "freeze_fraction": 0.25,
+                },
             },
             # Two-phase quantisation (FLIQS, A.2): weights from the start, inputs (activations) from this fraction on.
             "input_quantization_fraction": 0.2,

@@ -21,4 +21,5 @@ def get_config() -> ConfigDict:
     config.target_unit = "int2"
     config.baselines = ("int2", "int3", "int4")
     common.short_search(config)
+    config.policy = "fisher"
     return config

@@ -43,6 +43,7 @@ class Controller(NamedTuple):
         and the result is the genome of the highest sum of scores within the budgets.
       draws: number of genomes whose quality is measured at each step; 0 spares the validation forward.
       examples: number of training examples per step on which Fisher scores are measured; 0: none are.
+      freeze_fraction: fraction of training from which on the preferred genome is trained, and no other; 1: none is.
     """
 
     init: Callable[[], Any]
@@ -51,3 +52,4 @@ class Controller(NamedTuple):
     within_budget: bool
     draws: int = 1
     examples: int = 0
+    freeze_fraction: float = 1.0

@@ -39,12 +39,14 @@ def _reinforce(config: ConfigDict, plan: FormatPlan, budgets: Sequence[Budget], 
         total_steps=total_steps,
         cost_samples=settings.cost_samples,
         paired=settings.paired,
-    )
+    )._replace(freeze_fraction=settings.freeze_fraction)
 
 
 def _fisher(config: ConfigDict, plan: FormatPlan, budgets: Sequence[Budget], total_steps: int) -> Controller:
     del budgets, total_steps
-    return fisher.make_controller(plan.option_bits(), examples=config.controller.fisher.examples)
+    settings = config.controller.fisher
+    controller = fisher.make_controller(plan.option_bits(), examples=settings.examples)
+    return controller._replace(freeze_fraction=settings.freeze_fraction)
 
 
 Make = Callable[[ConfigDict, FormatPlan, Sequence[Budget], int], Controller]

@@ -28,8 +28,7 @@ def of_today(config: dict[str, Any]) -> dict[str, Any]:
         **_ADDED,
         **kept,
         "controller": {
-            "freeze_fraction": 1.0,
-            "reinforce": {**moved, "paired": False},
-            "fisher": {"examples": 8},
+            "reinforce": {**moved, "paired": False, "freeze_fraction": 1.0},
+            "fisher": {"examples": 8, "freeze_fraction": 0.25},
         },
     }

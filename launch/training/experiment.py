@@ -114,6 +114,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     arithmetic = choose_arithmetic(config, plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
     total_steps = max(round(config.epochs * steps_per_epoch), 1)
+    controller = make_controller(config, plan, budgets, total_steps)
     search = Search(
         model=model,
         plan=plan,
@@ -123,9 +124,9 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         loss=_loss(config, source.classes),
         quality=_quality(config.quality),
         targets=_targets(config, plan, budgets[0]),
-        controller=make_controller(config, plan, budgets, total_steps),
+        controller=controller,
         total_steps=total_steps,
-        freeze_step=round(config.controller.freeze_fraction * total_steps),
+        freeze_step=round(controller.freeze_fraction * total_steps),
         # Inputs are profiled for at least one step before they are quantised.
         input_quantization_step=max(round(config.input_quantization_fraction * total_steps), 1),
         profile_steps=max(round(config.profile_fraction * total_steps), 1),
@@ -205,8 +206,9 @@ _RANGES = (
         "a fraction of training, 0…1",
         lambda number: 0 <= number <= 1,
         (
-            "controller.freeze_fraction",
+            "controller.reinforce.freeze_fraction",
             "controller.reinforce.warmup_fraction",
+            "controller.fisher.freeze_fraction",
             "optimizer.warmup_fraction",
             "input_quantization_fraction",
             "profile_fraction",
@@ -372,11 +374,11 @@ def _targets(config: ConfigDict, plan: FormatPlan, main: pricing.Budget) -> tupl
 
 def _check_sampling(config: ConfigDict, search: Search) -> None:
     """Checks that what is sampled within budgets can be."""
-    warmup = config.controller.reinforce.warmup_fraction
-    if config.policy == "reinforce" and config.controller.freeze_fraction <= warmup:
+    settings = config.controller.reinforce
+    if config.policy == "reinforce" and settings.freeze_fraction <= settings.warmup_fraction:
         raise ConfigError(
-            f"controller.freeze_fraction={config.controller.freeze_fraction}: expected a later part of training than "
-            f"controller.reinforce.warmup_fraction={warmup}, before which nothing is learnt"
+            f"controller.reinforce.freeze_fraction={settings.freeze_fraction}: expected a later part of training than "
+            f"controller.reinforce.warmup_fraction={settings.warmup_fraction}, before which nothing is learnt"
         )
     if search.targets and not search.controller.within_budget:
         raise ConfigError(

@@ -14,6 +14,7 @@ def make_tiny_config():
     config = fliqs_digits.get_config()
     config.formats, config.target, config.target_unit = "int_s", 1.15, "int4"
     config.model = {"name": tiny_network.NAME}
+    config.policy = "reinforce"
     config.epochs = 2
     config.baselines = ()
     config.log_every = 3

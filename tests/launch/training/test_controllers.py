@@ -151,7 +151,7 @@ def test_pinned_and_tied_layers_are_sampled_within_the_budget():
 @pytest.fixture(scope="module")
 def two_targets():
     config = make_tiny_config()
-    config.policy, config.controller.freeze_fraction, config.targets = "fisher", 0.5, (1.15, 4.0)
+    config.policy, config.controller.fisher.freeze_fraction, config.targets = "fisher", 0.5, (1.15, 4.0)
     config.baselines = ("int4",)
     return config
 
@@ -225,9 +225,12 @@ REFUSED = [
     ({"policy": "fisher", "targets": (1.15, 0.5)}, "0.5 is out of reach: genomes cost from 1 to 16"),
     ({"policy": "fisher", "targets": ("1.15",)}, r"targets=\('1.15',\): expected a tuple of numbers"),
     ({"policy": "fisher", "controller.fisher.examples": 0}, "controller.fisher.examples=0: expected a whole number"),
-    ({"policy": "fisher", "controller.freeze_fraction": 1.5}, "freeze_fraction=1.5: expected a fraction of training"),
     (
-        {"controller.freeze_fraction": 0.2},
+        {"policy": "fisher", "controller.fisher.freeze_fraction": 1.5},
+        "freeze_fraction=1.5: expected a fraction of training",
+    ),
+    (
+        {"controller.reinforce.freeze_fraction": 0.2},
         "freeze_fraction=0.2: expected a later part of training than .*fraction=0.25",
     ),
     ({"policy": "fisher"} | PEAK, "policy='fisher': the dearest layer alone makes the cost: only policy=reinforce"),

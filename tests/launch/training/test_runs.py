@@ -140,7 +140,7 @@ def test_stopping_checkpoints_and_resuming_equals_never_stopping(tiny_config, ru
 def command(workdir):
     options = {
         "model": {"name": tiny_network.NAME}, "epochs": 2, "baselines": "()", "log_every": 3, "checkpoint_every": 4,
-        "recalibration_batches": 2, "random_search.evaluated": 2, "formats": "int_s", "target": 1.15,
+        "recalibration_batches": 2, "random_search.evaluated": 2, "formats": "int_s", "target": 1.15, "policy": "reinforce",
         "target_unit": "int4",
     }  # fmt: skip
     return [
