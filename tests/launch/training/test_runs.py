@@ -140,8 +140,8 @@ def test_stopping_checkpoints_and_resuming_equals_never_stopping(tiny_config, ru
 def command(workdir):
     options = {
         "model": {"name": tiny_network.NAME}, "epochs": 2, "baselines": "()", "log_every": 3, "checkpoint_every": 4,
-        "recalibration_batches": 2, "random_search.evaluated": 2, "formats": "int_s", "target": 1.15, "policy": "reinforce",
-        "target_unit": "int4",
+        "recalibration_batches": 2, "random_search.evaluated": 2, "formats": "int_s", "target": 1.15,
+        "target_unit": "int4", "policy": "reinforce",
     }  # fmt: skip
     return [
         sys.executable, "-m", "launch.fliqs", "--config=configs/fliqs_digits.py", f"--workdir={workdir}",
