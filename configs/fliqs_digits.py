@@ -2,7 +2,7 @@
 
     python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits        (or: make search)
 
-A minute and a half on two cores. Expect about 96.5 % at 1.5 × the cost of int2, which alone reaches 93 %; int3 needs
+A minute and a half on two cores. Expect about 97 % at 1.6 × the cost of int2, which alone reaches 93 %; int3 needs
 2.25 × for 98 % (`python -m benchmarks.digits`, benchmarks/results/digits.json).
 """
 

@@ -16,6 +16,7 @@ from benchmarks import (
     arithmetic,
     assignments,
     cifar10,
+    controllers,
     devices,
     digits,
     frozen_forms,
@@ -158,6 +159,7 @@ def test_what_make_search_prints_is_stored():
 
 def test_the_tables_of_results_are_those_stored():
     assert cifar10.markdown(stored("cifar10")["networks"]) in RESULTS
+    assert controllers.markdown(stored("controllers")["networks"]) in RESULTS
     assert assignments.markdown(stored("assignments")) in RESULTS
     assert search_step.markdown(stored("search_step")) in RESULTS
     assert search_memory.markdown(stored("search_memory")) in RESULTS
