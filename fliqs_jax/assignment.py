@@ -14,6 +14,7 @@ from hwcost.format_plan import FormatPlan
 from hwcost.pricing import CostTable
 from hwcost.space import SearchSpace
 
+ROUNDING = 1e-12  # relative: sums of the same costs in another order differ by so much
 _MAX_PARTIAL_GENOMES = 50_000  # that the knapsack keeps after each decision
 
 
@@ -61,7 +62,9 @@ def exists(space: SearchSpace) -> np.ndarray:
 
 
 def best_within(losses: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """Genome of the lowest total loss within several budgets: the knapsack, exact in its limits, for one.
+    """Genome of the lowest total loss within several budgets: the knapsack for one, else by integer programming.
+
+    Of several budgets, genomes that come within a millionth of one may be passed over.
 
     Args:
       losses: float64[D, Kmax], infinite where there is no option.
@@ -91,8 +94,11 @@ def best_within(losses: np.ndarray, costs: np.ndarray) -> np.ndarray:
         if found.x is None:
             break
         genome = option[np.argmax(np.where(chosen > 0, found.x, -1.0), axis=1)].astype(np.int32)
-        if (costs[:, np.arange(len(genome)), genome].sum(axis=1) <= 1 + 1e-12).all():
+        if (costs[:, np.arange(len(genome)), genome].sum(axis=1) <= 1 + ROUNDING).all():
             return genome
+    cheapest = np.where(np.isfinite(losses), costs.sum(axis=0), np.inf).argmin(axis=1).astype(np.int32)
+    if (costs[:, np.arange(len(cheapest)), cheapest].sum(axis=1) <= 1 + ROUNDING).all():
+        return cheapest
     raise ValueError("no genome keeps all budgets at once")
 
 
@@ -154,7 +160,7 @@ def front(choices: Options, budget: float = np.inf) -> np.ndarray:
         parent, option = (grid.ravel() for grid in np.meshgrid(np.arange(len(cost)), exists, indexing="ij"))
         cost, loss = cost[parent] + costs[option], loss[parent] + losses[option]
         order = np.lexsort((loss, cost))
-        order = order[cost[order] <= (budget - remaining) * (1 + 1e-12)]
+        order = order[cost[order] + remaining <= budget * (1 + ROUNDING)]
         better = np.append(np.inf, np.minimum.accumulate(loss[order])[:-1])
         kept = order[loss[order] < better]
         if len(kept) > _MAX_PARTIAL_GENOMES:
@@ -199,6 +205,6 @@ def cheapest_that_holds(costs: np.ndarray, holds: Callable[[int], bool], *, with
 def _cheapest_genome(choices: Options, budget: float) -> np.ndarray:
     genome = np.argmin(choices.cost, axis=1).astype(np.int32)
     lowest = choices.cost.min(axis=1).sum()
-    if lowest > budget:
+    if lowest > budget * (1 + ROUNDING):
         raise ValueError(f"budget {budget:.6g} is below the cheapest genome, which costs {lowest:.6g}")
     return genome

@@ -42,8 +42,14 @@ def next_policies(
       policies: leaves `[T, …]`; logits of −inf stay.
       state: state of the controller.
       step: int32, number of steps completed before.
+
+    Raises:
+      ValueError: scores of another shape.
     """
-    logits = jnp.where(jnp.isfinite(policies.logits), controller.scores(state, step), -jnp.inf)
+    scores = controller.scores(state, step)
+    if scores.shape != policies.logits.shape[1:]:
+        raise ValueError(f"the controller has scores of shape {scores.shape}, expected {policies.logits.shape[1:]}")
+    logits = jnp.where(jnp.isfinite(policies.logits), scores, -jnp.inf)
     if costs is not None:
         logits = jax.vmap(within_budget)(logits, jnp.asarray(costs, jnp.float32))
     return policies._replace(logits=jnp.where(policies.learns[:, None, None], logits, policies.logits))
@@ -61,9 +67,14 @@ def settled_genomes(
 
     Of policies that are sampled within the budget, it is that of the highest sum of scores which costs no more than its
     targets; of others, the mode.
+
+    Raises:
+      ValueError: scores are not finite.
     """
     if costs is None or not policies.learns[0]:
         return list(np.argmax(policies.logits, axis=2).astype(np.int32))
     exists = np.isfinite(policies.logits[0])
     losses = np.where(exists, -np.asarray(controller.scores(state, step), np.float64), np.inf)
+    if not np.isfinite(losses[exists]).all():
+        raise ValueError("the controller's scores are not finite: no genome can be chosen by them")
     return [assignment.best_within(losses, of_target) for of_target in costs]

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -273,14 +274,15 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             losses=losses,
         )
         learned, told = controller.learn(state.controller, observation)
+        chex.assert_trees_all_equal_shapes_and_dtypes(learned, state.controller)
         learned = jax.tree.map(lambda new, old: jnp.where(policy.learns, new, old), learned, state.controller)
         metrics = {
+            **told,
             "loss": loss,
             "train_quality": search.quality.on_batch(logits, train_batch),
             **({"valid_quality": observation.qualities[0]} if controller.draws else {}),
             "cost": pricing.price(budgets[0].table, genome),
             "relative_cost": relative_costs[0],
-            **told,
             "entropy": policy.entropy(),
             "genome": genome,
         }

@@ -43,7 +43,10 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
     if not missing:
         raise ConfigError(f"{directory} has {NETWORK} and {WEIGHTS}: remove the one to make anew")
     experiment = finished.read_experiment(directory, **changes)
-    checkpoints = Checkpoints(directory / CHECKPOINTS, read_only=True)
+    # One training of several targets has its checkpoints where its work directory is.
+    places = [directory, *([directory.parent] if experiment.search.targets else [])]
+    kept = next((place for place in places if (place / CHECKPOINTS).exists()), directory)
+    checkpoints = Checkpoints(kept / CHECKPOINTS, read_only=True)
     initial = finished.initial_state(experiment, experiment.trials[0])
     restored = checkpoints.restore(finished.weights_of(initial), say=console.print, partly=True)
     checkpoints.close()

@@ -280,6 +280,8 @@ def measure(arguments: argparse.Namespace, console: Console) -> tuple[Experiment
       ValueError: the run cannot be read, an option cannot be used, or no genome holds.
     """
     prepared = finished.read_experiment(arguments.directory)
+    if others := list(prepared.costs)[1:]:
+        console.print(f"not heeded: the run's further budgets, of {', '.join(others)}", soft_wrap=True)
     targets = read_targets(arguments.target, prepared.config.target)
     costs = RunCosts(prepared)
     budgets = [costs.budget(target) for target in targets]

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 KEPT_CHECKPOINTS = 3
 _DIGESTS = "sha256.json"
 _DAMAGED = "damaged-"
+_EARLIER = "policy/"  # which the states of earlier versions had
 _TOLD = 3  # differing shapes in a message
 # The arrays of a state by path, with their shapes.
 _Shapes = dict[str, tuple[int, ...]]
@@ -87,6 +88,11 @@ class Checkpoints:
                     raise CheckpointError(f"{checkpoint} is as it was written, but {_reason(error)}") from error
                 self._set_aside(step, error, say)
             else:
+                if any(path.startswith(_EARLIER) for path in stored):
+                    raise CheckpointError(
+                        f"the run in {self._directory.parent} is of an earlier version, and cannot go on: use a new "
+                        "directory. Its checkpoints are unchanged"
+                    )
                 raise CheckpointError(
                     f"the model is not that of the run in {self._directory.parent}: these shapes differ: "
                     f"{differences}. The checkpoints are unchanged: undo the edit of the model, or use a new directory"

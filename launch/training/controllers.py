@@ -43,9 +43,9 @@ def _reinforce(config: ConfigDict, plan: FormatPlan, budgets: Sequence[Budget], 
 
 
 def _fisher(config: ConfigDict, plan: FormatPlan, budgets: Sequence[Budget], total_steps: int) -> Controller:
-    del budgets, total_steps
+    del budgets
     settings = config.controller.fisher
-    controller = fisher.make_controller(plan.option_bits(), examples=settings.examples)
+    controller = fisher.make_controller(plan.option_bits(), total_steps=total_steps, examples=settings.examples)
     return controller._replace(freeze_fraction=settings.freeze_fraction)
 
 

@@ -343,7 +343,7 @@ def _budget(config: ConfigDict, plan: FormatPlan, model: CostModel, setting: Bud
     lowest, highest = pricing.reachable_interval(table, plan.space)
     # A learned or random search needs a target that genomes can meet; a fixed genome is only compared with it. Every
     # genome may stay below a further budget, but not below the main one.
-    reachable = lowest <= target and (setting.cost != config.cost or target <= highest)
+    reachable = _reaches(lowest, target) and (setting.cost != config.cost or _reaches(target, highest))
     if config.policy != "fixed" and not reachable:
         raise ConfigError(
             f"target={setting.target:g} of {setting.cost} (in units of {setting.target_unit}) is out of reach: genomes "
@@ -352,19 +352,25 @@ def _budget(config: ConfigDict, plan: FormatPlan, model: CostModel, setting: Bud
     return pricing.Budget(table, target)
 
 
+def _reaches(lower: float, higher: float) -> bool:
+    return lower <= higher * (1 + assignment.ROUNDING)
+
+
 def _targets(config: ConfigDict, plan: FormatPlan, main: pricing.Budget) -> tuple[float, ...]:
     """The targets that training takes in turn, in the unit of the main cost; none if there is only one."""
     numbers = config.targets
-    if not all(isinstance(t, int | float) and 0 < t < math.inf for t in numbers):
+    if not all(type(t) in (int, float) and 0 < t < math.inf for t in numbers):
         raise ConfigError(f"targets={numbers!r}: expected a tuple of numbers above 0, such as (1.2, 1.6)")
-    if len(set(numbers)) < len(numbers):
+    if len({f"{target:g}" for target in numbers}) < len(numbers):
         raise ConfigError(f"targets={numbers}: one target is there twice")
+    if numbers and config.policy == "uniform":
+        raise ConfigError(f"targets={numbers}: a random search has one target; expected a policy such as 'fisher'")
     if numbers and config.policy not in NO_SEARCH and config.target not in numbers:
         raise ConfigError(f"target={config.target:g}: expected one of targets={numbers}, that of the work directory")
     unit = main.target / config.target
     lowest, highest = pricing.reachable_interval(main.table, plan.space)
     for target in numbers:
-        if not lowest <= target * unit <= highest:
+        if not (_reaches(lowest, target * unit) and _reaches(target * unit, highest)):
             raise ConfigError(
                 f"targets={numbers}: {target:g} is out of reach: genomes cost from {lowest / unit:.4g} to "
                 f"{highest / unit:.4g} (in units of {config.target_unit})"
@@ -375,7 +381,8 @@ def _targets(config: ConfigDict, plan: FormatPlan, main: pricing.Budget) -> tupl
 def _check_sampling(config: ConfigDict, search: Search) -> None:
     """Checks that what is sampled within budgets can be."""
     settings = config.controller.reinforce
-    if config.policy == "reinforce" and settings.freeze_fraction <= settings.warmup_fraction:
+    warmup = round(settings.warmup_fraction * search.total_steps)
+    if config.policy == "reinforce" and search.freeze_step <= warmup:
         raise ConfigError(
             f"controller.reinforce.freeze_fraction={settings.freeze_fraction}: expected a later part of training than "
             f"controller.reinforce.warmup_fraction={settings.warmup_fraction}, before which nothing is learnt"

@@ -165,7 +165,7 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
     unfinished = [
         (trial, directory)
         for trial, directory in zip(experiment.trials, directories, strict=True)
-        if not (directory / SUMMARY).exists()
+        if not all((place / SUMMARY).exists() for place in _places(experiment, trial, directory))
     ]
     if len(unfinished) < len(directories):
         done = ", ".join(t.name for t in experiment.trials if all(t is not trial for trial, _ in unfinished))
@@ -182,9 +182,17 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
             console.print(remark)
         for trial, directory in unfinished:
             _run(_TrialRun(experiment, trial, compiled, dataset, directory, console), stop)
-    others = [target for target in experiment.config.targets if target != experiment.config.target]
-    below = [target_directory(workdir, experiment.config, target) for target in others if experiment.search.targets]
-    return [directories[0], *below, *directories[1:]]
+    pairs = zip(experiment.trials, directories, strict=True)
+    return [place for trial, directory in pairs for place in _places(experiment, trial, directory)]
+
+
+def _places(experiment: Experiment, trial: Trial, directory: pathlib.Path) -> list[pathlib.Path]:
+    """The directories of the networks that a trial ends with; the trial's own is the first."""
+    config = trial.config
+    if trial.kind != SEARCHED or not experiment.search.targets:
+        return [directory]
+    others = [target for target in config.targets if target != config.target]
+    return [directory, *(target_directory(directory, config, target) for target in others)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +226,9 @@ def _run(run: _TrialRun, stop: StopRequested) -> None:
     state, seconds = _train(run, stop)
     trained: dict[str, Any] = {"state_sha256": state_digest(state)}
     if run.trial.kind == SEARCHED:
+        search = run.experiment.search
         trained["scores"] = _scores(run.experiment, state)
+        trained["frozen_from_step"] = min(search.freeze_step, search.total_steps)
     count = run.experiment.search.target_count if run.trial.kind == SEARCHED else 1
     targets = [_of_target(run, number) for number in range(count)]
     for number in sorted(range(len(targets)), key=lambda number: targets[number].directory == run.directory):
@@ -280,6 +290,7 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
     elif config.init_from:
         state = _with_pretrained_weights(state, config, run.trial.name, run.console)
     inputs_from = search.input_quantization_step
+    shown = list(config.targets).index(config.target) if search.targets else 0
 
     def before_inputs(state: SearchState) -> SearchState:
         _check_inputs(run, state)
@@ -313,7 +324,7 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
             saving=loop.Saving(
                 recorder=recorder,
                 log_every=config.log_every,
-                policy_probabilities=lambda state: np.asarray(jax.nn.softmax(state.policy(0).logits)),
+                policy_probabilities=lambda state: np.asarray(jax.nn.softmax(state.policy(shown).logits)),
                 checkpoints=checkpoints,
                 checkpoint_every=config.checkpoint_every,
             ),
@@ -369,7 +380,6 @@ def _summary(run: _TrialRun, genome: jax.Array, seconds: float) -> dict[str, Any
         "name": run.trial.name,
         "kind": run.trial.kind,
         "policy": config.policy,
-        "frozen_from_step": min(run.experiment.search.freeze_step, run.experiment.search.total_steps),
         "quality": name,
         f"validation_{name}": networks.quality(variables, "valid"),
         "seconds": round(seconds, 1),

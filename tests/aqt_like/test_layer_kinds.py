@@ -759,7 +759,7 @@ def test_two_steps_of_a_search(variables, layers, image):
         optimizer=optax.sgd(0.01),
         loss=losses.cross_entropy(0.1),
         quality=accuracy,
-        controller=fisher.make_controller(plan.option_bits(), examples=2),
+        controller=fisher.make_controller(plan.option_bits(), total_steps=2, examples=2),
         total_steps=2,
         freeze_step=2,
         input_quantization_step=1,

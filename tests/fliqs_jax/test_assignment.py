@@ -115,3 +115,15 @@ def test_bisection_finds_the_cheapest_that_holds():
     assert assignment.cheapest_that_holds(costs, lambda i: False) is None
     assert costs[150] <= costs[assignment.cheapest_that_holds(costs, lambda i: i >= 150)] <= 1.01 * costs[150]
     assert assignment.cheapest_that_holds(costs[:1], lambda i: True) == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_cheapest_genome_fits_a_budget_of_its_own_cost(seed):
+    """Sums in another order, and of costs over a target, differ in their last digits."""
+    rng = np.random.default_rng(seed)
+    costs = np.sort(10.0 ** rng.uniform(-9, 0, (12, 3)), axis=1)
+    losses = -np.sort(-rng.exponential(size=(12, 3)), axis=1)
+    target = costs[::-1, 0].sum()
+    assert assignment.front(assignment.Options(losses, costs), target).tolist()[0] == [0] * 12
+    for count in (1, 2):
+        assert assignment.best_within(losses, np.stack([costs / target] * count)).shape == (12,)

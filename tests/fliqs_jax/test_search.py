@@ -279,7 +279,7 @@ def test_sensitivity_is_that_of_one_layer_at_a_time():
 
 FISHER = dataclasses.replace(
     SEARCH,
-    controller=fisher.make_controller(PLAN.option_bits(), examples=4),
+    controller=fisher.make_controller(PLAN.option_bits(), total_steps=TOTAL, examples=4),
     targets=(TARGET, 2.5 * TARGET),
     freeze_step=8,
 )

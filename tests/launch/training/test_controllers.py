@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import chex
 import jax
@@ -109,21 +110,26 @@ def test_controllers_keep_their_contract_under_jit_vmap_and_scan(name):
 
 
 def test_fisher_scores_start_with_the_prior_and_are_a_running_mean():
-    bits = np.asarray([[2.0, 3.0, 4.0], [4.0, 8.0, np.inf]])
-    np.testing.assert_array_equal(fisher.prior_losses(bits), [[1, 0.5, 0.25], [1, 1 / 16, 0]])
-    controller = fisher.make_controller(bits, examples=8)
-    state, mean = controller.init(), np.zeros((2, 3))
+    """What is padding, or has no choice, does not count."""
+    bits = np.asarray([[2.0, 3.0, 4.0], [4.0, 8.0, np.inf], [8.0, np.inf, np.inf]])
+    prior = np.asarray([[1, 0.5, 0.25], [1, 1 / 16, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(fisher.prior_losses(bits), prior)
+    controller = fisher.make_controller(bits, total_steps=300, examples=8)
+    state, mean = controller.init(), np.zeros((3, 3))
     rng = np.random.default_rng(0)
     for step in range(60):
-        losses = rng.exponential(size=(2, 3))
+        expected = -1000 * (prior if step < 20 else mean / np.mean([np.ptp(mean[0]), np.ptp(mean[1, :2])]))
+        np.testing.assert_allclose(controller.scores(state, jnp.asarray(step)), expected, rtol=1e-3)
+        losses = rng.exponential(size=(3, 3))
+        losses[2, 1:] *= 1e6
         mean += max(1 / (1 + step), 5 / (5 + step)) * (losses - mean)
         seen = Observation(jnp.asarray(step), None, None, None, None, jnp.asarray(losses, jnp.float32))
         state, _ = controller.learn(state, seen)
         np.testing.assert_allclose(state.losses, mean, rtol=1e-4)
-    np.testing.assert_allclose(
-        controller.scores(state, jnp.asarray(60)), -1000 * mean / mean.max(axis=1).mean(), rtol=1e-4
-    )
-    np.testing.assert_allclose(controller.scores(state, jnp.asarray(3)), -1000 * fisher.prior_losses(bits), rtol=1e-6)
+    short = fisher.make_controller(bits, total_steps=50, examples=8)
+    fifth = state._replace(measured=jnp.asarray(5))
+    assert not np.allclose(short.scores(fifth, jnp.asarray(5)), -1000 * prior)
+    np.testing.assert_allclose(controller.scores(fifth, jnp.asarray(300)), -1000 * prior)
 
 
 def test_pinned_and_tied_layers_are_sampled_within_the_budget():
@@ -151,7 +157,7 @@ def test_pinned_and_tied_layers_are_sampled_within_the_budget():
 @pytest.fixture(scope="module")
 def two_targets():
     config = make_tiny_config()
-    config.policy, config.controller.fisher.freeze_fraction, config.targets = "fisher", 0.5, (1.15, 4.0)
+    config.policy, config.controller.fisher.freeze_fraction, config.targets = "fisher", 0.5, (4.0, 1.15)
     config.baselines = ("int4",)
     return config
 
@@ -191,8 +197,18 @@ def test_one_training_ends_with_a_network_for_each_target(done):
     lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
     assert "valid_quality" not in lines[0] and "reward" not in lines[0]
     assert lines[0]["expected_cost"] == pytest.approx(1, abs=1e-3)
-    assert all(p in (0, 1) for row in lines[-1]["policy"] for p in row)
+    chosen = np.asarray(summary_of(root)["genome"])
+    np.testing.assert_array_equal(lines[-1]["policy"], np.eye(3)[chosen])
     assert uniform.parent == root
+
+
+def test_a_network_that_is_gone_is_made_again(done, two_targets, run_experiment, tmp_path):
+    copy = shutil.copytree(done[0], tmp_path / "copy")
+    before = (copy / "target-4" / "network.safetensors").read_bytes()
+    shutil.rmtree(copy / "target-4")
+    directories, said = run_experiment(two_targets, copy)
+    assert "already complete" in said
+    assert (directories[1] / "network.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("after", [5, 12])
@@ -222,6 +238,9 @@ REFUSED = [
     ({"targets": (1.15, 1.3)}, r"targets=\(1.15, 1.3\): the policy 'reinforce' learns one target"),
     ({"policy": "fisher", "targets": (1.3, 1.5)}, r"target=1.15: expected one of targets=\(1.3, 1.5\)"),
     ({"policy": "fisher", "targets": (1.15, 1.15)}, "one target is there twice"),
+    ({"policy": "fisher", "targets": (1.15, 1.1500001)}, "one target is there twice"),
+    ({"policy": "uniform", "targets": (1.15, 1.3)}, "a random search has one target"),
+    ({"controller.reinforce.freeze_fraction": 0.27}, "freeze_fraction=0.27: expected a later part of training"),
     ({"policy": "fisher", "targets": (1.15, 0.5)}, "0.5 is out of reach: genomes cost from 1 to 16"),
     ({"policy": "fisher", "targets": ("1.15",)}, r"targets=\('1.15',\): expected a tuple of numbers"),
     ({"policy": "fisher", "controller.fisher.examples": 0}, "controller.fisher.examples=0: expected a whole number"),
