@@ -1,5 +1,6 @@
 """Each controller by its contract, without a network, and a search for two targets from end to end."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -14,6 +15,7 @@ from aqt_like.formats import format_space
 from configs import common
 from fliqs_jax import fisher
 from fliqs_jax.controller import Controller, Observation
+from fliqs_jax.search import make_search_step
 from hwcost import analytic, pricing, workload
 from hwcost.format_plan import format_plan
 from launch.reports import fliqs_page, recorded_runs
@@ -107,6 +109,25 @@ def test_controllers_keep_their_contract_under_jit_vmap_and_scan(name):
     # Nothing that is donated is shared.
     first, second = jax.tree.leaves(controller.init()), jax.tree.leaves(controller.init())
     assert all(a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer() for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"scores": lambda state, step: jnp.zeros((2, 2))}, r"scores of shape \(2, 2\), expected \(4, 3\)"),
+        ({"learn": lambda state, seen: (jnp.zeros(2), {})}, "learns a state of another structure, shape or type"),
+    ],
+)
+def test_a_controller_that_breaks_its_contract_is_named(broken, message, tiny_config):
+    tiny_config.policy = OWN
+    experiment = prepare_experiment(tiny_config)
+    search = dataclasses.replace(experiment.search, controller=experiment.search.controller._replace(**broken))
+    batch = {"input": jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.float32), "label": jax.ShapeDtypeStruct((8,), jnp.int32)}
+    with pytest.raises(ValueError, match=message):
+        state = jax.eval_shape(
+            lambda: finished.initial_state(dataclasses.replace(experiment, search=search), experiment.trials[0])
+        )
+        jax.eval_shape(make_search_step(search), state, batch, batch)
 
 
 def test_fisher_scores_start_with_the_prior_and_are_a_running_mean():
