@@ -216,17 +216,13 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
             "Of the networks drawn at each step; dotted: the target.",
             figures.curve(lines, {"relative_cost": "cost / target"}, "cost / target", reference=1.0),
         ),
-        *(
-            [
-                picture_card(
-                    "Reward",
-                    f"The {settings['reward'].replace('_', ' ')} reward with γ = {settings['gamma']:g}.",
-                    figures.curve(lines, {"reward": "reward"}, "reward"),
-                )
-            ]
-            if "reward" in lines[0]
-            else []
-        ),
+        picture_card(
+            "Reward",
+            f"The {settings['reward'].replace('_', ' ')} reward with γ = {settings['gamma']:g}.",
+            figures.curve(lines, {"reward": "reward"}, "reward"),
+        )
+        if "reward" in lines[0]
+        else picture_card("Loss", "Of training batches.", figures.curve(lines, {"loss": "loss"}, "loss")),
         picture_card(
             "Entropy of the policy",
             "A sum over layers." + _uniform_until(summary, lines) + _frozen_from(summary, lines),
