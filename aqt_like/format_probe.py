@@ -45,6 +45,16 @@ class FormatProbe:
     examples: int
 
 
+def fisher_scores(squares: jax.Array, batch_size: int) -> jax.Array:
+    """Half the expected square of the change of one example's loss, of weights and inputs together: float32[L, K].
+
+    Args:
+      squares: float32[L, 2, K], gradients of the zeros of weights and of inputs.
+      batch_size: number of examples that the loss is a mean over: its slopes are that much smaller than an example's.
+    """
+    return batch_size / 2 * jnp.sum(squares, axis=1)
+
+
 Quantize = Callable[[jax.Array, FormatTable, jax.Array], jax.Array]
 """`(x, row, clip) -> values`, dequantised."""
 

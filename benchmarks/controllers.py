@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from configs import fliqs_cifar10_deit, fliqs_cifar10_mobilenetv2, fliqs_cifar10_resnet8, fliqs_digits
-from fliqs_jax import assignment, fisher, layer_sensitivity
+from fliqs_jax import assignment, fisher, layer_sensitivity, sampling
 from hwcost import pricing
 from hwcost.genome_file import write_genome
 from launch.training import finished, progress, runs
@@ -190,7 +190,7 @@ def _at_random(seed: int, experiment: Experiment, directory: pathlib.Path) -> np
     del directory
     (budget,), space = experiment.search.budgets, experiment.plan.space
     rng = np.random.default_rng(seed)
-    losses = rng.exponential(size=assignment.exists(space).shape)
+    losses = rng.exponential(size=space.exists.shape)
     genome = _knapsack(experiment, losses)
     while pricing.price_exactly(budget.table, genome) < 0.97 * budget.target:
         genome = _knapsack(experiment, rng.exponential(size=losses.shape))
@@ -198,9 +198,9 @@ def _at_random(seed: int, experiment: Experiment, directory: pathlib.Path) -> np
 
 
 def _knapsack(experiment: Experiment, losses: np.ndarray) -> np.ndarray:
-    (budget,), exists = experiment.search.budgets, assignment.exists(experiment.plan.space)
-    costs = assignment.option_costs(experiment.plan.space, budget.table) / budget.target
-    return assignment.best_within(np.where(exists, losses, np.inf), costs[None])
+    space = experiment.plan.space
+    (costs,) = sampling.relative_option_costs(space, [experiment.search.budgets])
+    return assignment.best_within(np.where(space.exists, losses, np.inf), costs)
 
 
 @functools.cache

@@ -48,17 +48,12 @@ def option_costs(space: SearchSpace, cost_table: CostTable) -> np.ndarray:
         raise ValueError("the dearest layer alone makes the cost: only policy=reinforce searches such costs")
     if (np.count_nonzero(cost_table.stride, axis=1) > 1).any():
         raise ValueError("a layer's cost depends on several decisions: only policy=reinforce searches such costs")
-    cost = np.zeros(exists(space).shape)
+    cost = np.zeros(space.exists.shape)
     for option in range(cost.shape[1]):
         genome = np.minimum(option, space.option_counts - 1)
         priced = pricing.price_layers(cost_table, genome)
         np.add.at(cost[:, option], cost_table.decision[:, 0], priced)
-    return np.where(exists(space), cost, np.inf)
-
-
-def exists(space: SearchSpace) -> np.ndarray:
-    """Whether a decision has an option of this number, bool[D, Kmax]."""
-    return np.arange(space.option_counts.max()) < space.option_counts[:, None]
+    return np.where(space.exists, cost, np.inf)
 
 
 def best_within(losses: np.ndarray, costs: np.ndarray) -> np.ndarray:

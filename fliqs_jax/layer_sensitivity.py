@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqt_like import format_choice, interception
+from aqt_like.format_probe import fisher_scores
 from fliqs_jax import models
 from fliqs_jax.losses import Batch
 from fliqs_jax.search import Search, SearchState
@@ -147,8 +148,7 @@ def make_fisher_scores(search: Search) -> Callable[[SearchState, Batch], jax.Arr
                 ) from error
 
         squares = jax.grad(loss)(jnp.zeros((layers, 2, formats)))
-        # Slopes are those of the mean loss over a batch of B examples, 1 / B of an example's own.
-        return examples / 2 * jnp.sum(squares, axis=1)
+        return fisher_scores(squares, examples)
 
     return scores
 

@@ -67,11 +67,10 @@ def init_policy(space: SearchSpace, kind: str, genome: Sequence[int] | np.ndarra
         raise ValueError(f"unknown policy {kind!r}: expected one of {', '.join(POLICIES)}")
     if (kind == "fixed") != (genome is not None):
         raise ValueError(f"policy {kind!r} {'needs a' if kind == 'fixed' else 'takes no'} genome")
-    options = np.arange(space.option_counts.max())
-    allowed = options < space.option_counts[:, None]
+    allowed = space.exists
     if genome is not None:
         space.decode(genome)
-        allowed &= options == np.asarray(genome)[:, None]
+        allowed &= np.arange(allowed.shape[1]) == np.asarray(genome)[:, None]
     return Policy(_flat_logits(jnp.asarray(allowed)), jnp.asarray(kind == "searched"))
 
 

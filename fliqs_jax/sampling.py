@@ -26,7 +26,7 @@ def relative_option_costs(space: SearchSpace, budgets_by_target: Sequence[Sequen
 
     def of_budget(budget: Budget) -> np.ndarray:
         costs = assignment.option_costs(space, budget.table)
-        return np.where(assignment.exists(space), costs, 0.0) / budget.target
+        return np.where(space.exists, costs, 0.0) / budget.target
 
     return np.stack([np.stack([of_budget(budget) for budget in budgets]) for budgets in budgets_by_target])
 

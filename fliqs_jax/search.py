@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from aqt_like import calibration, format_choice, interception, recalibration
+from aqt_like.format_probe import fisher_scores
 from fliqs_jax import models, sampling
 from fliqs_jax.controller import Controller, Observation
 from fliqs_jax.losses import Batch, Loss
@@ -44,7 +45,6 @@ class Search:
       quality: Q in the reward, and metric of the finished network.
       controller: gives the scores that formats are sampled by.
       total_steps: number of training steps.
-      freeze_step: first step at which one genome per target is trained; not before `total_steps`, for none.
       input_quantization_step: first step at which inputs (activations) are quantised (FLIQS, A.2).
       profile_steps: first step at which inputs are no longer profiled.
       quantizer: gradient estimator, granularity and scales of the quantisation, and the type of codes.
@@ -60,7 +60,6 @@ class Search:
     quality: Quality
     controller: Controller
     total_steps: int
-    freeze_step: int
     input_quantization_step: int
     profile_steps: int
     quantizer: interception.Quantizer = interception.DEFAULT_QUANTIZER
@@ -69,6 +68,11 @@ class Search:
     def paths(self) -> tuple[str, ...]:
         """Paths of the searched layers."""
         return tuple(layer.path for layer in self.plan.workload)
+
+    @property
+    def freeze_step(self) -> int:
+        """First step at which one genome per target is trained; `total_steps` for none."""
+        return round(self.controller.freeze_fraction * self.total_steps)
 
     @property
     def target_count(self) -> int:
@@ -243,8 +247,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
         )
         losses = jnp.zeros(policy.logits.shape)
         if squares is not None:
-            # Slopes are those of the mean loss over a batch of B examples, 1 / B of an example's own.
-            losses = search.plan.option_sums(len(train_batch["input"]) / 2 * jnp.sum(squares, axis=1))
+            losses = search.plan.option_sums(fisher_scores(squares, len(train_batch["input"])))
 
         # Measure the quality on validation data. Running batch statistics lag behind formats that change at every step,
         # so this batch is normalised by its own statistics.

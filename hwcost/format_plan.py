@@ -55,8 +55,7 @@ class FormatPlan:
     def option_bits(self) -> np.ndarray:
         """Mean bits of weights and inputs of each option, float64[D, Kmax]; infinite where there is no option."""
         bits = np.asarray([(fmt.weights.bits + fmt.inputs.bits) / 2 for fmt in self.formats])
-        exists = np.arange(self.format_of_option.shape[1]) < self.space.option_counts[:, None]
-        return np.where(exists, bits[self.format_of_option], np.inf)
+        return np.where(self.space.exists, bits[self.format_of_option], np.inf)
 
     def layer_formats(self, genome: Sequence[int] | np.ndarray) -> dict[str, str]:
         """The format name of each layer, by path, for a genome, int32[D].

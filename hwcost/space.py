@@ -37,6 +37,11 @@ class SearchSpace:
         """The number of options of each decision, int32[D]."""
         return np.asarray([len(d.options) for d in self.decisions], np.int32)
 
+    @property
+    def exists(self) -> np.ndarray:
+        """Whether a decision has an option of this number, bool[D, Kmax]."""
+        return np.arange(self.option_counts.max()) < self.option_counts[:, None]
+
     def index(self, name: str) -> int:
         """The index of the decision `name`.
 

@@ -114,7 +114,6 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     arithmetic = choose_arithmetic(config, plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
     total_steps = max(round(config.epochs * steps_per_epoch), 1)
-    controller = make_controller(config, plan, budgets, total_steps)
     search = Search(
         model=model,
         plan=plan,
@@ -124,9 +123,8 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         loss=_loss(config, source.classes),
         quality=_quality(config.quality),
         targets=_targets(config, plan, budgets[0]),
-        controller=controller,
+        controller=make_controller(config, plan, budgets, total_steps),
         total_steps=total_steps,
-        freeze_step=round(controller.freeze_fraction * total_steps),
         # Inputs are profiled for at least one step before they are quantised.
         input_quantization_step=max(round(config.input_quantization_fraction * total_steps), 1),
         profile_steps=max(round(config.profile_fraction * total_steps), 1),
@@ -393,8 +391,9 @@ def _check_sampling(config: ConfigDict, search: Search) -> None:
             "within the budget, such as policy='fisher'"
         )
     try:
-        for costs in () if search.option_costs is None else search.option_costs:
-            assignment.best_within(np.where(assignment.exists(search.plan.space), 0.0, np.inf), costs)
+        costs = search.option_costs
+        for of_target in () if costs is None else costs:
+            assignment.best_within(np.where(search.plan.space.exists, 0.0, np.inf), of_target)
     except ValueError as error:
         raise ConfigError(f"policy={config.policy!r}: {error}") from error
 

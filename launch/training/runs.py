@@ -229,11 +229,11 @@ def _run(run: _TrialRun, stop: StopRequested) -> None:
         search = run.experiment.search
         trained["scores"] = _scores(run.experiment, state)
         trained["frozen_from_step"] = min(search.freeze_step, search.total_steps)
-    count = run.experiment.search.target_count if run.trial.kind == SEARCHED else 1
-    targets = [_of_target(run, number) for number in range(count)]
+    genomes = _chosen_genomes(run, state)
+    targets = [_of_target(run, number) for number in range(len(genomes))]
     for number in sorted(range(len(targets)), key=lambda number: targets[number].directory == run.directory):
         entropy = {"policy_entropy": float(state.policy(number).entropy())}
-        _finish(targets[number], state, _chosen_genome(run, state, number), seconds, trained | entropy)
+        _finish(targets[number], state, genomes[number], seconds, trained | entropy)
 
 
 def _scores(experiment: Experiment, state: SearchState) -> list[list[float]]:
@@ -352,13 +352,14 @@ def _check_inputs(run: _TrialRun, state: SearchState) -> None:
         run.say(doubt)
 
 
-def _chosen_genome(run: _TrialRun, state: SearchState, number: int) -> jax.Array:
-    """What the search settled on for a target, or the best genome of a random search, int32[D]."""
+def _chosen_genomes(run: _TrialRun, state: SearchState) -> list[jax.Array]:
+    """What a search settled on for each target, or the one genome of another trial, int32[D] each."""
     search, networks = run.experiment.search, run.compiled.networks
     if run.trial.kind != RANDOM_SEARCH:
-        return jnp.asarray(settled_genomes(search, state)[number])
+        genomes = [jnp.asarray(genome) for genome in settled_genomes(search, state)]
+        return genomes if run.trial.kind == SEARCHED else genomes[:1]
     reward, gamma = reward_of(run.trial.config)
-    return random_search.best_of_random(
+    best = random_search.best_of_random(
         search,
         state,
         lambda genome: networks.quality(networks.variables_of_genome(state, genome), "valid"),
@@ -367,6 +368,7 @@ def _chosen_genome(run: _TrialRun, state: SearchState, number: int) -> jax.Array
         gamma=gamma,
         **run.trial.config.random_search,
     )
+    return [best]
 
 
 def _summary(run: _TrialRun, genome: jax.Array, seconds: float) -> dict[str, Any]:

@@ -761,7 +761,6 @@ def test_two_steps_of_a_search(variables, layers, image):
         quality=accuracy,
         controller=fisher.make_controller(plan.option_bits(), total_steps=2, examples=2),
         total_steps=2,
-        freeze_step=2,
         input_quantization_step=1,
         profile_steps=2,
     )

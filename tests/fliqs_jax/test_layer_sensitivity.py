@@ -58,7 +58,6 @@ SEARCH = Search(
         total_steps=4,
     ),
     total_steps=4,
-    freeze_step=4,
     input_quantization_step=1,
     profile_steps=1,
 )

@@ -25,18 +25,20 @@ GENOMES = jnp.asarray(list(np.ndindex(3, 3)), jnp.int32)
 QUALITY = jnp.asarray([[0.50, 0.55, 0.60], [0.0, 0.1, 0.12]])
 
 
+SETTINGS = {
+    "reward": absolute,
+    "gamma": 0.3,
+    "optimizer": optax.adam(0.02, b1=0.95),
+    "baseline_momentum": 0.9,
+    "entropy_schedule": cosine,
+    "entropy_end": 0.5,
+    "warmup_steps": WARMUP,
+    "total_steps": TOTAL,
+}
+
+
 def controller(**changes):
-    settings = {
-        "reward": absolute,
-        "gamma": 0.3,
-        "optimizer": optax.adam(0.02, b1=0.95),
-        "baseline_momentum": 0.9,
-        "entropy_schedule": cosine,
-        "entropy_end": 0.5,
-        "warmup_steps": WARMUP,
-        "total_steps": TOTAL,
-    }
-    return reinforce.make_controller(SPACE, BUDGETS, **(settings | changes))
+    return reinforce.make_controller(SPACE, BUDGETS, **(SETTINGS | changes))
 
 
 def quality_of(genome):

@@ -16,7 +16,6 @@ from fliqs_jax import assignment, fisher, layer_sensitivity, losses, random_sear
 from fliqs_jax.policy import init_policy
 from fliqs_jax.quality import accuracy
 from fliqs_jax.reward import absolute
-from fliqs_jax.schedule import cosine
 from fliqs_jax.search import (
     Search,
     freeze_genomes,
@@ -30,8 +29,9 @@ from fliqs_jax.search import (
 )
 from hwcost import analytic, pricing, workload
 from hwcost.format_plan import format_plan
+from tests.fliqs_jax.test_reinforce import SETTINGS, TOTAL, WARMUP
 
-TOTAL, WARMUP, QUANTIZE_INPUTS, PROFILE = 12, 4, 2, 3
+QUANTIZE_INPUTS, PROFILE = 2, 3
 FORMATS = format_space("int_s")
 
 
@@ -51,19 +51,9 @@ TARGET = 1.5 * analytic.BIT_OPERATIONS.uniform(LAYERS, FORMATS[0])
 BUDGETS = (pricing.Budget(TABLE, TARGET),)
 
 
-def reinforced(budgets=BUDGETS, **changes):
+def reinforced(budgets=BUDGETS):
     """The controller of the paper."""
-    settings = {
-        "reward": absolute,
-        "gamma": 0.3,
-        "optimizer": optax.adam(0.02, b1=0.95),
-        "baseline_momentum": 0.9,
-        "entropy_schedule": cosine,
-        "entropy_end": 0.5,
-        "warmup_steps": WARMUP,
-        "total_steps": TOTAL,
-    }
-    return reinforce.make_controller(SPACE, budgets, **(settings | changes))
+    return reinforce.make_controller(SPACE, budgets, **SETTINGS)
 
 
 SEARCH = Search(
@@ -76,7 +66,6 @@ SEARCH = Search(
     quality=accuracy,
     controller=reinforced(),
     total_steps=TOTAL,
-    freeze_step=TOTAL,
     input_quantization_step=QUANTIZE_INPUTS,
     profile_steps=PROFILE,
 )
@@ -279,9 +268,10 @@ def test_sensitivity_is_that_of_one_layer_at_a_time():
 
 FISHER = dataclasses.replace(
     SEARCH,
-    controller=fisher.make_controller(PLAN.option_bits(), total_steps=TOTAL, examples=4),
+    controller=fisher.make_controller(PLAN.option_bits(), total_steps=TOTAL, examples=4)._replace(
+        freeze_fraction=8 / TOTAL
+    ),
     targets=(TARGET, 2.5 * TARGET),
-    freeze_step=8,
 )
 
 
