@@ -1,6 +1,5 @@
 """Command line of programs that take a config file."""
 
-import difflib
 import importlib
 import pathlib
 import re
@@ -13,7 +12,7 @@ from absl import app, flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
-from launch.config_files import ConfigFileError, load_config
+from launch.config_files import ConfigFileError, load_config, meant
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -79,8 +78,5 @@ def parse_flags(argv: list[str]) -> list[str]:
         ]
         for key in given if keys else ():
             if key not in keys:
-                name = key.split(".")[-1]
-                meant = [k for k in keys if k.split(".")[-1] == name] or difflib.get_close_matches(key, keys)
-                hint = f"; did you mean {' or '.join(meant)}?" if meant else f": it has {', '.join(keys)}"
-                sys.exit(f"error: the config has no key {key!r}{hint}")
+                sys.exit(f"error: the config has no key {key!r}{meant(key, list(keys))}")
         raise

@@ -7,7 +7,7 @@ import inspect
 import pathlib
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -39,6 +39,13 @@ def load_config(name: str) -> Any:
         if separator and not inspect.signature(get_config).parameters:
             raise ConfigFileError(f"--config={name}: {path.name} has no variants")
         return get_config(*[variant] if separator else [])
+
+
+def meant(key: str, keys: Sequence[str]) -> str:
+    """What an unknown key may mean, as the end of a message: near ones of `keys`, or all of them."""
+    name = key.rsplit(".", maxsplit=1)[-1]
+    near = [known for known in keys if known.split(".")[-1] == name] or difflib.get_close_matches(key, keys)
+    return f"; did you mean {' or '.join(near)}?" if near else f": it has {', '.join(keys)}"
 
 
 def _find(file: str) -> pathlib.Path:

@@ -22,8 +22,8 @@ from rich.console import Console
 
 from launch.training import finished, runs
 from launch.training.checkpoints import CheckpointError, Checkpoints
-from launch.training.experiment import ConfigError
 from launch.training.run_directory import CHECKPOINTS, NETWORK, WEIGHTS
+from launch.training.settings import ConfigError
 
 
 def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **changes: Any) -> None:

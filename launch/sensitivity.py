@@ -46,7 +46,8 @@ from launch import data
 from launch.reports import figures
 from launch.training import finished, runs
 from launch.training.budgets import ABSOLUTE
-from launch.training.experiment import ConfigError, Experiment
+from launch.training.experiment import Experiment
+from launch.training.settings import ConfigError
 
 METHODS = {"greedy": assignment.greedy, "knapsack": assignment.knapsack}
 NOISE, FISHER = SCORES = ("noise", "fisher")

@@ -15,7 +15,7 @@ from hwcost import pricing
 from hwcost.costs import find_cost
 from launch.apq import fit_predictor
 from launch.apq.pipeline import PREDICTOR, SEARCH, SUMMARY, Pipeline
-from launch.training.experiment import ConfigError
+from launch.training.settings import ConfigError
 
 REPORTED_COSTS = ("bitfusion_latency", "bitfusion_energy", "bit_operations")  # as in APQ, Table 2
 

@@ -17,7 +17,7 @@ from apq_jax.architectures import ArchitectureSpace
 from apq_jax.predictor import Agreement, Dense, Predictor
 from launch.apq.measure_records import read_records
 from launch.apq.pipeline import PREDICTOR, SUMMARY, Pipeline
-from launch.training.experiment import ConfigError
+from launch.training.settings import ConfigError
 
 FILES = {kind: f"{PREDICTOR}/{kind}.safetensors" for kind in ("float", "quantized")}
 

@@ -21,8 +21,8 @@ from hwcost.costs import find_cost
 from hwcost.workload import Workload
 from launch import data
 from launch.training.budgets import BudgetSetting, parse_budget, read_alternatives
-from launch.training.experiment import ConfigError
 from launch.training.run_directory import claim_directory, write_json
+from launch.training.settings import ConfigError
 
 SUPERNET, PREDICTOR, SEARCH, SUMMARY = "supernet", "predictor", "search.json", "summary.json"
 KIND = "apq"  # of the summary, which tells it from that of a FLIQS run

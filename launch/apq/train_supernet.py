@@ -17,10 +17,10 @@ from launch.apq import record_task
 from launch.apq.pipeline import SUMMARY, SUPERNET, Pipeline
 from launch.training import loop, optimizers, progress
 from launch.training.checkpoints import Checkpoints, state_digest
-from launch.training.experiment import ConfigError
 from launch.training.interruption import stop_on_signals
 from launch.training.mesh import compile_step, data_mesh, place_batch, replicated, split_batch
 from launch.training.run_directory import METRICS
+from launch.training.settings import ConfigError
 
 
 def _objective(config: ConfigDict) -> Objective:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from launch.training.experiment import ConfigError
+from launch.training.settings import ConfigError
 
 # Packages sent to the nodes of a cluster, which need requirements.txt installed, but not this project.
 _SENT_PACKAGES = ("apq_jax", "aqt_like", "fliqs_jax", "hwcost", "launch")

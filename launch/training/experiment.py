@@ -1,11 +1,8 @@
 """Experiments: checks all settings of a config, before data is read or anything is compiled, and builds the search."""
 
 import dataclasses
-import functools
-import math
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -30,15 +27,9 @@ from hwcost.workload import Survey
 from launch import data
 from launch.training import optimizers
 from launch.training.budgets import BudgetSetting, budget_entries, read_budgets
-from launch.training.compute import COMPUTE, PRECISIONS, Arithmetic, choose_arithmetic
+from launch.training.compute import Arithmetic, choose_arithmetic
 from launch.training.controllers import NO_SEARCH, make_controller
-
-PRECOMPUTED = "precomputed"  # the only clip.source that needs no batch
-
-
-class ConfigError(ValueError):
-    """A setting cannot be used; the message names its key, its value and what was expected."""
-
+from launch.training.settings import PRECOMPUTED, ConfigError, check_settings
 
 SEARCHED, RANDOM_SEARCH, UNIFORM, FIXED = KINDS = ("searched", "random_search", "uniform", "fixed")
 """Kinds of runs: a search, a random search, a uniform baseline with one format in all layers, or a given genome."""
@@ -99,7 +90,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     Raises:
       ConfigError, data.DataError, formats.UnknownFormatError: a setting cannot be used; the message names it.
     """
-    _check_settings(config)
+    check_settings(config)
     given = _given_genome(config)
     formats = _formats(config, given)
     source = source or data.find(config.data)
@@ -153,116 +144,6 @@ def _quality(name: str) -> Quality:
     if not isinstance(quality, Quality):
         raise ConfigError(f"quality={name!r}: expected a fliqs_jax.quality.Quality, got {type(quality).__name__}")
     return quality
-
-
-class _Range(NamedTuple):
-    """Numbers that settings may have; `nan` is in no range."""
-
-    expected: str
-    holds: Callable[[Any], bool]
-    settings: tuple[str, ...]
-
-
-_RANGES = (
-    _Range(
-        "a number above 0",
-        lambda number: 0 < number < math.inf,
-        (
-            "epochs",
-            "controller.reinforce.gamma",
-            "target",
-            "log_every",
-            "checkpoint_every",
-            "distillation.temperature",
-        ),
-    ),
-    _Range(
-        "a number from 0",
-        lambda number: 0 <= number < math.inf,
-        (
-            "controller.reinforce.learning_rate",
-            "controller.reinforce.entropy_end",
-            "ewgs_strength",
-            "optimizer.learning_rate",
-            "optimizer.weight_decay",
-            "footprint.watts",
-            "footprint.kilograms_per_kilowatt_hour",
-        ),
-    ),
-    _Range(
-        "a number from 0, below 1",
-        lambda number: 0 <= number < 1,
-        (
-            "controller.reinforce.momentum",
-            "controller.reinforce.baseline_momentum",
-            "optimizer.momentum",
-            "label_smoothing",
-        ),
-    ),
-    _Range("a number in 0…1", lambda number: 0 <= number <= 1, ("distillation.weight",)),
-    _Range(
-        "a fraction of training, 0…1",
-        lambda number: 0 <= number <= 1,
-        (
-            "controller.reinforce.freeze_fraction",
-            "controller.reinforce.warmup_fraction",
-            "controller.fisher.freeze_fraction",
-            "optimizer.warmup_fraction",
-            "input_quantization_fraction",
-            "profile_fraction",
-        ),
-    ),
-    _Range(
-        "a whole number from 0",
-        lambda number: isinstance(number, int) and number >= 0,
-        ("seed", "data.valid_examples", "recalibration_batches"),
-    ),
-    _Range(
-        "a whole number above 0",
-        lambda number: isinstance(number, int) and number > 0,
-        ("random_search.draws", "random_search.evaluated", "controller.fisher.examples"),
-    ),
-)
-
-
-_CHOICES = {"compute": COMPUTE, "precision": PRECISIONS, "clip.source": (PRECOMPUTED, *CRITERIA)}
-
-
-def _check_settings(config: ConfigDict) -> None:
-    """Checks the settings that depend on neither data nor model."""
-    for numbers in _RANGES:
-        for key in numbers.settings:
-            value = functools.reduce(getattr, key.split("."), config)
-            if not numbers.holds(value):
-                raise ConfigError(f"{key}={value}: expected {numbers.expected}")
-    devices = len(jax.devices())
-    for key in ("batch_size", "valid_batch_size"):
-        if config[key] < 1 or config[key] % devices:
-            raise ConfigError(f"{key}={config[key]}: expected a positive multiple of the {devices} devices")
-    if config.profile_fraction < config.input_quantization_fraction:
-        raise ConfigError(
-            f"profile_fraction={config.profile_fraction}: inputs are profiled until they are quantised at least, which "
-            f"is at input_quantization_fraction={config.input_quantization_fraction}"
-        )
-    if (samples := config.controller.reinforce.cost_samples) < 0 or samples == 1:
-        raise ConfigError(f"controller.reinforce.cost_samples={samples}: expected 0, or 2 and more")
-    for key, names in _CHOICES.items():
-        value = functools.reduce(getattr, key.split("."), config)
-        if value not in names:
-            raise ConfigError(f"{key}={value!r}: expected one of {', '.join(names)}")
-    prices = config.footprint.dollars_per_hour
-    if len(prices) != 2 or not 0 <= prices[0] <= prices[1] < math.inf:
-        raise ConfigError(f"footprint.dollars_per_hour={prices}: expected the lowest and the highest price")
-    _check_texts(config)
-
-
-def _check_texts(config: ConfigDict) -> None:
-    for key, example in (("baselines", "int4"), ("rules", "stem: bf16")):
-        texts = config[key]
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise ConfigError(f"{key}={texts!r}: expected a tuple of texts, such as ('{example}',)")
-    if len(set(config.baselines)) < len(config.baselines):
-        raise ConfigError(f"baselines={config.baselines}: one format is there twice")
 
 
 def _check_examples(config: ConfigDict, source: data.Source) -> None:
@@ -357,8 +238,6 @@ def _reaches(lower: float, higher: float) -> bool:
 def _targets(config: ConfigDict, plan: FormatPlan, main: pricing.Budget) -> tuple[float, ...]:
     """The targets that training takes in turn, in the unit of the main cost; none if there is only one."""
     numbers = config.targets
-    if not all(type(t) in (int, float) and 0 < t < math.inf for t in numbers):
-        raise ConfigError(f"targets={numbers!r}: expected a tuple of numbers above 0, such as (1.2, 1.6)")
     if len({f"{target:g}" for target in numbers}) < len(numbers):
         raise ConfigError(f"targets={numbers}: one target is there twice")
     if numbers and config.policy == "uniform":

@@ -4,6 +4,7 @@ Reports, teachers and exports read the network; sensitivities, fine-tuning and o
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -35,10 +36,11 @@ from hwcost.genome_file import Genome, read_genome
 from launch import data
 from launch.training.controllers import NO_SEARCH
 from launch.training.earlier_configs import of_today
-from launch.training.experiment import ConfigError, Experiment, Trial, prepare_experiment
+from launch.training.experiment import Experiment, Trial, prepare_experiment
 from launch.training.mesh import data_mesh, place_batch, replicated, split_batch
-from launch.training.run_directory import CONFIG, GENOME, NETWORK, SUMMARY, WEIGHTS
+from launch.training.run_directory import CONFIG, GENOME, NETWORK, SUMMARY, WEIGHTS, read_json
 from launch.training.run_summary import environment_summary
+from launch.training.settings import ConfigError, known_settings, unknown_keys
 
 WEIGHTS_KIND, WEIGHTS_VERSION = "file of float weights", 1
 _STORED = ("params", "batch_stats", "calibration", "clip_multiples")
@@ -65,18 +67,21 @@ def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
     if directory.is_file():
         raise ConfigError(f"{directory} is a file: expected the directory of a run")
     try:
-        config = ConfigDict(of_today(json.loads((directory / CONFIG).read_text())))
-    except (OSError, ValueError, AttributeError) as error:  # the last of JSON that is no object
+        config = ConfigDict(of_today(read_json(directory / CONFIG)))
+    except ValueError as error:
         raise ConfigError(f"{directory} holds no run: {error}") from error
     if not (directory / SUMMARY).exists():
         raise ConfigError(f"{directory} holds a run that is not finished: the command that started it goes on with it")
     if unknown := [key for key in changes if key not in flatten_dict(config.to_dict(), sep=".")]:
         raise ConfigError(f"{directory} has no setting {', '.join(unknown)}")
     config.update_from_flattened_dict(changes)
+    for key in unknown_keys(config, known_settings(config)):  # Earlier versions let them pass; they have no effect.
+        *sections, name = key.split(".")
+        del functools.reduce(getattr, sections, config)[name]
     try:
         return prepare_experiment(config)
-    except (AttributeError, KeyError) as error:
-        raise ConfigError(f"{directory / CONFIG} lacks a setting: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{directory / CONFIG}: {error}") from error
 
 
 def read_quality(directory: pathlib.Path) -> float:
@@ -85,10 +90,10 @@ def read_quality(directory: pathlib.Path) -> float:
     Raises:
       ConfigError: it tells none.
     """
+    summary = read_json(directory / SUMMARY)
     try:
-        summary = json.loads((directory / SUMMARY).read_text())
         return float(summary[summary["quality"]])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise ConfigError(f"{directory / SUMMARY} is not the summary of a run: {error!r}") from error
 
 
@@ -240,7 +245,7 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
 
 def told(directory: pathlib.Path) -> str:
     """A finished run in a few words: its name, its quality on test, its directory."""
-    summary = json.loads((directory / SUMMARY).read_text())
+    summary = read_json(directory / SUMMARY)
     return f"{summary['name']}, {100 * read_quality(directory):.2f} % {summary['quality']} on test, in {directory}"
 
 

@@ -64,15 +64,6 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict, optax.Schedule], optax.GradientTrans
 
 
 def weight_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
-    """Optimiser of the weights from `config`, the `config.optimizer` of an experiment.
-
-    Raises:
-      ValueError: unknown optimiser or schedule, or `decay_to` is not in (0, 1].
-    """
-    for key, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
-        if config[key] not in known:
-            raise ValueError(f"optimizer.{key}={config[key]!r}: expected one of {', '.join(known)}")
-    if not 0 < config.decay_to <= 1:
-        raise ValueError(f"optimizer.decay_to={config.decay_to}: expected above 0, up to 1")
+    """Optimiser of the weights from `config`, the `config.optimizer` of an experiment whose settings are checked."""
     warmup = round(config.warmup_fraction * total_steps)
     return OPTIMIZERS[config.name](config, SCHEDULES[config.schedule](config, warmup, total_steps))

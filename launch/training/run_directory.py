@@ -1,6 +1,7 @@
 """Run directory: names of its files, and the check that it belongs to a config."""
 
 import json
+import math
 import pathlib
 from collections.abc import Collection
 from typing import Any
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from hwcost import carbon
 from launch.training.earlier_configs import of_today
-from launch.training.experiment import ConfigError
+from launch.training.settings import ConfigError
 
 SUMMARY = "summary.json"
 CONFIG = "config.json"
@@ -50,7 +51,7 @@ def claim_directory(directory: pathlib.Path, config: ConfigDict, *, free: Collec
         directory.mkdir(parents=True, exist_ok=True)
         write_json(path, ours)
         return
-    there, here = (flatten_dict(of_today(config), sep=".") for config in (json.loads(path.read_text()), ours))
+    there, here = (flatten_dict(of_today(config), sep=".") for config in (read_json(path), ours))
     differing = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted(there.keys() | here.keys())
@@ -60,8 +61,33 @@ def claim_directory(directory: pathlib.Path, config: ConfigDict, *, free: Collec
         raise ConfigError(f"{directory} holds a run of another config: {'; '.join(differing)}. Use another --workdir")
 
 
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON file that `write_json` wrote.
+
+    Raises:
+      ConfigError: it cannot be read, is no JSON, as a file that was cut short, or holds something else.
+    """
+    try:
+        document = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} is damaged: expected a JSON object, got {type(document).__name__}")
+    return document
+
+
 def write_json(path: pathlib.Path, document: dict[str, Any]) -> None:
-    """Writes a JSON file atomically."""
+    """Writes a JSON file atomically; numbers that are not finite, which JSON does not have, become null."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(document, indent=1) + "\n")
+    temporary.write_text(json.dumps(_finite(document), indent=1, allow_nan=False) + "\n")
     temporary.rename(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inside) for inside in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

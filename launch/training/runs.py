@@ -34,7 +34,7 @@ from launch.training import finished, loop, progress
 from launch.training.budgets import ABSOLUTE
 from launch.training.checkpoints import Checkpoints, state_digest
 from launch.training.controllers import reward_of
-from launch.training.experiment import RANDOM_SEARCH, SEARCHED, ConfigError, Experiment, Trial
+from launch.training.experiment import RANDOM_SEARCH, SEARCHED, Experiment, Trial
 from launch.training.interruption import StopRequested, stop_on_signals
 from launch.training.mesh import compile_step, data_mesh, place_batch, replicated, split_batch
 from launch.training.run_directory import (
@@ -47,6 +47,7 @@ from launch.training.run_directory import (
     write_json,
 )
 from launch.training.run_summary import environment_summary, network_summary
+from launch.training.settings import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

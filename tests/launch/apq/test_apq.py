@@ -24,7 +24,7 @@ from launch.journal import JournalError
 from launch.reports import apq_page
 from launch.training import loop
 from launch.training.budgets import BudgetSettingError
-from launch.training.experiment import ConfigError
+from launch.training.settings import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[3]
 STEPS = (

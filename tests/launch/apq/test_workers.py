@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from launch.apq import workers
-from launch.training.experiment import ConfigError
+from launch.training.settings import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[3]
 

@@ -64,16 +64,3 @@ def test_weight_decay_is_for_kernels(name):
     course = trained(settings(name=name, weight_decay=0.1, learning_rate=0.01), gradient=0.0)
     assert course[-1, 0] < 1
     assert course[-1, 1] == 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"name": "lion"}, "optimizer.name='lion': expected one of sgd, adamw, rmsprop, frozen"),
-        ({"schedule": "stairs"}, "optimizer.schedule='stairs': expected one of cosine, exponential"),
-        ({"decay_to": 0.0}, "optimizer.decay_to=0.0: expected above 0, up to 1"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        optimizers.weight_optimizer(settings(**changes), STEPS)

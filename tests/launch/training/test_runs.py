@@ -33,9 +33,10 @@ from launch.data.stream import Stream
 from launch.reports import fliqs_page
 from launch.training import dry_run, finished, loop, progress
 from launch.training.checkpoints import CheckpointError, Checkpoints, state_digest
-from launch.training.experiment import ConfigError, prepare_experiment
+from launch.training.experiment import prepare_experiment
 from launch.training.interruption import stop_on_signals
 from launch.training.run_directory import claim_directory
+from launch.training.settings import ConfigError
 from tests import tiny_network
 from tests.launch.conftest import make_tiny_config
 
