@@ -321,6 +321,9 @@ def _evolve(
     ceiling = (exact * (1 - margin)).astype(np.float32)
     fitness = fitness if isinstance(fitness, Partial) else Partial(fitness)
     population, history = jax.device_get(run(fitness, ceiling, base, key))
+    best = population.fitness.max(axis=1)
+    if not np.isfinite(best).all():
+        raise ValueError(f"the best fitness is {best[~np.isfinite(best)][0]}: expected a fitness that is finite")
     order = np.argsort(-population.fitness, axis=1, kind="stable")
     genomes = np.take_along_axis(population.genomes, order[:, :, None], axis=1)
     costs = np.stack([verify(tables, rows, row) for rows, row in zip(genomes, exact, strict=True)])

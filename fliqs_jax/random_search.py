@@ -36,6 +36,9 @@ def best_of_random(
 
     Returns:
       int32[D].
+
+    Raises:
+      ValueError: a reward is not finite.
     """
     uniform = state.policy(0).uniform()
     drawn = jax.jit(jax.vmap(uniform.sample))(jax.random.split(key, draws))
@@ -43,4 +46,6 @@ def best_of_random(
     relative = jax.jit(jax.vmap(lambda g: pricing.price_relative(search.budgets, g)))(genomes)
     nearest = jnp.argsort(jnp.abs(relative - 1))[:evaluated]
     rewards = [float(reward(jnp.asarray(quality(genomes[i])), relative[i], gamma)) for i in nearest]
+    if not np.isfinite(rewards).all():
+        raise ValueError(f"random search: rewards {rewards}: expected a quality and a cost that are finite")
     return genomes[nearest[int(np.argmax(rewards))]]

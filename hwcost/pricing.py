@@ -100,6 +100,20 @@ def price_exactly(table: CostTable, genome: np.ndarray) -> float:
     return float(terms.max() if table.peak else terms.sum())
 
 
+def check_total(name: str, lowest: float, highest: float) -> None:
+    """Checks that genomes can be priced in float32, given the bounds of `reachable_interval`.
+
+    Raises:
+      ValueError: some cost less than 0, all of them nothing, or some too much; the message has the name of the cost.
+    """
+    smallest, largest = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if lowest < 0:
+        raise ValueError(f"cost {name!r}: genomes cost from {lowest:g}: expected no negative costs")
+    if not smallest <= highest <= largest:
+        told = f"genomes cost up to {highest:g}" if highest else "nothing costs anything"
+        raise ValueError(f"cost {name!r}: {told}: expected {smallest:.1e} to {largest:.1e} for the dearest genome")
+
+
 def reachable_interval(table: CostTable, space: SearchSpace) -> tuple[float, float]:
     """Lower and upper bound on the cost of all genomes; exact if each term depends on one decision.
 

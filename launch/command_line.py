@@ -4,7 +4,6 @@ import importlib
 import pathlib
 import re
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from absl import app, flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
-from launch.config_files import ConfigFileError, load_config, meant
+from launch.config_files import ConfigFileError, load_config, meant, what_failed
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -21,13 +20,13 @@ class _ConfigParser(flags.ArgumentParser):
     loaded: Any = None
 
     def parse(self, argument: str) -> Any:
-        """Returns the locked config; ends the program with a one-line error if there is no such config."""
+        """Returns the locked config; ends the program with a one-line error if it cannot be loaded."""
         try:
             self.loaded = load_config(argument)
         except ConfigFileError as error:
             sys.exit(f"error: {error}")
-        except (TypeError, ValueError) as error:  # absl would print only the last line of these
-            raise ValueError(traceback.format_exc()) from error
+        except Exception as error:  # Whatever a user's file may raise.
+            sys.exit(f"error: --config={argument}: {what_failed(argument, error)}")
         if isinstance(self.loaded, ConfigDict):
             self.loaded.lock()
         return self.loaded
@@ -61,8 +60,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     flags.mark_flag_as_required("config")
     flags.register_multi_flags_validator(
         ["workdir", "check"],
-        lambda given: given["workdir"] or given["check"],
-        message="--workdir=DIR must be given, or --check",
+        lambda given: (given["workdir"] or "").strip() or given["check"],
+        message="--workdir=DIR must be given and not empty, or --check",
     )
     app.run(main, flags_parser=parse_flags)
 

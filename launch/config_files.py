@@ -7,6 +7,7 @@ import inspect
 import pathlib
 import runpy
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -39,6 +40,16 @@ def load_config(name: str) -> Any:
         if separator and not inspect.signature(get_config).parameters:
             raise ConfigFileError(f"--config={name}: {path.name} has no variants")
         return get_config(*[variant] if separator else [])
+
+
+def what_failed(name: str, error: Exception) -> str:
+    """What went wrong while a config file was loaded, and in which of its lines."""
+    file = str(_find(name.partition(":")[0]))
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    if isinstance(error, SyntaxError) and error.filename == file:
+        lines = [error.lineno]
+    told = " ".join(str(error).split()) or "no message"
+    return f"{f'line {lines[-1]}: ' if lines else ''}{type(error).__name__}: {told}"
 
 
 def meant(key: str, keys: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ from hwcost import analytic, workload
 from hwcost.costs import find_cost
 from hwcost.genome_file import names_genome_file, read_genome
 from hwcost.workload import Survey, Workload
+from launch import ending
 from launch.layers import example_shape, network_settings
 
 
@@ -172,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--layers", action="store_true", help="one row per layer")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    try:
+    with ending.in_one_line():
         found = network_survey(
             arguments.model,
             classes=arguments.classes,
@@ -186,8 +187,6 @@ def main(argv: list[str] | None = None) -> None:
         chosen = layer_formats(layers, arguments.format)
         costs = device_costs(layers, chosen, arguments.cost)
         figures = summarize(layers, chosen) | {"costs": costs, "outside": found.figures()}
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     if arguments.json:
         print(json.dumps(figures, indent=1))
     else:

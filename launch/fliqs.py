@@ -15,7 +15,7 @@ if not __package__:  # run as a file: import from the folder of launch/ and from
 from absl import app, logging
 from rich.console import Console
 
-from launch import command_line
+from launch import command_line, ending
 
 
 def main(argv: list[str]) -> None:
@@ -23,6 +23,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # Imported here so that a misspelt flag is reported without delay.
+    from jax.errors import JaxRuntimeError
+
     from launch.reports import fliqs_page, recorded_runs
     from launch.training import dry_run, loop, runs
     from launch.training.checkpoints import CheckpointError
@@ -31,25 +33,24 @@ def main(argv: list[str]) -> None:
 
     logging.set_verbosity(logging.WARNING)
     console = Console()
-    try:
+    with ending.in_one_line(loop.NotFiniteError, CheckpointError, JaxRuntimeError):
         prepared = prepare_experiment(command_line.CONFIG.value)
         if command_line.CHECK.value:
             dry_run.check(prepared, console)
             return
         workdir = pathlib.Path(command_line.WORKDIR.value or "")
-        directories = runs.run(prepared, workdir, console)
-    except (ValueError, loop.NotFiniteError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
-    except loop.Stopped:
-        console.print("stopped after a checkpoint; the same command goes on from there")
-        raise
-    finished = recorded_runs.read_runs(directories)
-    fliqs_page.print_table(finished, console)
-    if (workdir / NETWORK).exists():
-        console.print(f"network: {workdir / NETWORK}", soft_wrap=True)
-    console.print(f"report: {fliqs_page.write(directories, workdir / 'report.html')}", soft_wrap=True)
-    if gained := recorded_runs.gain(finished):
-        console.print(gained, soft_wrap=True, highlight=False)
+        try:
+            directories = runs.run(prepared, workdir, console)
+        except loop.Stopped:
+            console.print("stopped after a checkpoint; the same command goes on from there")
+            raise
+        finished = recorded_runs.read_runs(directories)
+        fliqs_page.print_table(finished, console)
+        if (workdir / NETWORK).exists():
+            console.print(f"network: {workdir / NETWORK}", soft_wrap=True)
+        console.print(f"report: {fliqs_page.write(directories, workdir / 'report.html')}", soft_wrap=True)
+        if gained := recorded_runs.gain(finished):
+            console.print(gained, soft_wrap=True, highlight=False)
 
 
 def run() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 from rich.console import Console
 
+from launch import ending
 from launch.training import finished, runs
 from launch.training.checkpoints import CheckpointError, Checkpoints
 from launch.training.run_directory import CHECKPOINTS, NETWORK, WEIGHTS
@@ -84,11 +85,9 @@ def main(argv: list[str] | None = None) -> None:
     moved = {"data.data_dir": arguments.data_dir, "data.file": arguments.file}
     console = Console(width=160)
     for directory in arguments.directories:
-        try:
+        with ending.in_one_line(CheckpointError):
             changes = {key: value for key, value in moved.items() if value is not None}
             freeze(directory, console, tolerance=arguments.tolerance, **changes)
-        except (ValueError, OSError, CheckpointError) as error:
-            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from fliqs_jax import models
 from hwcost import workload
 from hwcost.format_plan import FormatPlan, format_plan
 from hwcost.workload import LayerSpec, Workload
+from launch import ending
 
 
 def example_shape(text: str) -> tuple[int, ...]:
@@ -116,15 +117,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rule", action="append", default=[], help="'EXPRESSION: WHAT', may be given several times")
     parser.add_argument("--classes", type=int, default=10)
     arguments = parser.parse_args(argv)
-    try:
+    with ending.in_one_line():
         shape = models.input_shape(arguments.model, example_shape(arguments.input))
         model = models.create(arguments.model, classes=arguments.classes, **network_settings(arguments.set))
         found = workload.survey(model, shape, dtype=arguments.dtype, **models.mode(model, train=False))
         layers = found.layers
         members = format_space(arguments.formats)
         plan = format_plan(layers, members, arguments.rule) if arguments.rule else None
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=160)
     console.print(table(layers, plan))

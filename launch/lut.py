@@ -30,7 +30,7 @@ from rich.table import Table
 
 from fliqs_jax import models
 from hwcost import bitfusion, measured_tables
-from launch import cost, layers
+from launch import cost, ending, layers
 from launch.runtimes import engines, layer_timing
 
 
@@ -149,10 +149,8 @@ def main(argv: list[str] | None = None) -> None:
     measuring.add_argument("--out", type=pathlib.Path, required=True, help="a .json or .csv file")
     measuring.set_defaults(run=_measure)
     arguments = parser.parse_args(argv)
-    try:
+    with ending.in_one_line():
         arguments.run(arguments)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

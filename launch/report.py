@@ -18,6 +18,7 @@ if not __package__:  # run as a file: packages beside launch/ and the user's own
 
 from rich.console import Console
 
+from launch import ending
 from launch.reports import apq_page, fliqs_page
 from launch.reports.recorded_runs import gain, read_runs
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     directories, path = arguments.directories, arguments.out or arguments.directories[0] / "report.html"
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=120)
-    try:
+    with ending.in_one_line():
         experiments = [directory for directory in directories if apq_page.holds_experiment(directory)]
         if experiments and len(directories) > 1:
             raise ValueError(
@@ -45,8 +46,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if arguments.json:
             arguments.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def _report_runs(directories: Sequence[pathlib.Path], path: pathlib.Path, console: Console) -> list[dict[str, str]]:

@@ -21,7 +21,6 @@ genome.
 
 import argparse
 import itertools
-import json
 import math
 import pathlib
 import shlex
@@ -42,11 +41,12 @@ from fliqs_jax import assignment, layer_sensitivity
 from fliqs_jax.search import SearchState
 from hwcost import pricing
 from hwcost.genome_file import write_genome
-from launch import data
+from launch import data, ending
 from launch.reports import figures
 from launch.training import finished, runs
 from launch.training.budgets import ABSOLUTE
 from launch.training.experiment import Experiment
+from launch.training.run_directory import write_json
 from launch.training.settings import ConfigError
 
 METHODS = {"greedy": assignment.greedy, "knapsack": assignment.knapsack}
@@ -324,28 +324,24 @@ def main(argv: list[str] | None = None) -> None:
     """Measures sensitivities, assigns formats, prints and stores both."""
     console = Console()
     console = console if console.is_terminal else Console(width=160)
-    try:
+    with ending.in_one_line():
         arguments = _arguments(argv)
         prepared, document = measure(arguments, console)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    command = shlex.join(["python", "-m", "launch.sensitivity", *(sys.argv[1:] if argv is None else argv)])
-    document = dict[str, Any](command=command) | document
-    decibels = decibels_of(document)
-    genomes = {f"genome-{method}.json": result["genome"] for method, result in _assignments(document)}
-    if "max_drop" in document:
-        genomes["genome-max-drop.json"] = document["max_drop"]["genome"]
-    picture = figures.sensitivities(decibels, prepared.search.paths, document["formats"], MEASURES[document["score"]])
-    directory = arguments.directory
-    try:
-        (directory / "sensitivity.json").write_text(json.dumps(document, indent=1) + "\n")
+        command = shlex.join(["python", "-m", "launch.sensitivity", *(sys.argv[1:] if argv is None else argv)])
+        document = dict[str, Any](command=command) | document
+        decibels = decibels_of(document)
+        genomes = {f"genome-{method}.json": result["genome"] for method, result in _assignments(document)}
+        if "max_drop" in document:
+            genomes["genome-max-drop.json"] = document["max_drop"]["genome"]
+        measured = MEASURES[document["score"]]
+        picture = figures.sensitivities(decibels, prepared.search.paths, document["formats"], measured)
+        directory = arguments.directory
+        write_json(directory / "sensitivity.json", document)
         (directory / "sensitivity.svg").write_text(picture)
         for file, genome in genomes.items():
             write_genome(directory / file, prepared.plan.named(genome))
-    except OSError as error:
-        sys.exit(f"error: {error}")
-    show(document, decibels, console)
-    console.print(f"wrote {directory}/sensitivity.json, sensitivity.svg, {', '.join(genomes)}")
+        show(document, decibels, console)
+        console.print(f"wrote {directory}/sensitivity.json, sensitivity.svg, {', '.join(genomes)}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ budgets that hold at once, over the costs of hwcost/costs.py (launch/training/bu
 With `--config.search.selection=nsga2` each set of budgets gives the Pareto front of accuracy and costs within it.
 """
 
+import dataclasses
 import pathlib
 import sys
 from functools import partial
@@ -30,7 +31,7 @@ if not __package__:  # run as a file: packages beside launch/ and the user's own
 from absl import app, flags, logging
 from rich.console import Console
 
-from launch import command_line
+from launch import command_line, ending
 
 _BUDGET = flags.DEFINE_multi_string("budget", [], "A budget, or a tuple of budgets; may be repeated, one network each.")
 _WORKERS = flags.DEFINE_string("workers", "process", "What measures records: process, ray or ray:N.")
@@ -41,12 +42,14 @@ _QUANTIZED = flags.DEFINE_bool("quantized", False, "Whether --count is of quanti
 def main(argv: list[str]) -> None:
     """Runs one step of APQ, or all."""
     # Imported here, after the flags are parsed, so that a misspelt flag is reported at once.
-    from apq_jax.evolution import BudgetError
+    from jax.errors import JaxRuntimeError
+
     from launch.apq import evolve, finish, fit_predictor, measure_records, train_supernet, workers
     from launch.apq.pipeline import SUMMARY, prepare_pipeline
     from launch.reports import apq_page
     from launch.training import loop
     from launch.training.checkpoints import CheckpointError
+    from launch.training.interruption import stop_on_signals
 
     steps = {
         "supernet": train_supernet.run,
@@ -59,26 +62,27 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"expected one of {', '.join(steps)}, all; got {' '.join(argv[1:]) or 'nothing'}")
     logging.set_verbosity(logging.WARNING)
     console, workdir = Console(), pathlib.Path(command_line.WORKDIR.value or "")
-    try:
+    with ending.in_one_line(loop.NotFiniteError, CheckpointError, JaxRuntimeError):
         with workers.started(_WORKERS.value) as mapper:
             counts = {"quantized" if _QUANTIZED.value else "float": _COUNT.value} if _COUNT.value else None
             steps["records"] = partial(measure_records.run, mapper=mapper, counts=counts)
             experiment = prepare_pipeline(command_line.CONFIG.value, workdir, console, _BUDGET.value)
+            finish.check(experiment)
             if command_line.CHECK.value:
                 experiment.describe()
                 return
             experiment.claim()
-            for name, step in steps.items():
-                if argv[1] in (name, "all"):
-                    step(experiment)
+            try:
+                with stop_on_signals() as stop:
+                    for name, step in steps.items():
+                        if argv[1] in (name, "all"):
+                            step(dataclasses.replace(experiment, stop=stop))
+            except loop.Stopped:
+                console.print("stopped; the same command goes on from there")
+                raise
         if argv[1] in ("finish", "all"):
             apq_page.print_table(experiment.read(SUMMARY), console)
             console.print(f"report: {apq_page.write(workdir)}", soft_wrap=True)
-    except (ValueError, BudgetError, loop.NotFiniteError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
-    except loop.Stopped:
-        console.print("stopped after a checkpoint; the same command goes on from there")
-        raise
 
 
 def run() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import tempfile
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from apq_jax import subnet_accuracy, supernet
+from apq_jax.block_network import block_shapes
 from apq_jax.shrinking import ShrinkingState
 from fliqs_jax.models import pretrained
 from hwcost import carbon
@@ -21,7 +23,8 @@ from launch.config_files import load_config
 from launch.training import runs
 from launch.training.budgets import ABSOLUTE
 from launch.training.experiment import prepare_experiment
-from launch.training.run_directory import GENOME, SUMMARY
+from launch.training.run_directory import GENOME, SUMMARY, read_json
+from launch.training.settings import ConfigError
 
 WEIGHTS = "initial.safetensors"  # of a network as cut out, before fine-tuning
 
@@ -41,7 +44,7 @@ def run(pipeline: Pipeline) -> None:
             _cut_out(pipeline, state, network, directory)
         prepared = prepare_experiment(_finishing_config(pipeline, network, directory), pipeline.source)
         runs.run(prepared, directory / "run", pipeline.console)
-        summary = json.loads((directory / "run" / SUMMARY).read_text())
+        summary = read_json(directory / "run" / SUMMARY)
         rows.append(
             network | {"name": name, **{key: summary[key] for key in ("accuracy", "validation_accuracy", "seconds")}}
         )
@@ -64,6 +67,29 @@ def run(pipeline: Pipeline) -> None:
     )
 
 
+def check(pipeline: Pipeline) -> None:
+    """Checks, before anything is trained, the run that fine-tunes: its settings, on the largest network.
+
+    Raises:
+      ValueError: a setting of `finish` cannot be used.
+    """
+    space = pipeline.space
+    network = {
+        "budget": pipeline.budgets[0] if pipeline.budgets else {"bit_operations": 1.0},
+        "choices": space.search_space.decode(space.largest),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        directory = pathlib.Path(folder)
+        write_genome(directory / GENOME, _genome_of(pipeline, network))
+        config = _finishing_config(pipeline, network, directory)
+        config.init_from = ""  # which needs the once-for-all network
+        config.formats = ",".join(member.name for member in subnet_accuracy.genome_formats(space).members)
+        try:
+            runs.read_teacher(prepare_experiment(config, pipeline.source), pipeline.console)
+        except ValueError as error:
+            raise ConfigError(f"finish: {error}") from error
+
+
 def network_name(network: dict[str, Any]) -> str:
     """The name of a network found: its budgets and a digest of its choices, since a Pareto front holds several."""
     budgets = (f"{cost}-{limit:g}" for cost, limit in network["budget"].items())
@@ -77,17 +103,24 @@ def _cut_out(pipeline: Pipeline, state: ShrinkingState, network: dict[str, Any],
     directory.mkdir(parents=True, exist_ok=True)
     genome = space.search_space.encode(network["choices"])
     _, variables = supernet.cut_out(space, state.params, state.batch_stats, genome)
+    write_genome(directory / GENOME, _genome_of(pipeline, network))
+    pretrained.save(directory / WEIGHTS, jax.device_get(variables))
+
+
+def _genome_of(pipeline: Pipeline, network: dict[str, Any]) -> Genome:
+    """The genome of a network found, with the format of each of its layers."""
+    space = pipeline.space
+    genome = space.search_space.encode(network["choices"])
+    skipped = {block.name for block in space.blocks} - {shape.name for shape in block_shapes(space, genome)}
     layer_choices = subnet_accuracy.genome_formats(space)
     names = [layer_choices.members[index].name for index in np.asarray(layer_choices.choice(jnp.asarray(genome)))]
-    params = variables["params"]
     layers = {
         path: LayerChoice(name, granularity="")  # decided by the rules of the fine-tuning run
         for path, name in zip(layer_choices.paths, names, strict=True)
-        if path.split("/")[0] in params
+        if path.split("/")[0] not in skipped
     }
     architecture = {"space": pipeline.config.space, "image_size": pipeline.config.image_size}
-    write_genome(directory / GENOME, Genome(network["choices"], layers, architecture))
-    pretrained.save(directory / WEIGHTS, jax.device_get(variables))
+    return Genome(network["choices"], layers, architecture)
 
 
 def _finishing_config(pipeline: Pipeline, network: dict[str, Any], directory: pathlib.Path) -> ConfigDict:

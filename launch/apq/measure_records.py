@@ -51,6 +51,7 @@ def run(pipeline: Pipeline, mapper: Mapper = in_process, counts: Mapping[str, in
                 zip(missing, accuracies, strict=True), f"{kind} records", total=len(missing), console=pipeline.console
             ):
                 journal.append(records.entry(genome, accuracy))
+                pipeline.stop_if_asked()
 
 
 def read_records(pipeline: Pipeline, kind: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,6 @@
 """An APQ experiment: its checked config, and the work directory that its steps read and write."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -11,18 +10,20 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from apq_jax import architectures, evolution, shrinking
+from apq_jax import architectures, evolution
 from apq_jax.architectures import ArchitectureSpace
 from apq_jax.block_network import BlockNetwork, network
-from apq_jax.selection import SELECTIONS
 from aqt_like.formats import LayerFormat
 from hwcost import pricing, workload
 from hwcost.costs import find_cost
 from hwcost.workload import Workload
 from launch import data
+from launch.apq import apq_settings
+from launch.training import loop
 from launch.training.budgets import BudgetSetting, parse_budget, read_alternatives
-from launch.training.run_directory import claim_directory, write_json
-from launch.training.settings import ConfigError
+from launch.training.interruption import StopRequested
+from launch.training.run_directory import claim_directory, read_json, write_json
+from launch.training.settings import ConfigError, check_steps
 
 SUPERNET, PREDICTOR, SEARCH, SUMMARY = "supernet", "predictor", "search.json", "summary.json"
 KIND = "apq"  # of the summary, which tells it from that of a FLIQS run
@@ -42,6 +43,7 @@ class Pipeline:
       full: the largest network of the space.
       budgets: sets of limits by name of the cost, in its unit; each set is searched for.
       tables: cost tables by name of the cost, for all costs with budgets.
+      stop: request to stop, see `stop_if_asked`.
     """
 
     config: ConfigDict
@@ -52,6 +54,7 @@ class Pipeline:
     full: BlockNetwork
     budgets: tuple[dict[str, float], ...]
     tables: evolution.Tables
+    stop: StopRequested = dataclasses.field(default_factory=StopRequested)
 
     def claim(self) -> None:
         """Claims the work directory for the config.
@@ -89,10 +92,18 @@ class Pipeline:
         Raises:
           ConfigError: the step is not done yet.
         """
-        try:
-            return json.loads((self.workdir / name).read_text())
-        except OSError as error:
-            raise ConfigError(f"{self.workdir / name} is not there yet: run the steps before this one") from error
+        if not (self.workdir / name).exists():
+            raise ConfigError(f"{self.workdir / name} is not there yet: run the steps before this one")
+        return read_json(self.workdir / name)
+
+    def stop_if_asked(self) -> None:
+        """Ends the program if a signal asked for it; steps call it where nothing is lost.
+
+        Raises:
+          loop.Stopped: a signal has arrived.
+        """
+        if self.stop:
+            raise loop.Stopped(128 + (self.stop.signal_number or 0))
 
     def write(self, name: str, document: dict[str, Any]) -> None:
         """Writes a JSON document atomically."""
@@ -126,6 +137,7 @@ def prepare_pipeline(
     Raises:
       ConfigError, ValueError: a setting is wrong; the message names it.
     """
+    apq_settings.check_settings(config)
     space = architectures.find(config.space, config.image_size)
     source = data.find(config.data)
     expected = (space.image, space.image, space.image_channels)
@@ -134,19 +146,28 @@ def prepare_pipeline(
             f"space={config.space!r} is for images of {expected} in {space.classes} classes; {config.data.name} has "
             f"{tuple(source.example.shape)} in {source.classes} (image_size is the space's, data.image_size the data's)"
         )
-    if config.supernet.sampling not in shrinking.SAMPLINGS:
-        known = ", ".join(shrinking.SAMPLINGS)
-        raise ConfigError(f"supernet.sampling={config.supernet.sampling!r}: expected one of {known}")
-    if config.search.selection not in SELECTIONS:
-        raise ConfigError(f"search.selection={config.search.selection!r}: expected one of {', '.join(SELECTIONS)}")
-    if not 0 < config.predictor.held_out < config.records.quantized:
-        raise ConfigError(
-            f"predictor.held_out={config.predictor.held_out}: expected some of the {config.records.quantized} records"
-        )
+    _check_examples(config, source)
     full = network(space, space.largest)
     sets = read_alternatives(tuple(map(parse_budget, budgets)) if budgets else config.search.budgets)
     limits = _limits(sets, workload.trace(full, expected, train=False))
+    if repeated := [limit for number, limit in enumerate(limits) if limit in limits[:number]]:
+        raise ConfigError(f"budgets: {repeated[0]} is there twice, in other words")
     return Pipeline(config, workdir, console, source, space, full, limits, _tables(space, limits))
+
+
+def _check_examples(config: ConfigDict, source: data.Source) -> None:
+    """Checks that there are examples for validation and for the batches of all steps."""
+    valid, examples = config.data.valid_examples, source.train_examples
+    if not 0 < valid < examples:
+        raise ConfigError(f"data.valid_examples={valid}: expected 1…{examples - 1} of the training examples")
+    for step in ("supernet", "records"):
+        if (size := config[step].batch_size) > examples - valid:
+            raise ConfigError(
+                f"{step}.batch_size={size}: there are {examples - valid} such examples, with "
+                f"data.valid_examples={valid} of {examples} set aside for validation"
+            )
+    epochs, batches = config.supernet.epochs, (examples - valid) // config.supernet.batch_size
+    check_steps("supernet.epochs", epochs, epochs * batches)
 
 
 def _limits(sets: Sequence[Sequence[BudgetSetting]], largest: Workload) -> tuple[dict[str, float], ...]:
@@ -171,6 +192,8 @@ def _tables(space: ArchitectureSpace, budgets: Sequence[dict[str, float]]) -> ev
     if any(tuple(budget) != names for budget in budgets):
         raise ConfigError(f"budgets {list(budgets)}: expected the same costs in every set")
     tables = {name: space.cost_table(find_cost(name)) for name in names}
+    for name, table in tables.items():
+        pricing.check_total(name, *pricing.reachable_interval(table, space.search_space))
     for budget in budgets:
         evolution.cheapest(space, tables, np.asarray(list(budget.values())))
     return tables

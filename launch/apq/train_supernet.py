@@ -20,7 +20,7 @@ from launch.training.checkpoints import Checkpoints, state_digest
 from launch.training.interruption import stop_on_signals
 from launch.training.mesh import compile_step, data_mesh, place_batch, replicated, split_batch
 from launch.training.run_directory import METRICS
-from launch.training.settings import ConfigError
+from launch.training.settings import ConfigError, check_steps
 
 
 def _objective(config: ConfigDict) -> Objective:
@@ -38,7 +38,8 @@ def _initial(pipeline: Pipeline) -> tuple[ShrinkingState, optax.GradientTransfor
     """The initial state, the optimiser, and the number of steps."""
     config = pipeline.config.supernet
     examples = pipeline.source.train_examples - pipeline.config.data.valid_examples
-    steps = max(round(config.epochs * (examples // config.batch_size)), len(shrinking.STAGES))
+    steps = check_steps("supernet.epochs", config.epochs, config.epochs * (examples // config.batch_size))
+    steps = max(steps, len(shrinking.STAGES))
     optimizer = optimizers.weight_optimizer(config.optimizer, steps)
     key = jax.random.key(pipeline.config.seed)
     return shrinking.init_state(pipeline.space, pipeline.full, optimizer, key), optimizer, steps
@@ -102,6 +103,7 @@ def run(pipeline: Pipeline) -> None:
                 checkpoint_every=config.checkpoint_every,
             ),
             stop=stop,
+            section="supernet.",
         )
     checkpoints.close()
     record_batches = record_task.read_batches(pipeline, dataset)

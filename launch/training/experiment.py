@@ -1,6 +1,7 @@
 """Experiments: checks all settings of a config, before data is read or anything is compiled, and builds the search."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -29,7 +30,7 @@ from launch.training import optimizers
 from launch.training.budgets import BudgetSetting, budget_entries, read_budgets
 from launch.training.compute import Arithmetic, choose_arithmetic
 from launch.training.controllers import NO_SEARCH, make_controller
-from launch.training.settings import PRECOMPUTED, ConfigError, check_settings
+from launch.training.settings import PRECOMPUTED, ConfigError, check_settings, check_steps
 
 SEARCHED, RANDOM_SEARCH, UNIFORM, FIXED = KINDS = ("searched", "random_search", "uniform", "fixed")
 """Kinds of runs: a search, a random search, a uniform baseline with one format in all layers, or a given genome."""
@@ -104,7 +105,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     costs, budgets = _budgets(config, plan)
     arithmetic = choose_arithmetic(config, plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
-    total_steps = max(round(config.epochs * steps_per_epoch), 1)
+    total_steps = check_steps("epochs", config.epochs, config.epochs * steps_per_epoch)
     search = Search(
         model=model,
         plan=plan,
@@ -220,6 +221,9 @@ def _budget(config: ConfigDict, plan: FormatPlan, model: CostModel, setting: Bud
     unit = setting._replace(target=1.0).amount(lambda fmt: model.uniform(plan.workload, fmt))
     target, table = setting.target * unit, model.table(plan)
     lowest, highest = pricing.reachable_interval(table, plan.space)
+    pricing.check_total(setting.cost, lowest, highest)
+    if not 0 < target < math.inf:
+        raise ConfigError(f"target_unit={setting.target_unit!r}: {setting.cost} in this format is {unit:g}, no unit")
     # A learned or random search needs a target that genomes can meet; a fixed genome is only compared with it. Every
     # genome may stay below a further budget, but not below the main one.
     reachable = _reaches(lowest, target) and (setting.cost != config.cost or _reaches(target, highest))

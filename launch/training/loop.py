@@ -10,14 +10,22 @@ from launch.training.checkpoints import Checkpoints
 from launch.training.interruption import StopRequested
 from launch.training.progress import Recorder
 
-_ADVICE = (
-    "The last good checkpoint is kept. Try a lower --config.optimizer.learning_rate or a longer "
-    "--config.optimizer.warmup_fraction, in a new workdir"
-)
+_WEIGHTS = "a lower --config.{0}optimizer.learning_rate or a longer --config.{0}optimizer.warmup_fraction"
+_CONTROLLER = "a lower --config.controller.reinforce.learning_rate or entropy_end, or look at your own controller"
+_LIKELY = {  # what to try if a metric is not finite; the first of these that is not is told
+    "loss": _WEIGHTS,
+    "train_quality": "another --config.quality, or look at your own",
+    "valid_quality": "another --config.quality, or look at your own",
+    "cost": "another --config.cost, or look at its table",
+    "relative_cost": "another --config.cost or --config.target",
+    "entropy": _CONTROLLER,
+    "expected_cost": _CONTROLLER,
+    "reward": "a lower --config.controller.reinforce.gamma, or another reward or cost",
+}
 
 
 class NotFiniteError(RuntimeError):
-    """The loss or a weight became NaN or infinite."""
+    """The loss, a weight, or what the controller computes became NaN or infinite."""
 
 
 class Stopped(SystemExit):
@@ -52,24 +60,27 @@ def run(
     before_step: Mapping[int, Callable[[Any], Any]],
     saving: Saving,
     stop: StopRequested,
+    section: str = "",
 ) -> Any:
     """Trains from `first_step` to `total_steps`, and writes metrics and checkpoints.
 
     Args:
       state: state after `first_step` steps, consumed; its `params` are the weights.
-      step: `(state, *batch) -> (state, metrics)`; metrics contain a scalar `"loss"`.
+      step: `(state, *batch) -> (state, metrics)`; metrics contain a scalar `"loss"`, and others.
       batches: arguments of `step` from step `first_step` on.
       first_step: number of steps completed before.
       total_steps: number of steps at the end.
       before_step: functions `state -> state` by the number of the step that they run before.
       saving: where and how often metrics and states are stored.
       stop: request to stop, checked after each step.
+      section: where in the config the settings of the optimiser are, as in `supernet.`.
 
     Returns:
       State after `total_steps` steps.
 
     Raises:
-      NotFiniteError: the loss or a weight is not finite; such a state is not checkpointed.
+      NotFiniteError: a metric, a weight, or the state or policy of the controller is not finite; such a state is not
+        checkpointed.
       Stopped: on request, after a checkpoint.
     """
     pending: list[Mapping[str, jax.Array]] = []
@@ -79,10 +90,15 @@ def run(
         rows = jax.device_get(pending)
         pending.clear()
         for number, row in enumerate(rows, start=done - len(rows) + 1):
-            if not np.isfinite(row["loss"]):
-                raise NotFiniteError(f"the loss is {row['loss']} at step {number}. {_ADVICE}")
+            for name in (*_LIKELY, *row):
+                if name in row and not np.isfinite(row[name]).all():
+                    told, advice = name.replace("_", " "), _LIKELY.get(name, _CONTROLLER)
+                    raise NotFiniteError(_message(f"the {told} is {row[name]} at step {number}", advice, section))
         if rows:
-            saving.recorder.record(rows, saving.policy_probabilities(state))
+            probabilities = saving.policy_probabilities(state)
+            if not np.isfinite(probabilities).all():
+                raise NotFiniteError(_message(f"the policy is no probability after step {done}", _CONTROLLER, section))
+            saving.recorder.record(rows, probabilities)
 
     for number in range(first_step, total_steps):
         if number in before_step:
@@ -96,10 +112,26 @@ def run(
             flush(done)
         if checkpoint_due:
             # The loss was computed before the latest update, so a finite loss does not imply finite weights.
-            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params))):
-                raise NotFiniteError(f"a weight is no finite number after step {done}. {_ADVICE}")
+            if not all(np.isfinite(leaf).all() for leaf in _numbers(state.params)):
+                raise NotFiniteError(_message(f"a weight is no finite number after step {done}", _WEIGHTS, section))
+            # Scores of what there is no option for may be −∞.
+            controller = _numbers(getattr(state, "controller", ()))
+            if any((np.isnan(leaf) | (leaf == np.inf)).any() for leaf in controller):
+                raise NotFiniteError(
+                    _message(f"the controller's state is not finite after step {done}", _CONTROLLER, section)
+                )
             saving.checkpoints.save(done, state)
             saving.recorder.pause_clock()
         if stopping and done < total_steps:
             raise Stopped(128 + (stop.signal_number or 0))
     return state
+
+
+def _message(what: str, advice: str, section: str) -> str:
+    return f"{what}. The last good checkpoint is kept. Try {advice.format(section)}, in a new workdir"
+
+
+def _numbers(tree: Any) -> list[np.ndarray]:
+    """The leaves of a tree that are floating-point numbers, on the host."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jax.dtypes.issubdtype(leaf.dtype, np.floating)]
+    return jax.device_get(leaves)

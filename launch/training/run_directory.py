@@ -20,6 +20,10 @@ GENOME = "genome.json"
 CHECKPOINTS = "checkpoints"
 NETWORK = "network.safetensors"
 WEIGHTS = "weights.safetensors"
+_RESULTS = (SUMMARY, GENOME, NETWORK, WEIGHTS, f"{CHECKPOINTS}/*")
+_RESULTS_OF_APQ = (f"supernet/{CHECKPOINTS}/*", "records-*.jsonl")
+_OF_A_RUN = {"policy", "supernet"}  # one of these settings is in the config of every run
+_TOLD = 8  # differing keys in a message
 
 # Keys that do not change what a run computes: they may differ when it is resumed.
 _FREE_KEYS = (
@@ -37,28 +41,40 @@ _FREE_KEYS = (
 def claim_directory(directory: pathlib.Path, config: ConfigDict, *, free: Collection[str] = ()) -> None:
     """Creates `directory` for runs of `config`, or checks that it was created for this config.
 
+    A directory without any result, as a run leaves that was refused before its first checkpoint, is anyone's.
+
     Args:
       directory: run directory.
       config: config of the run.
       free: keys that may differ from the stored config, in addition to those that change no result.
 
     Raises:
-      ConfigError: the directory belongs to another config; the message names the keys that differ.
+      ConfigError: the directory belongs to another config; the message names the keys that differ. Or it has results
+        of nobody knows what, or is a file.
     """
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"--workdir={directory} is a file: expected a directory, which may be new")
     ours = json.loads(config.to_json_best_effort())
     path = directory / CONFIG
-    if not path.exists():
+    there_are = sorted(each.name for name in (*_RESULTS, *_RESULTS_OF_APQ) for each in directory.glob(name))
+    theirs = read_json(path) if path.exists() else None
+    if bool(there_are) if theirs is None else not theirs.keys() & _OF_A_RUN:
+        others = ", ".join(there_are or [CONFIG])
+        raise ConfigError(f"{directory} has {others}, but no {CONFIG} of a run: expected a new directory as --workdir")
+    if theirs is None or not there_are:
         directory.mkdir(parents=True, exist_ok=True)
         write_json(path, ours)
         return
-    there, here = (flatten_dict(of_today(config), sep=".") for config in (read_json(path), ours))
+    there, here = (flatten_dict(of_today(config), sep=".") for config in (theirs, ours))
     differing = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted(there.keys() | here.keys())
         if there.get(key) != here.get(key) and key not in (*_FREE_KEYS, *free)
     ]
     if differing:
-        raise ConfigError(f"{directory} holds a run of another config: {'; '.join(differing)}. Use another --workdir")
+        more = [f"and {len(differing) - _TOLD} more"] if len(differing) > _TOLD else []
+        told = "; ".join([*differing[:_TOLD], *more])
+        raise ConfigError(f"{directory} holds a run of another config: {told}. Use another --workdir")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

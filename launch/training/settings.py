@@ -20,6 +20,7 @@ from launch.training.optimizers import OPTIMIZERS, SCHEDULES
 PRECOMPUTED = "precomputed"  # the only clip.source that needs no batch
 _LARGEST = float(np.finfo(np.float32).max)
 _LARGEST_WHOLE = 2**31 - 1
+_MOST_STEPS = 2**28
 _TOLD = 200  # characters of a value in a message
 
 
@@ -156,7 +157,7 @@ _CONTROLLERS = section(
         **section("fisher", {"examples": WHOLE_ABOVE_0, "freeze_fraction": FRACTION}),
     },
 )
-_FLIQS = {
+FLIQS = {
     "seed": SEED,
     "model.name": NAME,
     "init_from": TEXT,
@@ -255,7 +256,7 @@ def known_settings(config: ConfigDict) -> Known:
         own_controller = first == "controller" and not ours and rest.split(".")[0] not in CONTROLLERS
         return first == "model" or own_controller or of_data.is_free(key)
 
-    return Known({**_FLIQS, **of_data.ranges}, {**_OPTIONAL, **of_data.optional}, is_free)
+    return Known({**FLIQS, **of_data.ranges}, {**_OPTIONAL, **of_data.optional}, is_free)
 
 
 def unknown_keys(config: ConfigDict, known: Known) -> list[str]:
@@ -311,7 +312,7 @@ def check_settings(config: ConfigDict) -> None:
     """
     check_type(config)
     if "supernet" in config:
-        raise ConfigError("the config is one of APQ, for python -m launch.apq; expected one as configs/fliqs_digits.py")
+        raise ConfigError("the config is one for python -m launch.apq; expected one as configs/fliqs_digits.py")
     check_ranges(config, known_settings(config), like="configs/common.py")
     for key in ("batch_size", "valid_batch_size"):
         check_devices(key, config[key])
@@ -327,6 +328,17 @@ def check_settings(config: ConfigDict) -> None:
         )
     if len(set(config.baselines)) < len(config.baselines):
         raise ConfigError(f"baselines={config.baselines}: one format is there twice")
+
+
+def check_steps(key: str, epochs: float, steps: float) -> int:
+    """The number of steps of a training, a whole one; the setting `key` says how many epochs that is.
+
+    Raises:
+      ConfigError: there are more than can be counted in int32, in which each step also has a few random numbers.
+    """
+    if steps >= _MOST_STEPS:
+        raise ConfigError(f"{key}={epochs:g}: that is {steps:.1e} steps, expected fewer than {_MOST_STEPS:,}")
+    return max(round(steps), 1)
 
 
 def check_devices(key: str, batch_size: int) -> None:

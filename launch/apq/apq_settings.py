@@ -1,0 +1,141 @@
+"""Settings of APQ: what each may be. Their meanings are in configs/apq_common.py."""
+
+from ml_collections import ConfigDict
+
+from apq_jax import shrinking
+from apq_jax.selection import SELECTIONS
+from launch.training.settings import (
+    ABOVE_0,
+    BELOW_1,
+    DISTILLATION,
+    FLIQS,
+    FROM_0,
+    NAME,
+    OPTIMIZER,
+    SEED,
+    SHARE,
+    TUPLE,
+    WHOLE_ABOVE_0,
+    WHOLE_FROM_0,
+    ConfigError,
+    Known,
+    Range,
+    check_devices,
+    check_ranges,
+    check_type,
+    data_settings,
+    one_of,
+    section,
+    whole,
+)
+
+_RANGES = {
+    "seed": SEED,
+    "space": NAME,
+    "image_size": WHOLE_FROM_0,
+    **section(
+        "supernet",
+        {
+            "epochs": ABOVE_0,
+            "batch_size": WHOLE_ABOVE_0,
+            "label_smoothing": BELOW_1,
+            "sampling": one_of(shrinking.SAMPLINGS),
+            **section("stages", dict.fromkeys(shrinking.STAGES, SHARE)),
+            **section("distillation", DISTILLATION),
+            **section("optimizer", OPTIMIZER),
+            "log_every": WHOLE_ABOVE_0,
+            "checkpoint_every": WHOLE_ABOVE_0,
+        },
+    ),
+    **section(
+        "records",
+        {
+            "float": whole(2),  # at least one is held out, and at least one learnt from
+            "quantized": whole(2),
+            "policies": WHOLE_ABOVE_0,
+            "batch_size": WHOLE_ABOVE_0,
+            "calibration_batches": WHOLE_ABOVE_0,
+            "fine_tuning_steps": WHOLE_FROM_0,
+            "fine_tuning_rate": FROM_0,
+        },
+    ),
+    **section(
+        "predictor",
+        {
+            "hidden": WHOLE_ABOVE_0,
+            "steps": WHOLE_ABOVE_0,
+            "batch_size": WHOLE_ABOVE_0,
+            "learning_rate": FROM_0,
+            "weight_decay": FROM_0,
+            "held_out": WHOLE_ABOVE_0,
+            "counts": Range(
+                "a tuple of whole numbers above 0, such as (10, 25)",
+                lambda value: isinstance(value, tuple | list) and all(map(WHOLE_ABOVE_0.holds, value)),
+            ),
+            "repeats": WHOLE_ABOVE_0,
+        },
+    ),
+    **section(
+        "search",
+        {
+            "budgets": TUPLE,  # `read_alternatives` checks what is in it
+            "selection": one_of(SELECTIONS),
+            "generations": WHOLE_FROM_0,
+            "population": WHOLE_ABOVE_0,
+            "parents": WHOLE_ABOVE_0,
+            "mutation": SHARE,
+        },
+    ),
+}
+_FINISH = (  # settings of launch.fliqs that have a meaning for a given genome
+    "epochs",
+    "batch_size",
+    "valid_batch_size",
+    "label_smoothing",
+    "distillation",
+    "optimizer",
+    "rules",
+    "input_quantization_fraction",
+    "profile_fraction",
+    "ewgs_strength",
+    "unsigned_inputs",
+    "clip",
+    "recalibration_batches",
+    "footprint",
+    "log_every",
+    "checkpoint_every",
+)
+
+
+def known_settings(config: ConfigDict) -> Known:
+    """The settings that a config of `launch.apq` has."""
+    of_data = data_settings(config)
+    finish = section("finish", {key: values for key, values in FLIQS.items() if key.split(".")[0] in _FINISH})
+    return Known({**_RANGES, **finish, **of_data.ranges}, of_data.optional, of_data.is_free)
+
+
+def check_settings(config: ConfigDict) -> None:
+    """Checks the settings that do not depend on data, but for those of the finishing run beyond their ranges.
+
+    Raises:
+      ConfigError: a setting cannot be used.
+    """
+    check_type(config)
+    if "policy" in config and "supernet" not in config:
+        raise ConfigError("the config is one for python -m launch.fliqs; expected one of APQ, as configs/apq_digits.py")
+    check_ranges(config, known_settings(config), like="configs/apq_common.py")
+    check_devices("supernet.batch_size", config.supernet.batch_size)
+    stages = config.supernet.stages.to_dict()
+    if not stages["full"] or abs(sum(stages.values()) - 1) > 1e-6:
+        raise ConfigError(f"supernet.stages={stages}: expected fractions of training, whose sum is 1, full above 0")
+    records, predictor, search = config.records, config.predictor, config.search
+    if predictor.held_out >= records.quantized:
+        raise ConfigError(f"predictor.held_out={predictor.held_out}: expected some of the {records.quantized} records")
+    learnt = records.quantized - predictor.held_out
+    if len(set(predictor.counts)) < len(predictor.counts) or max(predictor.counts, default=0) > learnt:
+        raise ConfigError(
+            f"predictor.counts={predictor.counts}: expected different numbers of up to {learnt} records, those of "
+            f"records.quantized={records.quantized} that are not in predictor.held_out={predictor.held_out}"
+        )
+    if search.parents > search.population:
+        raise ConfigError(f"search.parents={search.parents}: expected at most search.population={search.population}")
