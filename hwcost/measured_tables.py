@@ -16,7 +16,7 @@ that runs several times for an example, as a recurrent cell, costs that many tim
 import csv
 import dataclasses
 import difflib
-import io
+import hashlib
 import json
 import math
 import pathlib
@@ -28,13 +28,13 @@ import numpy as np
 
 from aqt_like.formats import LayerFormat
 from hwcost.cost_model import CostModel, needed_width
+from hwcost.table_fields import LutError, read_cost, read_number, read_object, read_rows, read_whole
 from hwcost.workload import LayerSpec
 
 Bits = tuple[int, int]
-
-
-class LutError(ValueError):
-    """Raised for a table that cannot be read or lacks a setting; the message names the file or the nearest settings."""
+_MOST_BITS = 64
+_EXAMPLE = "conv in=64 out=128 size=28x28->14x14 kernel=3x3 stride=2x2 groups=1"
+_HEAD = ("device", "metric", "unit", "batch", "date", "sha256")  # of a table as a whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,13 +139,26 @@ class _ParsedKey(NamedTuple):
     sizes: tuple[int, ...]
 
 
-def _parse_key(key: str) -> _ParsedKey:
+_SIZES = r"\d+(?:x\d+)*"
+_OF_FAMILY = ("kernel", "stride", "dilation", "input_dilation")
+_KEY = re.compile(rf"\w+ in=\d+ out=\d+ size={_SIZES}->{_SIZES}(?: groups=\d+| (?:{'|'.join(_OF_FAMILY)})={_SIZES})*")
+
+
+def _parse_key(key: str, told: str = "") -> _ParsedKey:
+    """Parses what `layer_key` makes.
+
+    Raises:
+      LutError: no layer has this key; the message begins with `told`.
+    """
+    numbers = [int(digits) for digits in re.findall(r"\d+", key)] if _KEY.fullmatch(key) and len(key) < 1000 else [0]
     kind, *fields = key.split(" ")
-    values = dict(field.split("=", 1) for field in fields)
+    values = dict(field.split("=", 1) for field in fields) if min(numbers) else {"in": "0"}
     ins, outs, groups = (int(values.get(name, 1)) for name in ("in", "out", "groups"))
+    if not ins or ins % groups or outs % groups or max(numbers) >= 2**31 or len(values) < len(fields):
+        raise LutError(f"{told}no layer has the key {key!r}: expected one as {_EXAMPLE!r}")
     pixels = math.prod(int(n) for n in values["size"].rpartition("->")[2].split("x"))
     group = str(ins // groups) if groups > 1 else "all"
-    family = (kind, group, *(values.get(name, "") for name in ("kernel", "stride", "dilation", "input_dilation")))
+    family = (kind, group, *(values.get(name, "") for name in _OF_FAMILY))
     return _ParsedKey(family, (outs, pixels) if groups > 1 else (ins, outs, pixels))
 
 
@@ -168,30 +181,35 @@ def layer_key(layer: LayerSpec) -> str:
 
 
 def read(path: pathlib.Path) -> Lut:
-    """Reads a table in our own form, JSON or CSV.
+    """Reads a table in our own form, JSON or CSV, with or without a checksum.
 
     Raises:
-      LutError: the file cannot be read, a field is missing or invalid, or a setting occurs twice.
+      LutError: the file cannot be read or is not as it was written, a field is missing or invalid, or a setting occurs
+        twice.
     """
     try:
-        return _table(path, *_head_and_rows(path))
-    except LutError:
-        raise
+        head, rows = _head_and_rows(path)
+        lut, checksum = _table(path, head, rows), head.get("sha256")
     except KeyError as error:
         expected = "device, metric, unit, and in each entry key, weight_bits, activation_bits, value"
         raise LutError(f"{path}: no field {error}: expected {expected}") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise LutError(f"cannot read the table {path}: {error}") from error
+    if checksum and checksum != _digest(lut):
+        raise LutError(
+            f"{path} is not as it was written: its checksum differs. If the change is meant, remove sha256 from it"
+        )
+    return lut
 
 
 def _head_and_rows(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    text = path.read_text()
     if path.suffix != ".csv":
-        document = json.loads(text)
-        return document, document["entries"]
-    rows = list(csv.DictReader(io.StringIO(text)))
-    if len(devices := {(row["device"], row["metric"], row["unit"]) for row in rows}) > 1:
-        raise LutError(f"{path} mixes {len(devices)} devices, metrics or units: one table is for one of each")
+        document = read_object(path)
+        rows = document["entries"]
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise LutError(f"cannot read the table {path}: expected entries=[…], a list of objects")
+        return document, rows
+    rows = read_rows(path)
+    if len(heads := {tuple(row.get(name) for name in _HEAD) for row in rows}) > 1:
+        raise LutError(f"{path} mixes {len(heads)} devices, metrics or units: one table is for one of each")
     return rows[0] if rows else {}, rows
 
 
@@ -200,26 +218,48 @@ def _table(path: pathlib.Path, head: dict[str, Any], rows: list[dict[str, Any]])
         raise LutError(f"{path} has no entries")
     entries: dict[tuple[str, Bits], Entry] = {}
     for row in rows:
-        key, bits = str(row["key"]), (int(row["weight_bits"]), int(row["activation_bits"]))
-        if (key, bits) in entries:
-            raise LutError(f"{path}: {key!r} at W{bits[0]}A{bits[1]} is there twice")
-        entry = Entry(float(row["value"]), int(row.get("repetitions") or 0), float(row.get("spread") or "nan"))
-        if not np.isfinite(entry.value) or entry.value < 0:
-            raise LutError(f"{path}: {key!r} costs {entry.value}: expected a number from 0")
-        entries[key, bits] = entry
-    return Lut(
-        str(head["device"]),
-        str(head["metric"]),
-        str(head["unit"]),
-        entries,
-        batch=int(head.get("batch") or 1),
-        date=str(head.get("date") or ""),
-    )
+        key = str(row["key"])
+        told = f"{path}: {key!r} "
+        weights, inputs = (
+            read_whole(f"{told}has {name}=", row[name], lowest=1, highest=_MOST_BITS)
+            for name in ("weight_bits", "activation_bits")
+        )
+        if (key, (weights, inputs)) in entries:
+            raise LutError(f"{told}at W{weights}A{inputs} is there twice")
+        repetitions = read_whole(f"{told}has repetitions=", row.get("repetitions") or 0, lowest=0)
+        spread = row.get("spread")
+        spread = math.nan if spread in (None, "") else read_number(f"{told}has spread=", spread)
+        entries[key, (weights, inputs)] = Entry(read_cost(f"{told}costs ", row["value"]), repetitions, spread)
+    for key, _ in entries:
+        _parse_key(key, f"{path}: ")
+    device, metric, unit, date = head["device"], head["metric"], head["unit"], head.get("date") or ""
+    for name, text in (("device", device), ("metric", metric), ("unit", unit), ("date", date)):
+        if not isinstance(text, str) or not (text or name == "date"):
+            raise LutError(f"{path}: {name}={text!r}: expected a text")
+    batch = read_whole(f"{path}: batch=", head.get("batch") or 1, lowest=1)
+    return Lut(device, metric, unit, entries, batch=batch, date=date)
+
+
+def _digest(lut: Lut) -> str:
+    """The checksum of a table: SHA-256 of what it says, in whatever form it is written."""
+    rows = [
+        [key, *bits, entry.value, entry.repetitions, None if math.isnan(entry.spread) else entry.spread]
+        for (key, bits), entry in lut.entries.items()
+    ]
+    head = [lut.device, lut.metric, lut.unit, lut.batch, lut.date]
+    return hashlib.sha256(json.dumps([head, rows]).encode()).hexdigest()
 
 
 def write(path: pathlib.Path, lut: Lut) -> None:
-    """Writes a table in our own form, CSV if the file name ends in `.csv`, else JSON, atomically."""
-    head = {"device": lut.device, "metric": lut.metric, "unit": lut.unit, "batch": lut.batch, "date": lut.date}
+    """Writes a table in our own form, CSV if the file name ends in `.csv`, else JSON, atomically and with a checksum.
+
+    Raises:
+      LutError: it has no entries.
+    """
+    if not lut.entries:
+        raise LutError(f"{path} would have no entries")
+    values = (lut.device, lut.metric, lut.unit, lut.batch, lut.date, _digest(lut))
+    head = dict(zip(_HEAD, values, strict=True))
     rows = [
         {
             "key": key,
@@ -242,7 +282,7 @@ def write(path: pathlib.Path, lut: Lut) -> None:
     temporary.rename(path)
 
 
-APQ_KEY = re.compile(r"\((\d+), (\d+), (\d+), (\d+), (\d+), (\d+), (\d+)\)-W(\d+)A(\d+)")
+APQ_KEY = re.compile(r"\(" + ", ".join([r"(\d{1,9})"] * 7) + r"\)-W(\d{1,3})A(\d{1,3})")
 
 
 def parse_apq_key(key: str) -> tuple[LayerSpec, Bits]:
@@ -252,10 +292,15 @@ def parse_apq_key(key: str) -> tuple[LayerSpec, Bits]:
       LutError: the key cannot be parsed.
     """
     aliases = {"head": "(3, 32, 224, 3, 2, 1, 1)-W8A8", "tail": "(320, 1280, 7, 1, 1, 0, 1)-W8A8"}
-    match = APQ_KEY.fullmatch(aliases.get(key, key))
+    match = APQ_KEY.fullmatch(aliases.get(key, key)) if isinstance(key, str) else None
     if not match:
         raise LutError(f"key {key!r}: expected (in, out, size, kernel, stride, padding, groups)-W8A8, head or tail")
     ins, outs, size, kernel, stride, padding, groups, weight_bits, activation_bits = map(int, match.groups())
+    sizes = (ins, outs, size, kernel, stride, groups)
+    if not min(sizes) or ins % groups or outs % groups or size + 2 * padding < kernel:
+        raise LutError(f"key {key!r}: no convolution has these sizes")
+    if not (0 < weight_bits <= _MOST_BITS and 0 < activation_bits <= _MOST_BITS):
+        raise LutError(f"key {key!r}: expected 1 to {_MOST_BITS} bits")
     side = (size + 2 * padding - kernel) // stride + 1
     layer = LayerSpec.square_convolution(
         key, ins, outs, size=size, output_size=side, kernel=kernel, stride=stride, groups=groups
@@ -272,14 +317,17 @@ def read_apq(path: pathlib.Path, metric: str) -> Lut:
     units = {"latency": "ms", "energy": "mJ"}
     if metric not in units:
         raise LutError(f"metric {metric!r}: APQ's tables have {' and '.join(units)}")
+    entries: dict[tuple[str, Bits], Entry] = {}
     try:
-        document = json.loads(path.read_text())
-        entries = {}
-        for key, values in document.items():
+        for key, values in read_object(path).items():
             layer, bits = parse_apq_key(key)
-            entries[layer_key(layer), bits] = Entry(float(values[metric]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if not isinstance(values, dict) or metric not in values:
+                raise LutError(f"{key!r} has no {metric!r}")
+            _add(path, entries, layer, bits, read_cost(f"{key!r} costs ", values[metric]))
+    except LutError as error:
         raise LutError(f"cannot read {path} as a table of APQ's: {error}") from error
+    if not entries:
+        raise LutError(f"{path} has no entries")
     return Lut("BitFusion (APQ)", metric, units[metric], entries)
 
 
@@ -292,16 +340,25 @@ def read_haq(path: pathlib.Path, layers: Sequence[LayerSpec], *, unit: str = "cy
     """
     try:
         values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise LutError(f"cannot read {path} as a NumPy array: {error}") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
+        raise LutError(f"cannot read {path} as a NumPy array: expected one of numbers")
     if values.ndim != 3 or len(values) != len(layers):
         raise LutError(f"{path} has shape {values.shape}: expected [{len(layers)}, bits, bits], one row for each layer")
     entries: dict[tuple[str, Bits], Entry] = {}
     for layer, costs in zip(layers, values, strict=True):
         for (w, a), value in np.ndenumerate(costs):
-            setting = (layer_key(layer), (w + 1, a + 1))
-            one_run = float(value) / layer.runs
-            if setting in entries and entries[setting].value != one_run:
-                raise LutError(f"{path}: layers of one shape ({setting[0]}) cost differently: they cannot share a line")
-            entries[setting] = Entry(one_run)
+            told = f"{path}: {layer.path} at W{w + 1}A{a + 1} costs "
+            _add(path, entries, layer, (w + 1, a + 1), read_cost(told, float(value)) / layer.runs)
     return Lut("HAQ's accelerator", "latency", unit, entries, batch=batch)
+
+
+def _add(
+    path: pathlib.Path, entries: dict[tuple[str, Bits], Entry], layer: LayerSpec, bits: Bits, one_run: float
+) -> None:
+    """Adds the cost of one run of a layer; layers of one shape share an entry, and have to cost the same."""
+    setting = (layer_key(layer), bits)
+    if setting in entries and entries[setting].value != one_run:
+        raise LutError(f"{path}: layers of one shape ({setting[0]}) cost differently: they cannot share a line")
+    entries[setting] = Entry(one_run)

@@ -119,8 +119,8 @@ def survey(
       **kwargs: passed to the model.
 
     Raises:
-      ValueError: the model has no layer that can be quantised, or one whose input has too few axes; or an expression in
-        `ignored` matches no path.
+      ValueError: the model has no layer that can be quantised, or one whose input has too few axes; an expression in
+        `ignored` matches no path; or a size is 0, or too large.
     """
     places: list[str] = []
     calls: dict[int, LayerSpec | None] = {}
@@ -145,7 +145,10 @@ def survey(
 
     keys = {name: jax.random.key(0) for name in ("params", "dropout")}
     x = jax.ShapeDtypeStruct((1, *input_shape), dtype)
-    variables = jax.eval_shape(lambda x: model.init(keys, x, **kwargs), x)
+    try:
+        variables = jax.eval_shape(lambda x: model.init(keys, x, **kwargs), x)
+    except ArithmeticError as error:
+        raise ValueError(f"{type(model).__name__} on {tuple(input_shape)}: {error}: expected sizes above 0") from error
     mutable = [*(name for name in variables if name != "params"), OBSERVED]
 
     def run(variables: Any, x: jax.Array) -> Any:

@@ -1,7 +1,7 @@
 """Networks by name: plain Flax linen modules, called as `model(x, train=…)`, without any quantisation code."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -57,6 +57,7 @@ MODELS: dict[str, Network] = {
 }
 
 
+_WIDTHS = 0.02, 50  # factors of the published numbers of channels
 _IN_NAMES = ("depth", "variant")  # settings that the name of a network states
 
 
@@ -101,6 +102,8 @@ def create(name: str, *, classes: int | None = None, **settings: Any) -> nn.Modu
         preset = build.keywords if isinstance(build, partial) else {}
         if named := [key for key in _IN_NAMES if key in settings and key in preset]:
             raise TypeError(f"its name fixes {', '.join(named)}")
+        if name in MODELS:
+            _check_types(build, settings)
         if "classes" in inspect.signature(build).parameters and classes is not None:
             settings["classes"] = classes
         model = build(**settings)
@@ -109,6 +112,20 @@ def create(name: str, *, classes: int | None = None, **settings: Any) -> nn.Modu
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r}: expected a flax.linen.Module, got {type(model).__name__}")
     return model
+
+
+def _check_types(build: Callable[..., nn.Module], settings: Mapping[str, Any]) -> None:
+    """Raises TypeError for a setting of one of our networks, all of which are flags or sizes, that is neither."""
+    parameters = inspect.signature(build).parameters
+    for setting in settings.keys() & parameters:
+        value, meant = settings[setting], parameters[setting].annotation
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if meant is bool and not isinstance(value, bool):
+            raise TypeError(f"{setting}: expected True or False")
+        if meant is int and not (number and isinstance(value, int) and 0 < value < 2**31):
+            raise TypeError(f"{setting}: expected a whole number above 0")
+        if meant is float and not (number and _WIDTHS[0] <= value <= _WIDTHS[1]):
+            raise TypeError(f"{setting}: expected a number in {_WIDTHS[0]}…{_WIDTHS[1]}")
 
 
 def mode(model: nn.Module, *, train: bool) -> dict[str, Any]:

@@ -75,9 +75,15 @@ def test_what_is_missing_is_named_with_what_is_near():
         table.cost_model().layer_costs(other, [parse_format("int8")])
 
 
+KEY = "dense in=64 out=10 size=1->1"
+
+
 def entry(**changes):
-    row = {"key": "k", "weight_bits": 8, "activation_bits": 8, "value": 1.0} | changes
+    row = {"key": KEY, "weight_bits": 8, "activation_bits": 8, "value": 1.0} | changes
     return {name: value for name, value in row.items() if value is not None}
+
+
+HEAD = {"device": "d", "metric": "m", "unit": "ms"}
 
 
 @pytest.mark.parametrize(
@@ -89,10 +95,25 @@ def entry(**changes):
         ({"device": "d", "metric": "m", "unit": "ms", "entries": [entry(value=None)]}, "no field 'value'"),
         (
             {"device": "d", "metric": "m", "unit": "ms", "entries": [entry(value=-1)]},
-            "'k' costs -1.0",
+            f"'{KEY}' costs -1: expected a number from 0",
         ),
-        ({"device": "d", "metric": "m", "unit": "ms", "entries": [entry(), entry()]}, "'k' at W8A8 is there twice"),
-        ({"device": "d", "metric": "m", "unit": "ms", "entries": [entry(value="fast")]}, "could not convert .*'fast'"),
+        (
+            {"device": "d", "metric": "m", "unit": "ms", "entries": [entry(), entry()]},
+            f"'{KEY}' at W8A8 is there twice",
+        ),
+        ([1], "expected an object, got list"),
+        ("null", "expected an object, got NoneType"),
+        ({}, "no field 'entries'"),
+        ("[" * 100_000, "cannot read the table .*t.json"),
+        ('{"device": "d", "metric": "m", "unit": "ms", "device": "e", "entries": []}', "'device' is there twice"),
+        (HEAD | {"entries": {"a": 1}}, "expected entries=.*, a list of objects"),
+        (HEAD | {"entries": [3]}, "expected entries=.*, a list of objects"),
+        (HEAD | {"device": 3, "entries": [entry()]}, "device=3: expected a text"),
+        (HEAD | {"unit": "", "entries": [entry()]}, "unit='': expected a text"),
+        (
+            {"device": "d", "metric": "m", "unit": "ms", "batch": 1.5, "entries": [entry()]},
+            "batch=1.5: expected a whole",
+        ),
     ],
 )
 def test_tables_that_cannot_be_are_refused(tmp_path, document, message):
@@ -100,6 +121,82 @@ def test_tables_that_cannot_be_are_refused(tmp_path, document, message):
     path.write_text(document if isinstance(document, str) else json.dumps(document))
     with pytest.raises(measured_tables.LutError, match=message):
         measured_tables.read(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "expected"),
+    [
+        ("weight_bits", (4.7, -4, 0, True, None, "8.5", 1000, [8]), "has weight_bits=.*: expected a (whole )?number"),
+        ("activation_bits", (math.nan, "eight"), "has activation_bits=.*: expected a number from 1"),
+        ("value", (True, None, math.nan, math.inf, -5, "0,5", "1,234.5", "50%"), "costs .*: expected a number from 0"),
+        ("value", (0, 0.0, "0", 1e308, 1e-300), "costs .*: expected a number above 0, from 1.2e-38 to 3.4e.38"),
+        ("repetitions", (1.5, -1), "has repetitions=.*: expected a"),
+        ("spread", (-1.0, math.inf, "wide"), "has spread=.*: expected a number from 0"),
+        (
+            "key",
+            (
+                "k",
+                "",
+                3,
+                KEY.replace("in=64", "in=0"),
+                KEY + " groups=3",
+                KEY + " groups=2x2",
+                KEY.replace("64", "9" * 5000),
+            ),
+            "no layer has the key .*: expected one as 'conv in=64",
+        ),
+    ],
+)
+def test_nothing_in_an_entry_is_guessed_or_rounded(tmp_path, field, values, expected):
+    for value in values:
+        row = entry() | {field: value}
+        (tmp_path / "t.json").write_text(json.dumps(HEAD | {"entries": [row]}))
+        with pytest.raises(measured_tables.LutError, match=f"t.json: .*{expected}"):
+            measured_tables.read(tmp_path / "t.json")
+
+
+HEADER = "device,metric,unit,key,weight_bits,activation_bits,value"
+
+
+def test_what_spreadsheets_make_of_a_table_is_understood_or_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    table = f"{HEADER}\nd,m,ms,{KEY},8,8,4.5\n"
+    for text in (table, "\ufeff" + table, table.replace("\n", "\r\n"), table + "\n", table.replace("4.5", "4.50E+00")):
+        path.write_bytes(text.encode())
+        assert measured_tables.read(path).value(KEY, (8, 8)) == 4.5
+    for text, expected in {
+        table.replace("4.5", "4,5"): "line 2: 8 fields for 7 columns: expected numbers with a decimal point",
+        table.replace("4.5", '"4,5"'): "costs '4,5': expected a number from 0; a fraction has a decimal point",
+        table.replace(",8,4.5", ",8"): "line 2: 6 fields for 7 columns",
+        table.replace(",", ";"): "expected commas between columns, got 'device;metric",
+        table.replace(",", "\t"): "expected commas between columns",
+        table.replace("metric", "device"): "two columns have one name",
+        HEADER: "has no entries",
+        "": "has no entries",
+        HEADER.replace(",value", ",cost") + f"\nd,m,ms,{KEY},8,8,4.5": "no field 'value'",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(measured_tables.LutError, match=expected):
+            measured_tables.read(path)
+    path.write_bytes(table.encode("utf-16"))
+    with pytest.raises(measured_tables.LutError, match="cannot read the table"):
+        measured_tables.read(path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv"])
+def test_a_table_that_was_changed_is_refused_unless_its_checksum_is_removed(tmp_path, suffix):
+    path = tmp_path / f"t{suffix}"
+    measured_tables.write(path, example())
+    text, key = path.read_text(), measured_tables.layer_key(LAYERS[0])
+    for before, after in (("a board", "a horde"), ("ms", "us"), (key, key.replace("in=3", "in=7")), ("0.25", "0.26")):
+        path.write_text(text.replace(before, after))
+        with pytest.raises(measured_tables.LutError, match=r"is not as it was written: its checksum differs\. If the"):
+            measured_tables.read(path)
+    digest = "sha256" if suffix == ".json" else measured_tables._digest(example())
+    path.write_text(text.replace("a board", "a horde").replace(digest, "" if suffix == ".csv" else "note"))
+    assert measured_tables.read(path).device == "a horde"
+    with pytest.raises(measured_tables.LutError, match="would have no entries"):
+        measured_tables.write(path, dataclasses.replace(example(), entries={}))
 
 
 def test_devices_are_not_mixed(tmp_path):
@@ -118,13 +215,41 @@ def test_apqs_form(tmp_path):
     found = measured_tables.read_apq(path, "latency")
     assert found.entries["conv in=64 out=32 size=8x8->4x4 kernel=3x3 stride=2x2 groups=1", (4, 6)].value == 0.5
     assert found.entries["conv in=320 out=1280 size=7x7->7x7 kernel=1x1 stride=1x1 groups=1", (8, 8)].value == 3
-    with pytest.raises(measured_tables.LutError, match="as a table of APQ's: 'energy'"):
+    with pytest.raises(measured_tables.LutError, match="as a table of APQ's: 'tail' has no 'energy'"):
         measured_tables.read_apq(path, "energy")
     with pytest.raises(measured_tables.LutError, match="metric 'power': APQ's tables have latency and energy"):
         measured_tables.read_apq(path, "power")
     path.write_text('{"(64, 32)-W4A6": {"latency": 1}}')
     with pytest.raises(measured_tables.LutError, match=r"key '\(64, 32\)-W4A6': expected \(in, out, size"):
         measured_tables.read_apq(path, "latency")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "has no entries"),
+        ("[1]", "expected an object"),
+        ('{"tail": 3}', "'tail' has no 'latency'"),
+        *(
+            (f'{{"tail": {{"latency": {value}}}}}', "'tail' costs .*: expected a number")
+            for value in ("-5", "NaN", "0", "true")
+        ),
+        ('{"tail": {"latency": 1}, "tail": {"latency": 2}}', "'tail' is there twice"),
+        (
+            '{"tail": {"latency": 1}, "(320, 1280, 7, 1, 1, 0, 1)-W8A8": {"latency": 2}}',
+            "layers of one shape .* cost diff",
+        ),
+        ('{"(64, 64, 8, 3, 0, 1, 1)-W8A8": {"latency": 1}}', "no convolution has these sizes"),
+        ('{"(64, 64, 8, 3, 1, 1, 0)-W8A8": {"latency": 1}}', "no convolution has these sizes"),
+        ('{"(64, 64, 8, 3, 1, 1, 3)-W8A8": {"latency": 1}}', "no convolution has these sizes"),
+        ('{"(64, 64, 2, 7, 1, 1, 1)-W8A8": {"latency": 1}}', "no convolution has these sizes"),
+        ('{"(64, 64, 8, 3, 1, 1, 1)-W0A8": {"latency": 1}}', "expected 1 to 64 bits"),
+    ],
+)
+def test_tables_of_apqs_form_that_cannot_be_are_refused(tmp_path, text, message):
+    (tmp_path / "apq.json").write_text(text)
+    with pytest.raises(measured_tables.LutError, match=message):
+        measured_tables.read_apq(tmp_path / "apq.json", "latency")
 
 
 def test_haqs_form(tmp_path):
@@ -140,6 +265,13 @@ def test_haqs_form(tmp_path):
         measured_tables.read_haq(path, LAYERS[:-1])
     np.save(path, values + np.arange(len(LAYERS))[:, None, None])
     with pytest.raises(measured_tables.LutError, match=r"layers of one shape .* cost differently"):
+        measured_tables.read_haq(path, LAYERS)
+    for changed in (values * -1.0, values * 0, values * np.nan):
+        np.save(path, changed)
+        with pytest.raises(measured_tables.LutError, match=r"stem.* at W1A1 costs .*: expected a number"):
+            measured_tables.read_haq(path, LAYERS)
+    path.write_bytes(b"")
+    with pytest.raises(measured_tables.LutError, match=r"cannot read .* as a NumPy array"):
         measured_tables.read_haq(path, LAYERS)
     np.save(path, np.asarray([{"code": 1}], object), allow_pickle=True)
     with pytest.raises(measured_tables.LutError, match=r"cannot read .* as a NumPy array"):

@@ -1,6 +1,7 @@
 """The networks are those of the paper: bit operations (its tables, in golden/gbops.json), layers, weights."""
 
 import json
+import math
 import pathlib
 
 import jax
@@ -145,6 +146,18 @@ def test_wrong_settings_are_told():
         models.create("resnet18", classes=10, depth=34)
     with pytest.raises(ValueError, match=r"width 0.3 gives 230 channels: expected a multiple of 12 heads"):
         models.create("deit_b16", classes=10, width=0.3)
+    for name, setting, values in (
+        ("resnet18", "width", (0, -1, math.nan, math.inf, "x", True, None)),
+        ("mobilenetv2", "width", (0, 1e-9, 1e9)),
+        ("mobilenetv2", "small_images", (1, "no")),
+        ("cifar_resnet", "depth", (8.0, True)),
+        ("deit_ti16", "blocks", (0, -1, 1.5)),
+        ("deit_ti16", "heads", (0, -1)),
+        ("recommender", "buckets", (0, 10**12)),
+    ):
+        for value in values:
+            with pytest.raises(ValueError, match=rf"^model '{name}': {setting}: expected .*settings are {setting}="):
+                models.create(name, classes=10, **{setting: value})
     model = models.create("deit_ti16", classes=10)
     with pytest.raises(ValueError, match="images of 30×32: expected multiples of 16"):
         jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 30, 32, 3)), train=False))
