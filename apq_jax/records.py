@@ -36,6 +36,20 @@ def quantized_genomes(space: ArchitectureSpace, count: int, key: jax.Array, *, p
     return np.asarray(jax.vmap(genome)(jnp.arange(count)))
 
 
+def learnable(networks: np.ndarray, held_out: int) -> np.ndarray:
+    """The records to learn from, int[n], if the first `held_out` are to evaluate on: the others of other networks.
+
+    A network in both would be known before it is evaluated, as the records that share one under other bits are.
+
+    Args:
+      networks: [N, F], what tells the network of each record from others, as the features of its architecture.
+      held_out: number of the first records.
+    """
+    known = {network.tobytes() for network in np.ascontiguousarray(networks[:held_out])}
+    new = [network.tobytes() not in known for network in np.ascontiguousarray(networks[held_out:])]
+    return held_out + np.flatnonzero(new)
+
+
 def entry(genome: np.ndarray, accuracy: float) -> dict[str, Any]:
     """A record as an entry of a journal (launch/journal.py)."""
     return {"genome": np.asarray(genome).tolist(), "accuracy": accuracy}

@@ -57,10 +57,19 @@ def fronts(fitness: jax.Array, costs: jax.Array) -> jax.Array:
 
 
 def _crowding(front: jax.Array, values: jax.Array) -> jax.Array:
-    """Crowding distance, float32[N]: between the neighbours on a front, relative to the range; infinite at its ends."""
-    finite = jnp.where(jnp.isfinite(values), values, 0)
-    order = jnp.lexsort((finite, front))
-    number, sorted_values = front[order], finite[order]
+    """Crowding distance by one objective, float32[N]: the gap between the neighbours on a front, relative to its range.
+
+    It is infinite at the ends of a front (Deb et al., 2002, III-B). Values that are not finite, as of repeated genomes,
+    count as the lowest on their front.
+    """
+    size = len(values)
+    finite = jnp.isfinite(values)
+    low = jax.ops.segment_min(jnp.where(finite, values, jnp.inf), front, size)
+    high = jax.ops.segment_max(jnp.where(finite, values, -jnp.inf), front, size)
+    low, width = jnp.where(jnp.isfinite(low), low, 0.0), jnp.maximum(high - low, 1e-30)
+    shares = jnp.where(finite, (values - low[front]) / width[front], 0.0)
+    order = jnp.lexsort((shares, front))
+    number, ordered = front[order], shares[order]
     inner = (number[2:] == number[1:-1]) & (number[:-2] == number[1:-1])
-    gaps = (sorted_values[2:] - sorted_values[:-2]) / jnp.maximum(jnp.ptp(finite), 1e-30)
-    return jnp.zeros_like(finite).at[order].set(jnp.pad(jnp.where(inner, gaps, jnp.inf), 1, constant_values=jnp.inf))
+    gaps = jnp.where(inner, ordered[2:] - ordered[:-2], jnp.inf)
+    return jnp.zeros(size).at[order].set(jnp.pad(gaps, 1, constant_values=jnp.inf))

@@ -210,7 +210,10 @@ def format_space(space: str | Sequence[str]) -> tuple[LayerFormat, ...]:
                 f"unknown format space {space!r}: expected {', '.join(FORMAT_SPACES)}, or formats joined by commas, of "
                 "which one alone is no space"
             )
-        space = FORMAT_SPACES.get(space) or [name.strip() for name in space.split(",") if name.strip()]
+        names = [name.strip() for name in space.split(",")]
+        if not all(names):
+            raise UnknownFormatError(f"formats {space!r}: expected a name on both sides of each comma")
+        space = FORMAT_SPACES.get(space) or names
     if len(set(space)) < len(space):
         raise UnknownFormatError(f"a format named twice: {', '.join(space)}")
     return tuple(parse_layer_format(name) for name in space)

@@ -1,7 +1,8 @@
 """Lookup by name: built-in objects from a table, the user's own as `package.module:function`."""
 
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -25,5 +26,18 @@ def lookup(kind: str, name: str, built_in: Mapping[str, Any]) -> Any:
         )
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError, SyntaxError) as error:
         raise ValueError(f"{kind} {name!r}: {error}") from error
+
+
+def lookup_function(kind: str, name: str, built_in: Mapping[str, Any], arguments: Sequence[str]) -> Any:
+    """Returns what `lookup` does; raises ValueError if that is the user's and no function of so many `arguments`."""
+    found = lookup(kind, name, built_in)
+    if name in built_in:
+        return found
+    try:
+        inspect.signature(found).bind(*arguments)
+    except (TypeError, ValueError) as error:
+        got = "another one" if callable(found) else type(found).__name__
+        raise ValueError(f"{kind} {name!r}: expected a function of ({', '.join(arguments)}), got {got}") from error
+    return found

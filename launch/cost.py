@@ -30,7 +30,7 @@ from hwcost.costs import find_cost
 from hwcost.genome_file import names_genome_file, read_genome
 from hwcost.workload import Survey, Workload
 from launch import ending
-from launch.layers import example_shape, network_settings
+from launch.layers import example_shape, network_settings, positive
 
 
 def network_survey(
@@ -166,8 +166,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, of the network, as in depth=8")
     parser.add_argument("--format", default="int8", help="a number format, or a genome file")
     parser.add_argument("--input", help="shape of one example, as in 32,32,3, if not as published")
-    parser.add_argument("--image", type=int, help="side of the images in pixels, if not as published")
-    parser.add_argument("--classes", type=int, help="of the classifier, if not as published")
+    parser.add_argument("--image", type=positive, help="side of the images in pixels, if not as published")
+    parser.add_argument("--classes", type=positive, help="of the classifier, if not as published")
     parser.add_argument("--everything", action="store_true", help="count what the paper does not count, too")
     parser.add_argument("--cost", action="append", default=[], help="of a device; may be given several times")
     parser.add_argument("--layers", action="store_true", help="one row per layer")

@@ -19,7 +19,7 @@ def in_one_line(*errors: type[Exception]) -> Iterator[None]:
     except MemoryError:
         sys.exit("error: out of memory")
     except (ValueError, *errors) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

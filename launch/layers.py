@@ -46,6 +46,13 @@ def example_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
+def positive(text: str) -> int:
+    """Parses an option that is a whole number above 0; for argparse, which tells what is wrong."""
+    if not text.isascii() or not text.isdigit() or not 0 < (number := int(text[:12])) < 2**31:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number above 0")
+    return number
+
+
 def network_settings(texts: Sequence[str]) -> dict[str, Any]:
     """Parses settings of a network, such as `width=16`.
 
@@ -57,7 +64,7 @@ def network_settings(texts: Sequence[str]) -> dict[str, Any]:
         name, _, value = text.partition("=")
         try:
             settings[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             raise ValueError(f"--set={text}: expected NAME=VALUE, as in width=16") from error
     return settings
 
@@ -115,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "int32"), default="float32", help="of the input")
     parser.add_argument("--formats", default="int_s", help="a format space, or formats joined by commas")
     parser.add_argument("--rule", action="append", default=[], help="'EXPRESSION: WHAT', may be given several times")
-    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--classes", type=positive, default=10)
     arguments = parser.parse_args(argv)
     with ending.in_one_line():
         shape = models.input_shape(arguments.model, example_shape(arguments.input))

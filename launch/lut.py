@@ -56,8 +56,8 @@ def build_bitfusion(keys: Sequence[str]) -> dict[str, dict[str, float]]:
 
 def _build(arguments: argparse.Namespace) -> None:
     try:
-        keys = list(json.loads(arguments.keys.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        keys = list(json.loads(arguments.keys.read_text(encoding="utf-8-sig")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise measured_tables.LutError(f"cannot read keys from {arguments.keys}: {error}") from error
     start = time.perf_counter()
     table = build_bitfusion(keys)
@@ -141,11 +141,11 @@ def main(argv: list[str] | None = None) -> None:
     measuring.add_argument("--input", help="shape of one example, as in 32,32,3, if not as published")
     measuring.add_argument("--set", action="append", default=[], help="NAME=VALUE, of the network, as in width=0.25")
     measuring.add_argument("--dtype", choices=("float32", "int32"), default="float32", help="of the input")
-    measuring.add_argument("--classes", type=int, help="of the classifier, if not as published")
+    measuring.add_argument("--classes", type=layers.positive, help="of the classifier, if not as published")
     measuring.add_argument("--backend", choices=tuple(engines.RUNTIMES), default="onnxruntime")
-    measuring.add_argument("--batch", type=int, default=1)
-    measuring.add_argument("--threads", type=int, default=os.cpu_count())
-    measuring.add_argument("--repetitions", type=int, default=25, help="samples of each setting")
+    measuring.add_argument("--batch", type=layers.positive, default=1)
+    measuring.add_argument("--threads", type=layers.positive, default=os.cpu_count())
+    measuring.add_argument("--repetitions", type=layers.positive, default=25, help="samples of each setting")
     measuring.add_argument("--out", type=pathlib.Path, required=True, help="a .json or .csv file")
     measuring.set_defaults(run=_measure)
     arguments = parser.parse_args(argv)

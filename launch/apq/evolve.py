@@ -45,6 +45,7 @@ def run(pipeline: Pipeline) -> None:
     limits = np.asarray([list(budget.values()) for budget in budgets])
     seconds = []
     for _ in ("compiling and searching", "searching"):
+        pipeline.stop_if_asked()
         start = time.perf_counter()
         result = evolve(fitness, limits, jax.random.key(pipeline.config.seed + 3))
         seconds.append(time.perf_counter() - start)

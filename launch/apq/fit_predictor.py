@@ -12,11 +12,11 @@ from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from apq_jax import predictor
+from apq_jax import predictor, records
 from apq_jax.architectures import ArchitectureSpace
 from apq_jax.predictor import Agreement, Dense, Predictor
 from launch.apq.measure_records import read_records
-from launch.apq.pipeline import PREDICTOR, SUMMARY, Pipeline
+from launch.apq.pipeline import PREDICTOR, RECORD_FILES, SUMMARY, Pipeline
 from launch.training.settings import ConfigError
 
 FILES = {kind: f"{PREDICTOR}/{kind}.safetensors" for kind in ("float", "quantized")}
@@ -28,7 +28,7 @@ def run(pipeline: Pipeline) -> None:
     The search uses the transferred predictor fitted on all records that are not held out (APQ, Algorithm 1, line 3).
 
     Raises:
-      ConfigError: no quantised records are left beside those held out.
+      ConfigError: no records are left beside those held out, or a predictor is not finite.
     """
     config, space = pipeline.config.predictor, pipeline.space
     float_genomes, float_accuracies = read_records(pipeline, "float")
@@ -44,11 +44,19 @@ def run(pipeline: Pipeline) -> None:
     keys = jax.random.split(jax.random.key(pipeline.config.seed + 2), 4)
     features = jax.jit(space.features)
     float_features = features(float_genomes)[:, : space.architecture_features]
-    float_predictor, float_agreement = _fit_float(config, float_features, float_accuracies, keys[:2])
-    records = _QuantizedRecords(features(genomes), jnp.asarray(accuracies), config)
-    transferred = predictor.transferred(float_predictor, records.features.shape[1])
-    curve = _learning_curve(pipeline, records, transferred, keys[2])
-    final = records.fitted(jnp.arange(config.held_out, len(genomes)), keys[3], transferred)
+    float_predictor, float_agreement = _fit_float(pipeline, float_features, float_accuracies, keys[:2])
+    quantized_features = features(genomes)
+    learnt = _learnable(pipeline, "quantized", quantized_features[:, : space.architecture_features], config.held_out)
+    quantized = _QuantizedRecords(quantized_features, jnp.asarray(accuracies), learnt, config)
+    transferred = predictor.transferred(float_predictor, quantized_features.shape[1])
+    curve = _learning_curve(pipeline, quantized, transferred, keys[2])
+    final = quantized.fitted(learnt, keys[3], transferred)
+    for kind, fitted in (("float", float_predictor), ("quantized", final)):
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted)):
+            raise ConfigError(
+                f"the {kind} predictor is not finite: expected finite accuracies in {RECORD_FILES[kind]}, and a "
+                f"predictor.learning_rate lower than {config.learning_rate}"
+            )
     (pipeline.workdir / PREDICTOR).mkdir(exist_ok=True)
     for kind, fitted in (("float", float_predictor), ("quantized", final)):
         save_file(_flat(fitted), pipeline.workdir / FILES[kind])
@@ -58,7 +66,7 @@ def run(pipeline: Pipeline) -> None:
             **made_from,
             "float": float_agreement,
             "quantized": curve,
-            "final": records.agreement(records.held_out_predictions(final))._asdict(),
+            "final": quantized.agreement(quantized.held_out_predictions(final))._asdict(),
         },
     )
 
@@ -69,23 +77,45 @@ def _train(config: ConfigDict, *arguments: Any, **named: Any) -> Predictor:
     return predictor.fit(*arguments, **named, **settings)
 
 
+def _learnable(pipeline: Pipeline, kind: str, networks: jax.Array, held_out: int) -> jax.Array:
+    """See `records.learnable`; tells how many records are left out.
+
+    Raises:
+      ConfigError: no record is left.
+    """
+    learnt = records.learnable(np.asarray(networks), held_out)
+    if left_out := len(networks) - held_out - len(learnt):
+        pipeline.note(f"{left_out} of {len(networks)} {kind} records are left out: their networks are held out")
+    if not len(learnt):
+        raise ConfigError(
+            f"predictor.held_out={held_out}: the other {kind} records are of the networks held out: expected more "
+            f"records.{kind}, or fewer held out"
+        )
+    return jnp.asarray(learnt)
+
+
 def _fit_float(
-    config: ConfigDict, features: jax.Array, accuracies: np.ndarray, keys: jax.Array
+    pipeline: Pipeline, features: jax.Array, accuracies: np.ndarray, keys: jax.Array
 ) -> tuple[Predictor, dict[str, Any]]:
     """The float predictor, and its agreement with the tenth of the records that is held out."""
-    held_out = max(len(features) // 10, 1)
+    config, held_out = pipeline.config.predictor, max(len(features) // 10, 1)
+    learnt = _learnable(pipeline, "float", features, held_out)
     untrained = predictor.init(features.shape[1], accuracies, keys[0], hidden=config.hidden)
-    fitted = _train(config, untrained, features[held_out:], accuracies[held_out:], keys[1])
+    fitted = _train(config, untrained, features[learnt], jnp.asarray(accuracies)[learnt], keys[1])
     predictions = predictor.predict(fitted, features[:held_out])
     agreement = predictor.agreement(predictions, accuracies[:held_out])
-    return fitted, agreement._asdict() | {"records": len(features) - held_out}
+    return fitted, agreement._asdict() | {"records": len(learnt)}
 
 
 class _QuantizedRecords(NamedTuple):
-    """Features, float32[N, F], and accuracies, float32[N], of the quantised records; the first ones are held out."""
+    """Features, float32[N, F], and accuracies, float32[N], of the quantised records.
+
+    The first ones are held out, and those at `learnt`, int32[n], are learnt from.
+    """
 
     features: jax.Array
     accuracies: jax.Array
+    learnt: jax.Array
     config: ConfigDict
 
     def fitted(self, indices: jax.Array, key: jax.Array, start: Predictor | None) -> Predictor:
@@ -105,24 +135,25 @@ class _QuantizedRecords(NamedTuple):
 
 
 def _learning_curve(
-    pipeline: Pipeline, records: _QuantizedRecords, transferred: Predictor, key: jax.Array
+    pipeline: Pipeline, quantized: _QuantizedRecords, transferred: Predictor, key: jax.Array
 ) -> list[dict[str, Any]]:
     """Agreement by number of quantised records, with and without transfer (APQ, Figure 7).
 
     Each point is the mean over `predictor.repeats` random choices of records.
     """
     config = pipeline.config.predictor
-    available = len(records.accuracies) - config.held_out
+    available = len(quantized.learnt)
     keys = jax.random.split(key, config.repeats)
 
     @partial(jax.jit, static_argnames="count")
     def predictions(key: jax.Array, start: Predictor | None, count: int) -> jax.Array:
         choice_key, fit_key = jax.random.split(key)
-        indices = config.held_out + jax.random.permutation(choice_key, available)[:count]
-        return records.held_out_predictions(records.fitted(indices, fit_key, start))
+        indices = quantized.learnt[jax.random.permutation(choice_key, available)[:count]]
+        return quantized.held_out_predictions(quantized.fitted(indices, fit_key, start))
 
     def agreement(count: int, start: Predictor | None) -> dict[str, object]:
-        return _mean([records.agreement(predictions(key, start, count)) for key in keys])
+        pipeline.stop_if_asked()
+        return _mean([quantized.agreement(predictions(key, start, count)) for key in keys])
 
     counts = [count for count in config.counts if count < available]
     return [

@@ -82,7 +82,7 @@ def predictor_curve(curve: Sequence[Mapping[str, Any]]) -> str:
             ("transferred", "transferred from float", ACCENT),
             ("from_scratch", "from scratch", SECOND),
         ):
-            pairwise = 100 * np.asarray([point[key]["pairwise_of_each"] for point in curve])
+            pairwise = 100 * np.asarray([point[key]["pairwise_of_each"] for point in curve], float)
             axes.fill_between(counts, pairwise.min(axis=1), pairwise.max(axis=1), color=colour, alpha=0.15, linewidth=0)
             axes.plot(counts, pairwise.mean(axis=1), color=colour, marker="o", ms=4, label=label)
         axes.set_xscale("log")

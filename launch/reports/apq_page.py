@@ -13,6 +13,7 @@ from apq_jax import architectures
 from launch.apq.pipeline import KIND, SUMMARY
 from launch.reports import apq_figures, charts, figures
 from launch.reports.page import card, html_table, page, picture_card
+from launch.training.run_directory import read_json
 
 
 def holds_experiment(directory: pathlib.Path) -> bool:
@@ -25,7 +26,7 @@ def holds_experiment(directory: pathlib.Path) -> bool:
 
 def read_summary(directory: pathlib.Path) -> dict[str, Any]:
     """The summary in the directory of a finished experiment."""
-    return json.loads((directory / SUMMARY).read_text())
+    return read_json(directory / SUMMARY)
 
 
 def _columns(summary: dict[str, Any]) -> list[str]:
@@ -76,12 +77,17 @@ def predictor_table(curve: list[dict[str, Any]]) -> list[str]:
     for point in curve:
         agreements = [point["transferred"], point["from_scratch"]]
         cells = (
-            " / ".join(f"{100 * agreement['pairwise']:.1f} %" for agreement in agreements),
-            " / ".join(f"{agreement['kendall']:.2f}" for agreement in agreements),
+            " / ".join(_percent(agreement["pairwise"]) for agreement in agreements),
+            " / ".join("–" if (tau := agreement["kendall"]) is None else f"{tau:.2f}" for agreement in agreements),
             " / ".join(f"{100 * agreement['error']:.1f}" for agreement in agreements),
         )
         lines.append(f"| {point['records']} | {' | '.join(cells)} |")
     return lines
+
+
+def _percent(share: float | None) -> str:
+    """A share as people read it; there is none where no two accuracies differ."""
+    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -114,7 +120,7 @@ def write(workdir: pathlib.Path, path: pathlib.Path | None = None) -> pathlib.Pa
     tiles = [
         (f"{100 * best['accuracy']:.2f} %", "test accuracy of the best", "main"),
         (f"{search['seconds']:.2f} s", f"search for {len(networks)} budget{'s' if len(networks) > 1 else ''}", ""),
-        (f"{100 * final['pairwise']:.1f} %", "pairs the predictor puts in order", ""),
+        (_percent(final["pairwise"]), "pairs the predictor puts in order", ""),
         (f"{summary['supernet']['seconds']:,.0f} s", "training once for all", ""),
     ]
     path = path or workdir / "report.html"

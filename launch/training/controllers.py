@@ -18,7 +18,9 @@ from hwcost.pricing import Budget
 def reward_of(config: ConfigDict) -> tuple[Reward, float]:
     """The reward function of a config, and γ."""
     settings = config.controller.reinforce
-    return registry.lookup("controller.reinforce.reward", settings.reward, REWARDS), settings.gamma
+    arguments = ("quality", "relative_cost", "gamma")
+    reward = registry.lookup_function("controller.reinforce.reward", settings.reward, REWARDS, arguments)
+    return reward, settings.gamma
 
 
 def _reinforce(config: ConfigDict, plan: FormatPlan, budgets: Sequence[Budget], total_steps: int) -> Controller:
@@ -31,8 +33,8 @@ def _reinforce(config: ConfigDict, plan: FormatPlan, budgets: Sequence[Budget], 
         gamma=gamma,
         optimizer=optax.adam(settings.learning_rate, b1=settings.momentum),
         baseline_momentum=settings.baseline_momentum,
-        entropy_schedule=registry.lookup(
-            "controller.reinforce.entropy_schedule", settings.entropy_schedule, ENTROPY_SCHEDULES
+        entropy_schedule=registry.lookup_function(
+            "controller.reinforce.entropy_schedule", settings.entropy_schedule, ENTROPY_SCHEDULES, ("progress", "end")
         ),
         entropy_end=settings.entropy_end,
         warmup_steps=round(settings.warmup_fraction * total_steps),
@@ -63,7 +65,8 @@ def make_controller(config: ConfigDict, plan: FormatPlan, budgets: Sequence[Budg
       ValueError: a setting names what there is not.
     """
     makers = CONTROLLERS | dict.fromkeys(NO_SEARCH, _reinforce)
-    made: Any = registry.lookup("policy", config.policy, makers)(config, plan, budgets, total_steps)
+    make = registry.lookup_function("policy", config.policy, makers, ("config", "plan", "budgets", "total_steps"))
+    made: Any = make(config, plan, budgets, total_steps)
     if not isinstance(made, Controller):
         raise ValueError(
             f"policy={config.policy!r}: expected a fliqs_jax.controller.Controller, got {type(made).__name__}"

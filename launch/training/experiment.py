@@ -197,7 +197,7 @@ def _check_pretrained(config: ConfigDict, model: nn.Module, source: data.Source)
 
 
 def _loss(config: ConfigDict, classes: int) -> losses.Loss:
-    loss = registry.lookup("loss", config.loss, losses.LOSSES)
+    loss = registry.lookup_function("loss", config.loss, losses.LOSSES, ("logits", "batch"))
     if config.loss in losses.LOSSES:  # Ours are made with the smoothing; a user's is the loss itself.
         loss = loss(config.label_smoothing)
     if not config.distillation.teacher:

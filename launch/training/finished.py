@@ -32,6 +32,7 @@ from fliqs_jax.search import (
     quality_over,
     quantized_variables,
 )
+from hwcost import carbon
 from hwcost.genome_file import Genome, read_genome
 from launch import data
 from launch.training.controllers import NO_SEARCH
@@ -39,7 +40,7 @@ from launch.training.earlier_configs import of_today
 from launch.training.experiment import Experiment, Trial, prepare_experiment
 from launch.training.mesh import data_mesh, place_batch, replicated, split_batch
 from launch.training.run_directory import CONFIG, GENOME, NETWORK, SUMMARY, WEIGHTS, read_json
-from launch.training.run_summary import environment_summary
+from launch.training.run_summary import environment_summary, network_summary
 from launch.training.settings import ConfigError, known_settings, unknown_keys
 
 WEIGHTS_KIND, WEIGHTS_VERSION = "file of float weights", 1
@@ -113,16 +114,35 @@ class Networks:
         """`(state, genome) -> variables` with formats, of a network that is not frozen."""
 
     def check(self) -> None:
-        """Checks, before anything is trained or compiled, that networks can be frozen.
+        """Checks, before anything is trained or compiled, that networks can be frozen, evaluated and told of.
 
         Raises:
-          FreezeError: they cannot; see `freezing.check_freezable`.
+          FreezeError: they cannot be frozen; see `freezing.check_freezable`.
+          data.DataError: a split cannot be evaluated.
         """
         experiment, trial = self._experiment, self._experiment.trials[0]
         genome = np.zeros(len(experiment.plan.space), np.int32)
         variables = jax.eval_shape(lambda: self.variables_of_genome(initial_state(experiment, trial), genome))
         inference = models.mode(experiment.search.model, train=False)
         check_freezable(*self._quantized(variables, genome), self._example(), **inference)
+        for split in ("valid", "test"):
+            self._check_evaluation(split, variables)
+        carbon.footprint(0.0, carbon.Rates(**trial.config.footprint))
+        network_summary(experiment, genome)
+
+    def _check_evaluation(self, split: str, variables: dict[str, Any]) -> None:
+        """Evaluates the first batch of a split, in shapes alone."""
+        config, source = self._experiment.config, self._experiment.source
+        batch = next(iter(self._dataset.eval_batches(split, batch_size=config.valid_batch_size)), None)
+        if batch is None:
+            raise data.DataError(f"the {split} split of {config.data.name} is empty")
+        found, expected = batch["input"], (config.valid_batch_size, *source.example.shape)
+        if (found.shape, found.dtype) != (expected, source.example.dtype):
+            raise data.DataError(
+                f"the {split} split of {config.data.name} has inputs of {found.dtype}{list(found.shape)} in a batch, "
+                f"expected {source.example.dtype}{list(expected)}"
+            )
+        jax.eval_shape(self._evaluate, variables, batch)
 
     def _example(self) -> np.ndarray:
         example = self._experiment.source.example

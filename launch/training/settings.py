@@ -326,6 +326,11 @@ def check_settings(config: ConfigDict) -> None:
             f"random_search.evaluated={config.random_search.evaluated}: expected at most "
             f"random_search.draws={config.random_search.draws}"
         )
+    if config.policy == "fisher" and config.controller.fisher.examples > config.batch_size:
+        raise ConfigError(
+            f"controller.fisher.examples={config.controller.fisher.examples}: expected at most those of a batch, "
+            f"batch_size={config.batch_size}"
+        )
     if len(set(config.baselines)) < len(config.baselines):
         raise ConfigError(f"baselines={config.baselines}: one format is there twice")
 

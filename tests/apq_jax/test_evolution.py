@@ -205,6 +205,54 @@ def test_fronts_agree_with_a_slow_derivation(costs):
     np.testing.assert_array_equal(found, slow_fronts(objectives))
 
 
+def slow_crowding(numbers, objectives):
+    """Front by front and objective by objective, as in Deb et al., 2002, III-B: crowding-distance-assignment."""
+    distance = np.zeros(len(objectives))
+    for number in set(numbers):
+        members = np.flatnonzero(numbers == number)
+        for values in objectives.T:
+            order = members[np.argsort(values[members], kind="stable")]
+            distance[order[[0, -1]]] = np.inf
+            width = values[order[-1]] - values[order[0]]
+            for before, at, after in zip(order, order[1:], order[2:], strict=False):
+                distance[at] += (values[after] - values[before]) / width if width else 0.0
+    return distance
+
+
+@pytest.mark.parametrize("repeated", [0, 7])
+@pytest.mark.parametrize("costs", [1, 2])
+def test_crowding_is_that_of_the_paper_with_repeated_genomes_too(costs, repeated):
+    """What is repeated has a fitness of −∞ and infinite costs, and changes nothing for the others."""
+    rng = np.random.default_rng(costs)
+    objectives = rng.uniform(0.9, 0.99, (40, 1 + costs)).astype(np.float32)
+    objectives[:, 1:] = -10 * objectives[:, 1:]
+    marked = np.concatenate([objectives, np.full((repeated, 1 + costs), -np.inf, np.float32)])
+    numbers = np.asarray(selection.fronts(jnp.asarray(marked[:, 0]), jnp.asarray(-marked[:, 1:])))
+    found = sum(selection._crowding(jnp.asarray(numbers), jnp.asarray(values)) for values in marked.T)
+    expected = slow_crowding(numbers[:40], objectives)
+    assert np.isfinite(expected).sum() > 10
+    np.testing.assert_allclose(found[:40], expected, rtol=2e-5)
+    assert not np.isnan(found).any()
+
+
+def test_a_fitness_that_is_not_finite_does_not_stretch_its_front():
+    values = jnp.asarray([0.90, 0.91, 0.95, 0.96, -jnp.inf], jnp.float32)
+    found = selection._crowding(jnp.zeros(5, jnp.int32), values)
+    np.testing.assert_allclose(found[1:3], [5 / 6, 5 / 6], rtol=1e-4)
+
+
+def test_a_search_whose_best_is_not_finite_is_refused():
+    limit = 4 * lowest(ONE["bit_operations"])
+    evolve = small_evolution().evolve
+
+    def constant(value, genomes):
+        return jnp.full(len(genomes), value)
+
+    for value in (jnp.nan, jnp.inf, -jnp.inf):
+        with pytest.raises(ValueError, match=r"the best fitness is -?inf: expected"):
+            evolve(Partial(constant, jnp.float32(value)), [[limit]], jax.random.key(0))
+
+
 def test_nsga2_keeps_the_ends_of_a_front_and_drops_the_crowded():
     fitness = jnp.asarray([0.0, 1.0, 1.1, 4.0, 5.0, 3.9, -jnp.inf])
     costs = jnp.asarray([0.0, 1.0, 1.1, 4.0, 5.0, 4.1, jnp.inf])[:, None]

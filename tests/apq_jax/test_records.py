@@ -26,6 +26,20 @@ def test_half_of_the_quantised_genomes_share_networks():
     np.testing.assert_array_equal(records.quantized_genomes(SPACE, 7, jax.random.key(0), policies=10), genomes[:7])
 
 
+def test_what_is_held_out_shares_no_network_with_what_is_learnt_from():
+    genomes = records.quantized_genomes(SPACE, 60, jax.random.key(0), policies=10)
+    networks = np.asarray(SPACE.features(genomes))[:, : SPACE.architecture_features]
+    names = [network.tobytes() for network in networks]
+    for held_out in (25, 30, 40):
+        learnt = records.learnable(networks, held_out)
+        assert not {names[index] for index in learnt} & set(names[:held_out])
+        same = (networks[:, None] == networks[None, :held_out]).all(axis=-1).any(axis=1)
+        expected = [index for index in range(held_out, 60) if not same[index]]
+        assert learnt.tolist() == expected
+    assert len(records.learnable(networks, 40)) == 20  # whole groups are held out: nothing is lost
+    assert len(records.learnable(networks, 30)) == 30 - 5
+
+
 def test_float_genomes_differ_in_architecture_alone():
     genomes = records.float_genomes(SPACE, 30, jax.random.key(0))
     bits = np.concatenate([SPACE._columns[name] for name in BIT_DECISIONS])

@@ -131,12 +131,12 @@ def test_everything_counts_attention_and_squeeze_and_excitation(capsys):
         (["--model=resnet18", "--format=missing.json"], "cannot read the genome file missing.json: No such file"),
         (
             ["--model=cifar_resnet", "--width=1.5"],
-            "model 'cifar_resnet': width: expected a whole number above 0; its settings are width=1.5",
+            "width: expected a whole number above 0; its settings are width=1.5",
         ),
         (["--model=recommender", "--image=3"], "recommender takes no images of this size"),
         (["--model=examples.digits_mlp:make_model"], "needs --input, the shape of one example"),
         (["--model=resnet18", "--width=0"], "model 'resnet18': width: expected a number in 0.02…50"),
-        (["--model=resnet18", "--image=-5"], "image=-5: resnet18 takes no images of this size"),
+        (["--model=resnet18", "--set=width=" + "(" * 10_000], "expected NAME=VALUE"),
         (["--model=deit_b16", "--image=30"], "images of 30×30: expected multiples of 16"),
     ],
 )

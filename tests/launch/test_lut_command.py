@@ -30,6 +30,11 @@ def test_the_published_table_is_filled_again(bitfusion_file, tmp_path):
     ("arguments", "message"),
     [
         (["build", "--device=bitfusion", "--keys=nowhere.json", "--out=x.json"], "cannot read keys from nowhere.json"),
+        (["build", "--device=bitfusion", "--keys=KEYS", "--out=nowhere/x.json"], "error: nowhere/x.json: No such file"),
+        (
+            ["build", "--device=bitfusion", "--keys=pyproject.toml", "--out=x.json"],
+            "cannot read keys from pyproject.toml",
+        ),
         (["convert", "--haq=nowhere.npy", "--out=x.json"], "--haq needs --model"),
         (["measure", "--backend=jax", "--model=examples.digits_mlp:make_model", "--out=x.json"], "needs --input"),
         (["measure", "--backend=jax", "--model=lenet", "--out=x.json"], "model 'lenet'"),
@@ -37,9 +42,29 @@ def test_the_published_table_is_filled_again(bitfusion_file, tmp_path):
         (["convert", "--apq=nowhere.json", "--out=x.json"], "cannot read nowhere.json as a table of APQ's"),
     ],
 )
-def test_errors_are_one_line(arguments, message):
+def test_errors_are_one_line(arguments, message, tmp_path):
+    (tmp_path / "keys.json").write_text('["tail"]')
+    arguments = [argument.replace("KEYS", str(tmp_path / "keys.json")) for argument in arguments]
     with pytest.raises(SystemExit, match=message):
         lut.main(arguments)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["(64, 64, 28, 3, 0, 1, 1)-W4A8", "(64, 64, 28, 3, 1, 1, 0)-W4A8", "(64, 64, 28, 3, 1, 1, 1)-W0A8", 1, None, [2]],
+)
+def test_keys_of_no_layer_are_refused(key, tmp_path):
+    (tmp_path / "keys.json").write_text(json.dumps([key]))
+    with pytest.raises(SystemExit, match=r"error: key .*: (no convolution has these sizes|expected)"):
+        lut.main(["build", "--device=bitfusion", f"--keys={tmp_path}/keys.json", f"--out={tmp_path}/table.json"])
+    assert not (tmp_path / "table.json").exists()
+
+
+@pytest.mark.parametrize("option", ["--batch=0", "--threads=-1", "--repetitions=0", "--classes=0", "--batch=1.5"])
+def test_numbers_of_options_are_above_0(option, capsys):
+    with pytest.raises(SystemExit):
+        lut.main(["measure", "--model=resnet18", "--out=x.json", option])
+    assert f"{option.partition('=')[2]}: expected a whole number above 0" in capsys.readouterr().err
 
 
 def test_a_network_is_measured_and_then_searched_by(tmp_path, capsys):

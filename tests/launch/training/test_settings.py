@@ -157,6 +157,7 @@ def test_a_section_that_lacks_settings_and_what_is_no_config_are_told():
     [
         ({"random_search": {"draws": 4, "evaluated": 30}}, "random_search.evaluated=30: expected at most .*draws=4"),
         ({"baselines": ("int4", "int4")}, "one format is there twice"),
+        ({"controller": {"fisher": {"examples": 500}}}, "fisher.examples=500: expected at most .* batch_size=128"),
         ({"profile_fraction": 0.1}, "profile_fraction=0.1: inputs are profiled"),
     ],
 )
