@@ -14,19 +14,31 @@ from launch.apq.pipeline import KIND, SUMMARY
 from launch.reports import apq_figures, charts, figures
 from launch.reports.page import card, html_table, page, picture_card
 from launch.training.run_directory import read_json
+from launch.training.settings import ConfigError
+
+_NEEDED = ("networks", "search", "supernet", "predictor", "footprint", "config")  # of a summary
 
 
 def holds_experiment(directory: pathlib.Path) -> bool:
     """Whether a directory holds a finished APQ experiment; its summary named no kind in earlier versions."""
     if not (directory / SUMMARY).exists():
         return False
-    summary = read_summary(directory)
+    summary = read_json(directory / SUMMARY)
     return summary["kind"] == KIND if "kind" in summary else "networks" in summary
 
 
 def read_summary(directory: pathlib.Path) -> dict[str, Any]:
-    """The summary in the directory of a finished experiment."""
-    return read_json(directory / SUMMARY)
+    """The summary in the directory of a finished experiment.
+
+    Raises:
+      ConfigError: it cannot be read, or is of something else.
+    """
+    summary = read_json(directory / SUMMARY)
+    if lacking := [name for name in _NEEDED if name not in summary]:
+        raise ConfigError(
+            f"{directory / SUMMARY} is not the summary of an APQ experiment: it lacks {', '.join(lacking)}"
+        )
+    return summary
 
 
 def _columns(summary: dict[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -12,9 +11,11 @@ from hwcost.genome_file import names_genome_file
 from launch.reports.figures import quality_on_test
 from launch.training.earlier_configs import of_today
 from launch.training.experiment import FIXED, RANDOM_SEARCH, SEARCHED, UNIFORM
-from launch.training.run_directory import SUMMARY
+from launch.training.run_directory import SUMMARY, read_json
 
 SMALLEST_GAP_POINTS = 1.0  # two seeds of one network differ by about half a point
+
+_NEEDED = ("name", "quality", "cost", "cost_name", "cost_unit", "layers")  # of a summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +93,14 @@ def _telling_apart(directories: Sequence[pathlib.Path]) -> list[str]:
 
 
 def _read(directory: pathlib.Path) -> RecordedRun:
+    summary = read_json(directory / SUMMARY)
     try:
-        summary = json.loads((directory / SUMMARY).read_text())
         summary["config"] = of_today(summary["config"])
         if "kind" not in summary:
             summary["kind"] = _kind_of_earlier_version(summary["config"])
-    except (ValueError, KeyError, TypeError) as error:
+        for name in (*_NEEDED, summary["quality"]):
+            summary[name]
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{directory / SUMMARY} is not the summary of a run: {error!r}") from error
     return RecordedRun(directory, summary)
 

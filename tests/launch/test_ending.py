@@ -44,7 +44,7 @@ def test_a_fault_of_ours_has_its_traceback():
         ("def get_config():\n    return confg\n", r"line 2: NameError: name 'confg' is not defined"),
         ("import nowhere\n", r"line 1: ModuleNotFoundError: No module named 'nowhere'"),
         (
-            "from configs import common\ndef get_config():\n    c = common.get_config()\n    c.rules = 'stem'\n    return c\n",
+            "from configs import common\ndef get_config():\n    mine = common.get_config()\n    mine.rules = 'stem'\n",
             r"line 4: TypeError: Could not override field 'rules'",
         ),
         ("def get_config(variant):\n    return {}[variant]\n", r"line 2: KeyError: 'small'"),
@@ -59,7 +59,7 @@ def test_a_config_file_that_cannot_be_loaded_says_where(tmp_path, text, told):
 
 
 def test_an_unknown_variant_is_told_with_those_there_are():
-    with pytest.raises(SystemExit, match=r"error: --config=fliqs_cifar10:vgg: .*no recipe for the network 'vgg': there"):
+    with pytest.raises(SystemExit, match=r"error: --config=fliqs_cifar10:vgg: .*no recipe for the network 'vgg'"):
         command_line._ConfigParser().parse("fliqs_cifar10:vgg")
 
 
