@@ -70,7 +70,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags; ends the program with a one-line error and suggestions if a config key does not exist."""
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError):
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
         keys = flatten_dict(_PARSER.loaded.to_dict(), sep=".") if _PARSER.loaded else {}
         given = [
             re.split("[ =]", argument)[0].removeprefix("--config.") for argument in argv if "--config." in argument
@@ -78,4 +78,4 @@ def parse_flags(argv: list[str]) -> list[str]:
         for key in given if keys else ():
             if key not in keys:
                 sys.exit(f"error: the config has no key {key!r}{meant(key, list(keys))}")
-        raise
+        sys.exit(f"error: {' '.join(argv[1:])}: {error}")

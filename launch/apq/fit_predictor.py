@@ -156,6 +156,10 @@ def _learning_curve(
         return _mean([quantized.agreement(predictions(key, start, count)) for key in keys])
 
     counts = [count for count in config.counts if count < available]
+    if too_many := [count for count in config.counts if count > available]:
+        pipeline.note(
+            f"predictor.counts: {available} records to learn from, instead of {', '.join(map(str, too_many))}"
+        )
     return [
         {"records": count, "transferred": agreement(count, transferred), "from_scratch": agreement(count, None)}
         for count in track([*counts, available], "predictors", console=pipeline.console)

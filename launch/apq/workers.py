@@ -36,7 +36,7 @@ def started(name: str) -> Iterator[Mapper]:
     if name == "process":
         yield in_process
         return
-    if kind != "ray" or not (count.isdigit() or name == "ray"):
+    if kind != "ray" or not (name == "ray" or (count.isdigit() and int(count))):
         raise ConfigError(f"--workers={name}: expected process, ray or ray:N")
     try:
         import ray

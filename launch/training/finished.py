@@ -125,13 +125,13 @@ class Networks:
         variables = jax.eval_shape(lambda: self.variables_of_genome(initial_state(experiment, trial), genome))
         inference = models.mode(experiment.search.model, train=False)
         check_freezable(*self._quantized(variables, genome), self._example(), **inference)
-        for split in ("valid", "test"):
-            self._check_evaluation(split, variables)
+        batch = [self._first_batch(split) for split in ("valid", "test")][-1]
+        jax.eval_shape(self._evaluate, variables, batch)
         carbon.footprint(0.0, carbon.Rates(**trial.config.footprint))
         network_summary(experiment, genome)
 
-    def _check_evaluation(self, split: str, variables: dict[str, Any]) -> None:
-        """Evaluates the first batch of a split, in shapes alone."""
+    def _first_batch(self, split: str) -> data.Batch:
+        """The first batch of a split that is evaluated; raises DataError if there is none that the network takes."""
         config, source = self._experiment.config, self._experiment.source
         batch = next(iter(self._dataset.eval_batches(split, batch_size=config.valid_batch_size)), None)
         if batch is None:
@@ -142,7 +142,7 @@ class Networks:
                 f"the {split} split of {config.data.name} has inputs of {found.dtype}{list(found.shape)} in a batch, "
                 f"expected {source.example.dtype}{list(expected)}"
             )
-        jax.eval_shape(self._evaluate, variables, batch)
+        return batch
 
     def _example(self) -> np.ndarray:
         example = self._experiment.source.example

@@ -1,10 +1,12 @@
 """Training loop of all runs: input and output around a compiled step."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
 from launch.training.checkpoints import Checkpoints
 from launch.training.interruption import StopRequested
@@ -120,11 +122,29 @@ def run(
                 raise NotFiniteError(
                     _message(f"the controller's state is not finite after step {done}", _CONTROLLER, section)
                 )
-            saving.checkpoints.save(done, state)
+            _save(saving.checkpoints, done, state)
             saving.recorder.pause_clock()
         if stopping and done < total_steps:
             raise Stopped(128 + (stop.signal_number or 0))
     return state
+
+
+def _save(checkpoints: Checkpoints, done: int, state: Any) -> None:
+    """Saves a checkpoint; a failure, as of a full disk, is told once, and not by each of orbax's threads.
+
+    Raises:
+      OSError: it cannot be written; those before are as they were.
+    """
+    verbosity, hook = logging.get_verbosity(), sys.unraisablehook
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        checkpoints.save(done, state)
+    except Exception as error:  # Of orbax, tensorstore or the system; the program ends with it.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OSError(f"the checkpoint of step {done} cannot be written: {reason}") from error
+    logging.set_verbosity(verbosity)
+    sys.unraisablehook = hook
 
 
 def _message(what: str, advice: str, section: str) -> str:

@@ -33,6 +33,7 @@ def run_command(*options, workdir, config="configs/fliqs_digits.py"):
         ("--config.epohcs=1", "error: the config has no key 'epohcs'; did you mean epochs?"),
         ("--config.data_dir=x", "error: the config has no key 'data_dir'; did you mean data.data_dir?"),
         ("--config.zzz=x", "error: the config has no key 'zzz': it has baselines, batch_size"),
+        ("--config.rules[0]=x", "error: the config has no key 'rules[0]'; did you mean rules?"),
         ("--config.formats=int_q", "error: unknown format space 'int_q'"),
         ("--config.target=0.5", "out of reach: genomes over int2,int3,int4,int6,int8 cost from 1 to 16"),
     ],

@@ -6,6 +6,7 @@ import itertools
 import json
 import pathlib
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -188,6 +189,11 @@ def test_records_go_on_after_a_kill_and_more_may_be_asked_for(config, workdir):
     measure_records.run(pipeline)
     assert path.read_text() == whole
 
+    pipeline.stop.signal_number = signal.SIGINT  # after each record, nothing is lost
+    with pytest.raises(loop.Stopped) as stopped:
+        measure_records.run(pipeline, counts={"float": 25})
+    assert stopped.value.code == 130
+    pipeline.stop.signal_number = None
     measure_records.run(pipeline, counts={"float": 21})
     assert path.read_text() == whole
     assert len((workdir / RECORD_FILES["float"]).read_text().splitlines()) == 1 + 21

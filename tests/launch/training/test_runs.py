@@ -27,6 +27,7 @@ from configs import fliqs_cifar10_resnet8, fliqs_criteo
 from fliqs_jax import models
 from fliqs_jax.models import pretrained
 from hwcost import measured_tables
+from launch import data
 from launch.data import images
 from launch.data.images import TfdsImages
 from launch.data.stream import Stream
@@ -398,6 +399,40 @@ def test_what_cannot_be_frozen_is_told_before_it_is_trained(tiny_config, run_exp
     with pytest.raises(ValueError, match="stem: its kernel depends on the input of the model"):
         run_experiment(tiny_config)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+class SplitsOf:
+    """A data set of which only the batches of evaluation matter."""
+
+    def __init__(self, **batches):
+        self.batches = batches
+
+    def eval_batches(self, split, *, batch_size):
+        return iter(self.batches[split])
+
+
+@pytest.mark.parametrize(
+    ("split", "batches", "message"),
+    [
+        ("valid", [], "the valid split of digits is empty"),
+        ("test", [], "the test split of digits is empty"),
+        (
+            "test",
+            [{"input": np.zeros((128, 9, 9, 1), np.float32), "label": np.zeros(128, np.int32)}],
+            r"the test split of digits has inputs of float32\[128, 9, 9, 1\] in a batch, expected float32\[128, 8, 8",
+        ),
+        (
+            "test",
+            [{"input": np.zeros((128, 8, 8, 1), np.uint8), "label": np.zeros(128, np.int32)}],
+            r"has inputs of uint8",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_before_it_is_trained(tiny_config, split, batches, message):
+    good = {"input": np.zeros((128, 8, 8, 1), np.float32), "label": np.zeros(128, np.int32)}
+    dataset = SplitsOf(**{"valid": [good], "test": [good], split: batches})
+    with pytest.raises(data.DataError, match=message):
+        finished.Networks(prepare_experiment(tiny_config), dataset).check()
 
 
 def test_weights_of_a_run_are_checked_where_they_are_read(uninterrupted, tiny_config, tmp_path):
