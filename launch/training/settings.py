@@ -4,6 +4,7 @@ Their meanings are in configs/common.py; those of APQ are in configs/apq_common.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ PRECOMPUTED = "precomputed"  # the only clip.source that needs no batch
 _LARGEST = float(np.finfo(np.float32).max)
 _LARGEST_WHOLE = 2**31 - 1
 _MOST_STEPS = 2**28
+_ALIKE = 0.93  # `difflib`'s likeness of a misspelt key
 _TOLD = 200  # characters of a value in a message
 
 
@@ -226,12 +228,16 @@ class Known(NamedTuple):
 
 
 def data_settings(config: ConfigDict) -> Known:
-    """The settings of the data that `config.data.name` names; those of a data set of the user's are free."""
+    """The settings of the data that `config.data.name` names.
+
+    Those of a data set of the user's are free, unless they look like a misspelt one of ours.
+    """
     name = dict(flattened(config, DATA)).get("data.name")
     if name == "click_log":  # Those of images have no effect there; configs that start from common.py have them.
         return Known(DATA | _CLICK_LOG, _IMAGES, lambda _: False)
     if isinstance(name, str) and ":" in name:
-        return Known(DATA, _IMAGES, lambda key: key.startswith("data."))
+        ours = [*DATA, *_IMAGES]
+        return Known(DATA, _IMAGES, lambda key: key.startswith("data.") and not get_close_matches(key, ours, 1, _ALIKE))
     return Known(DATA | _IMAGES, {}, lambda _: False)
 
 

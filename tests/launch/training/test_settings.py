@@ -129,6 +129,8 @@ def test_what_is_the_users_own_may_have_any_key():
     check_settings(config)
     config.data.name = "package.module:data"
     check_settings(changed(config, "data.folder", "somewhere"))
+    with pytest.raises(ConfigError, match=r"no key 'data\.valid_example'; did you mean data\.valid_examples"):
+        check_settings(changed(config.copy_and_resolve_references(), "data.valid_example", 3))
     config.data = ConfigDict({"name": "package.module:data", "valid_examples": 5})
     check_settings(config)
     config.policy = "package.module:controller"
