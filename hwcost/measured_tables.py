@@ -242,35 +242,38 @@ def _table(path: pathlib.Path, head: dict[str, Any], rows: list[dict[str, Any]])
 
 def _digest(lut: Lut) -> str:
     """The checksum of a table: SHA-256 of what it says, in whatever form it is written."""
-    rows = [
-        [key, *bits, entry.value, entry.repetitions, None if math.isnan(entry.spread) else entry.spread]
-        for (key, bits), entry in lut.entries.items()
-    ]
     head = [lut.device, lut.metric, lut.unit, lut.batch, lut.date]
-    return hashlib.sha256(json.dumps([head, rows]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([head, _rows(lut)]).encode()).hexdigest()
+
+
+def _rows(lut: Lut) -> list[dict[str, Any]]:
+    """The entries of a table as its file holds them."""
+    return [
+        {
+            "key": key,
+            "weight_bits": weights,
+            "activation_bits": activations,
+            "value": float(entry.value),
+            "repetitions": entry.repetitions,
+            "spread": None if math.isnan(entry.spread) else float(entry.spread),
+        }
+        for (key, (weights, activations)), entry in lut.entries.items()
+    ]
 
 
 def write(path: pathlib.Path, lut: Lut) -> None:
     """Writes a table in our own form, CSV if the file name ends in `.csv`, else JSON, atomically and with a checksum.
 
     Raises:
-      LutError: it has no entries.
+      LutError: it has no entries, or a cost that is none.
     """
     if not lut.entries:
         raise LutError(f"{path} would have no entries")
     values = (lut.device, lut.metric, lut.unit, lut.batch, lut.date, _digest(lut))
     head = dict(zip(_HEAD, values, strict=True))
-    rows = [
-        {
-            "key": key,
-            "weight_bits": weights,
-            "activation_bits": activations,
-            "value": entry.value,
-            "repetitions": entry.repetitions,
-            "spread": None if np.isnan(entry.spread) else entry.spread,
-        }
-        for (key, (weights, activations)), entry in lut.entries.items()
-    ]
+    rows = _rows(lut)
+    for row in rows:
+        read_cost(f"{path}: {row['key']!r} costs ", row["value"])
     temporary = path.with_suffix(path.suffix + ".tmp")
     if path.suffix == ".csv":
         with temporary.open("w", newline="") as file:

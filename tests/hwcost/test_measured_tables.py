@@ -195,6 +195,11 @@ def test_a_table_that_was_changed_is_refused_unless_its_checksum_is_removed(tmp_
     digest = "sha256" if suffix == ".json" else measured_tables._digest(example())
     path.write_text(text.replace("a board", "a horde").replace(digest, "" if suffix == ".csv" else "note"))
     assert measured_tables.read(path).device == "a horde"
+    whole = dataclasses.replace(example(), entries={(key, (8, 8)): measured_tables.Entry(np.float32(0.1), 3, 1)})
+    measured_tables.write(path, whole)
+    assert measured_tables.read(path).value(key, (8, 8)) == float(np.float32(0.1))
+    with pytest.raises(measured_tables.LutError, match=r"costs 0\.0: expected a number above 0"):
+        measured_tables.write(path, dataclasses.replace(example(), entries={(key, (8, 8)): measured_tables.Entry(0)}))
     with pytest.raises(measured_tables.LutError, match="would have no entries"):
         measured_tables.write(path, dataclasses.replace(example(), entries={}))
 
