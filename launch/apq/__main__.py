@@ -74,9 +74,11 @@ def main(argv: list[str]) -> None:
             experiment.claim()
             try:
                 with stop_on_signals() as stop:
+                    stoppable = dataclasses.replace(experiment, stop=stop)
                     for name, step in steps.items():
                         if argv[1] in (name, "all"):
-                            step(dataclasses.replace(experiment, stop=stop))
+                            step(stoppable)
+                            stoppable.stop_if_asked()
             except loop.Stopped:
                 console.print("stopped; the same command goes on from there")
                 raise
