@@ -110,7 +110,7 @@ def measure_over(search: Search, state: SearchState, batches: Iterable[Any]) -> 
     return Sensitivity(
         quality=quality,
         quality_drop=quality - np.asarray(quantized, np.float64),
-        noise_to_signal=np.sum(noise, axis=0, dtype=np.float64) / np.sum(signal, dtype=np.float64),
+        noise_to_signal=np.asarray(noise, np.float64).sum(axis=0) / np.asarray(signal, np.float64).sum(),
     )
 
 

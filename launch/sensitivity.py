@@ -47,6 +47,7 @@ from launch.reports import figures
 from launch.training import finished, runs
 from launch.training.budgets import ABSOLUTE
 from launch.training.experiment import ConfigError, Experiment
+from launch.training.teaching import read_teacher
 
 METHODS = {"greedy": assignment.greedy, "knapsack": assignment.knapsack}
 NOISE, FISHER = SCORES = ("noise", "fisher")
@@ -197,11 +198,11 @@ def fisher_scores(
       float64[L, K].
 
     Raises:
-      ValueError: see `runs.read_teacher` and `layer_sensitivity.fisher_over`.
+      ValueError: see `teaching.read_teacher` and `layer_sensitivity.fisher_over`.
     """
     config = prepared.config
     stream = dataset.train_batches("valid", batch_size=config.valid_batch_size, first_step=0, augmented=False)
-    teach = runs.read_teacher(prepared, console)
+    teach = read_teacher(prepared, dataset, console)
     taught = (teach(jax.tree.map(jnp.asarray, batch)) for batch in stream)
     most = config.data.valid_examples // config.valid_batch_size
     return layer_sensitivity.fisher_over(prepared.search, state, itertools.islice(taught, min(batches, most)))

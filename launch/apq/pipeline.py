@@ -20,6 +20,7 @@ from hwcost import pricing, workload
 from hwcost.costs import find_cost
 from hwcost.workload import Workload
 from launch import data
+from launch.data.example_checks import Labels, check_arrays
 from launch.training.budgets import BudgetSetting, parse_budget, read_alternatives
 from launch.training.experiment import ConfigError
 from launch.training.run_directory import claim_directory, write_json
@@ -134,6 +135,8 @@ def prepare_pipeline(
             f"space={config.space!r} is for images of {expected} in {space.classes} classes; {config.data.name} has "
             f"{tuple(source.example.shape)} in {source.classes} (image_size is the space's, data.image_size the data's)"
         )
+    if isinstance(source, data.Arrays):
+        check_arrays(source, Labels((), space.classes))
     if config.supernet.sampling not in shrinking.SAMPLINGS:
         known = ", ".join(shrinking.SAMPLINGS)
         raise ConfigError(f"supernet.sampling={config.supernet.sampling!r}: expected one of {known}")

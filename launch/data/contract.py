@@ -45,7 +45,8 @@ class Dataset(Protocol):
 class Source(Protocol):
     """Description of a data set that is not read yet, so that settings can be checked first.
 
-    One that has `class_names` tells the name of each class.
+    One that has `class_names` tells the name of each class; one that has `padding` tells whether labels of −1 are
+    padding.
     """
 
     @property

@@ -5,19 +5,24 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from hwcost import registry
+from launch.config_files import load_config
 from launch.data.clicks import ClickLog
 from launch.data.contract import DataError, Source
 from launch.data.images import Digits, TfdsImages
 
 SOURCES: dict[str, Callable[[ConfigDict], Source]] = {"digits": Digits, "click_log": ClickLog}
 
+_OF_ALL = ("name", "valid_examples")
+_OF_DIGITS = ("image_size", "augment", "mixup", "cutmix", "erasing")
+
 
 def find(config: ConfigDict) -> Source:
     """Data set `config.name`: one of `SOURCES`, the user's `package.module:function`, or one of TensorFlow Datasets.
 
     Raises:
-      DataError: there is no such data set, or it cannot be used.
+      DataError: there is no such data set, it cannot be used, or it does not use a setting.
     """
+    _check_used(config)
     if config.name in SOURCES:
         return SOURCES[config.name](config)
     if ":" not in config.name:
@@ -33,3 +38,15 @@ def find(config: ConfigDict) -> Source:
             "launch.data.Arrays, or another launch.data.Source"
         )
     return source
+
+
+def _check_used(config: ConfigDict) -> None:
+    """Raises DataError for a setting that is not as in `configs/common.py` although the data set does not use it."""
+    if config.name not in SOURCES and ":" not in config.name:
+        return  # sets of tfds use all
+    used = (*_OF_ALL, *(_OF_DIGITS if config.name == "digits" else ()))
+    for key, default in load_config("common").data.items():
+        if key not in used and config.get(key, default) != default:
+            raise DataError(
+                f"data.{key}={config[key]!r}: data.name={config.name!r} does not use it, expected {default!r}"
+            )

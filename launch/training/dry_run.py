@@ -14,6 +14,7 @@ from launch.training import finished, runs
 from launch.training.experiment import Experiment
 from launch.training.mesh import place_batch, replicated, split_batch
 from launch.training.progress import duration
+from launch.training.teaching import read_teacher
 
 TIMED_STEPS = 8
 
@@ -24,8 +25,8 @@ def check(experiment: Experiment, console: Console) -> None:
     The data are read, the search step is compiled, and a few of its steps are run, so that what would fail there fails
     here.
     """
-    teach = runs.read_teacher(experiment, console)
     dataset = runs.open_data(experiment)
+    teach = read_teacher(experiment, dataset, console)
     compiled = runs.compile_functions(experiment, dataset, teach)
     seconds = _seconds_per_step(experiment, compiled, dataset)
     search, plan = experiment.search, experiment.plan

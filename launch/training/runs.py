@@ -16,13 +16,11 @@ from rich.console import Console
 from aqt_like import interception
 from aqt_like.frozen_network import FrozenNetwork
 from fliqs_jax import random_search
-from fliqs_jax.distillation import TEACHER_LOGITS
 from fliqs_jax.losses import Batch
 from fliqs_jax.models import pretrained
 from fliqs_jax.search import (
     SearchState,
     freeze_genomes,
-    make_logits,
     make_profile_clip_multiples,
     make_search_step,
     settled_genomes,
@@ -30,11 +28,12 @@ from fliqs_jax.search import (
 from hwcost import carbon
 from hwcost.genome_file import write_genome
 from launch import data
+from launch.data.example_checks import check_batch, check_evaluation_batch, check_present
 from launch.training import finished, loop, progress
 from launch.training.budgets import ABSOLUTE
 from launch.training.checkpoints import Checkpoints, state_digest
 from launch.training.controllers import reward_of
-from launch.training.experiment import RANDOM_SEARCH, SEARCHED, ConfigError, Experiment, Trial
+from launch.training.experiment import RANDOM_SEARCH, SEARCHED, Experiment, Trial
 from launch.training.interruption import StopRequested, stop_on_signals
 from launch.training.mesh import compile_step, data_mesh, place_batch, replicated, split_batch
 from launch.training.run_directory import (
@@ -47,6 +46,7 @@ from launch.training.run_directory import (
     write_json,
 )
 from launch.training.run_summary import environment_summary, network_summary
+from launch.training.teaching import read_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,32 +72,13 @@ class Compiled:
     seconds: float
 
 
-def read_teacher(experiment: Experiment, console: Console) -> Callable[[Batch], Batch]:
-    """Makes `batch → batch`, which adds the logits of the teacher; the identity if there is no teacher.
+def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Callable[[Batch], Batch]) -> Compiled:
+    """Compiles the search step for all devices and for batches of `dataset` with what `teaching.read_teacher` adds.
 
     Raises:
-      ConfigError: the teacher is no finished run with a network, or knows other inputs or classes.
-      DamagedFileError: its network is not as it was written.
+      DataError: a first batch of a split is not as its source says.
+      ValueError: loss or quality do not take the batches; a network cannot be frozen.
     """
-    name = experiment.config.distillation.teacher
-    if not name:
-        return lambda batch: batch
-    directory = pathlib.Path(name)
-    teacher = finished.read_experiment(directory)
-    variables = finished.variables_of(finished.read_network(directory, teacher), teacher)
-    teacher_shapes = (teacher.source.example.shape, teacher.source.classes)
-    own_shapes = (experiment.source.example.shape, experiment.source.classes)
-    if teacher_shapes != own_shapes:
-        raise ConfigError(
-            f"distillation.teacher={name!r} knows inputs and classes {teacher_shapes}, here they are {own_shapes}"
-        )
-    console.print(f"teacher: {finished.told(directory)}", soft_wrap=True)
-    logits = jax.jit(make_logits(teacher.search))
-    return lambda batch: batch | {TEACHER_LOGITS: logits(variables, batch["input"])}
-
-
-def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Callable[[Batch], Batch]) -> Compiled:
-    """Compiles the search step for all devices and for batches of `dataset` with what `read_teacher` adds."""
     mesh = data_mesh()
     whole = replicated(mesh)
     search, config, criterion = experiment.search, experiment.config, experiment.clip_criterion
@@ -110,10 +91,14 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Call
 
     def example(split: str, size: int, *, augmented: bool) -> dict[str, jax.ShapeDtypeStruct]:
         batch = next(dataset.train_batches(split, batch_size=size, first_step=0, augmented=augmented))
+        check_batch(split, batch, experiment.source.example, experiment.task.labels)
         return {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in batch.items()}
 
     train_example = jax.eval_shape(teach, example("train", config.batch_size, augmented=True))
     valid_example = example("valid", config.valid_batch_size, augmented=False)
+    evaluated = next(iter(dataset.eval_batches("test", batch_size=config.valid_batch_size)), None)
+    check_evaluation_batch("test", evaluated, experiment.source.example, experiment.task.labels)
+    experiment.task.check(train_example)
     networks = finished.Networks(experiment, dataset)
     networks.check()
     start = time.perf_counter()
@@ -132,9 +117,15 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Call
 
 
 def open_data(experiment: Experiment) -> data.Dataset:
-    """Opens the data set of an experiment."""
+    """Opens the data set of an experiment.
+
+    Raises:
+      DataError: it cannot be read, or a split lacks labels without which the quality means nothing.
+    """
     config = experiment.config
-    return experiment.source.open(valid_examples=config.data.valid_examples, seed=config.seed)
+    dataset = experiment.source.open(valid_examples=config.data.valid_examples, seed=config.seed)
+    check_present(getattr(dataset, "splits", {}), experiment.task.labels)
+    return dataset
 
 
 def _with_pretrained_weights(state: SearchState, config: ConfigDict, name: str, console: Console) -> Any:
@@ -173,9 +164,9 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
     if unfinished:
         if remark := experiment.survey.remark():
             console.print(remark, soft_wrap=True)
-        teach = read_teacher(experiment, console)
         console.print(f"reading {experiment.config.data.name}, compiling the search step …")
         dataset = open_data(experiment)
+        teach = read_teacher(experiment, dataset, console)
         compiled = compile_functions(experiment, dataset, teach)
         console.print(f"compiled in {compiled.seconds:.1f} s for {len(jax.devices())} device(s)")
         if remark := experiment.arithmetic.remark():

@@ -382,7 +382,12 @@ def test_a_teacher_changes_what_is_learned_and_has_to_fit(uninterrupted, tiny_co
     other = shutil.copytree(uninterrupted, tmp_path / "of another model")
     network = FrozenNetwork.load(other / "network.safetensors")
     dataclasses.replace(network, variables={}).save(other / "network.safetensors")
+    elsewhere = shutil.copytree(uninterrupted, tmp_path / "of other data")
+    network = FrozenNetwork.load(elsewhere / "network.safetensors")
+    about = network.about | {"data": network.about["data"] | {"name": "mine:digits"}}
+    dataclasses.replace(network, about=about).save(elsewhere / "network.safetensors")
     for teacher, message in {
+        elsewhere: r"was trained on data.name 'mine:digits', here it is 'digits'",
         other: r"the model is not that of .*network.safetensors: batch_stats/",
         uninterrupted / "network.safetensors": "is a file: expected the directory of a run",
         tmp_path / "nobody": "nobody holds no run",
