@@ -128,11 +128,19 @@ def open_data(experiment: Experiment) -> data.Dataset:
     return dataset
 
 
-def _with_pretrained_weights(state: SearchState, config: ConfigDict, name: str, console: Console) -> Any:
+def _with_pretrained_weights(run: "_TrialRun", state: SearchState) -> Any:
     """Replaces the weights by those of `config.init_from`; the optimiser state stays the initial one."""
+    config = run.trial.config
+    path, model = pathlib.Path(config.init_from), config.model.name
     ours = {"params": state.params, "batch_stats": state.batch_stats}
-    theirs, kept = pretrained.load(pathlib.Path(config.init_from), config.model.name, ours)
-    console.print(f"{name}: weights from {config.init_from}" + (f", but for {', '.join(kept)}" if kept else ""))
+    theirs, kept = pretrained.load(path, model, ours)
+    run.say(f"weights from {config.init_from}" + (f", but for {', '.join(kept)}" if kept else ""))
+    if pretrained.takes_half_ranges(path, model):
+        if normalization := getattr(run.dataset, "normalization", None):
+            theirs = pretrained.for_inputs(theirs, normalization["mean"], normalization["deviation"])
+            run.say("published for inputs of -1…1; the first layer is adapted to the mean and deviation of the data")
+        else:
+            run.say("published for inputs of (pixels / 255 - 0.5) / 0.5, which the data have to give")
     placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), theirs, ours)
     return state._replace(**placed)
 
@@ -279,7 +287,7 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
         first_step, state = restored
         run.say(f"going on from step {first_step}")
     elif config.init_from:
-        state = _with_pretrained_weights(state, config, run.trial.name, run.console)
+        state = _with_pretrained_weights(run, state)
     inputs_from = search.input_quantization_step
     shown = list(config.targets).index(config.target) if search.targets else 0
 
