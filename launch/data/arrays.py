@@ -100,11 +100,12 @@ def in_memory(
 
 @dataclasses.dataclass(frozen=True)
 class InMemory:
-    """`Dataset` of arrays, with the splits `"train"`, `"valid"` and `"test"`."""
+    """`Dataset` of arrays, with the splits `"train"`, `"valid"` and `"test"`; `remark` tells what was read."""
 
     splits: Mapping[str, Split]
     make_batch: MakeBatch
     seed: int
+    remark: str = ""
 
     @property
     def normalization(self) -> Normalization | None:

@@ -40,6 +40,7 @@ def check(experiment: Experiment, console: Console) -> None:
     rows = {
         "data": f"{experiment.config.data.name}, {experiment.source.train_examples:,} examples, of which "
         f"{experiment.config.data.valid_examples:,} for the reward",
+        **({"read": remark} if (remark := getattr(dataset, "remark", "")) else {}),
         "layers": f"{len(plan.workload)}, {sum(layer.macs for layer in plan.workload):,} MACs, "
         f"{sum(layer.weights for layer in plan.workload):,} weights",
         **({"outside": remark} if (remark := experiment.survey.remark()) else {}),
@@ -52,7 +53,7 @@ def check(experiment: Experiment, console: Console) -> None:
         f"of compilation, {1000 * seconds:.1f} ms a step",
     }
     for label, text in rows.items():
-        console.print(f"{label:<22}{text}", soft_wrap=True, highlight=False)
+        console.print(f"{label:<22}{text}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _cost_range(experiment: Experiment, number: int) -> str:

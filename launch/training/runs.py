@@ -174,6 +174,8 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
             console.print(remark, soft_wrap=True)
         console.print(f"reading {experiment.config.data.name}, compiling the search step …")
         dataset = open_data(experiment)
+        if remark := getattr(dataset, "remark", ""):
+            console.print(remark, soft_wrap=True, markup=False, highlight=False)
         teach = read_teacher(experiment, dataset, console)
         compiled = compile_functions(experiment, dataset, teach)
         console.print(f"compiled in {compiled.seconds:.1f} s for {len(jax.devices())} device(s)")
