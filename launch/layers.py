@@ -125,8 +125,8 @@ def main(argv: list[str] | None = None) -> None:
         plan = format_plan(layers, members, arguments.rule) if arguments.rule else None
     except ValueError as error:
         sys.exit(f"error: {error}")
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=160)
+    terminal = Console(markup=False)
+    console = terminal if terminal.is_terminal else Console(width=160, markup=False)
     console.print(table(layers, plan))
     weights = sum(layer.weights for layer in layers)
     console.print(f"{len(layers)} layers, {found.layers_macs:,} MACs, {weights:,} weights")

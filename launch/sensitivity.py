@@ -322,8 +322,8 @@ def measure(arguments: argparse.Namespace, console: Console) -> tuple[Experiment
 
 def main(argv: list[str] | None = None) -> None:
     """Measures sensitivities, assigns formats, prints and stores both."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)
+    console = Console(markup=False)
+    console = console if console.is_terminal else Console(width=160, markup=False)
     try:
         arguments = _arguments(argv)
         prepared, document = measure(arguments, console)

@@ -168,7 +168,7 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
     ]
     if len(unfinished) < len(directories):
         done = ", ".join(t.name for t in experiment.trials if all(t is not trial for trial, _ in unfinished))
-        console.print(f"already complete in {workdir}: {done}")
+        console.print(f"already complete in {workdir}: {done}", markup=False)
     if unfinished:
         if remark := experiment.survey.remark():
             console.print(remark, soft_wrap=True)
@@ -209,7 +209,7 @@ class _TrialRun:
 
     def say(self, text: str) -> None:
         """Prints a message with the name of this trial."""
-        self.console.print(f"{self.trial.name}: {text}")
+        self.console.print(f"{self.trial.name}: {text}", markup=False)
 
     def batches(self, split: str, batch_size: int, *, first_step: int, augmented: bool = False) -> Iterator[Batch]:
         """Endless batches of `"train"` or `"valid"`, split over the devices."""
