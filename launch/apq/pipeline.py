@@ -136,7 +136,7 @@ def prepare_pipeline(
             f"{tuple(source.example.shape)} in {source.classes} (image_size is the space's, data.image_size the data's)"
         )
     if isinstance(source, data.Arrays):
-        check_arrays(source, Labels((), space.classes))
+        check_arrays(source, Labels((), space.classes, padding=source.padding))
     if config.supernet.sampling not in shrinking.SAMPLINGS:
         known = ", ".join(shrinking.SAMPLINGS)
         raise ConfigError(f"supernet.sampling={config.supernet.sampling!r}: expected one of {known}")

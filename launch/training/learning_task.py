@@ -11,6 +11,7 @@ from fliqs_jax import distillation, losses, models
 from fliqs_jax.losses import LABEL_SHARE, MIXED_LABEL
 from fliqs_jax.quality import QUALITIES, Quality
 from hwcost import registry
+from launch.config_files import load_config
 from launch.data import Arrays, Source
 from launch.data.example_checks import Labels, check_arrays, check_type
 
@@ -83,6 +84,10 @@ def make_task(config: ConfigDict, model: nn.Module, source: Source) -> Task:
     plain = registry.lookup("loss", config.loss, losses.LOSSES)
     if not own_loss:  # Ours are made with the smoothing; a user's is the loss itself.
         plain = plain(config.label_smoothing)
+    elif config.label_smoothing not in (0.0, load_config("common").label_smoothing):
+        raise ValueError(
+            f"label_smoothing={config.label_smoothing}: loss={config.loss!r} is yours and does not take it"
+        )
     stated = getattr(plain, "label", None)
     if not isinstance(stated, jax.ShapeDtypeStruct | None):
         raise ValueError(f"loss={config.loss!r} has label {stated!r}: expected a jax.ShapeDtypeStruct")

@@ -137,6 +137,12 @@ def test_losses_that_fail_are_named(loss, message, mine, tiny_config):
         make_task(tiny_config, Sum(3), arrays(BINARY, 3))
 
 
+def test_smoothing_that_a_loss_does_not_take_is_refused(mine, tiny_config):
+    tiny_config.loss, tiny_config.label_smoothing = f"{mine}:plain", 0.3
+    with pytest.raises(ValueError, match=r"label_smoothing=0.3: loss='mine_for_tests:plain', yours, does not"):
+        make_task(tiny_config, Sum(3), arrays(BINARY, 3))
+
+
 def test_a_batch_may_hold_what_only_its_loss_reads(mine, tiny_config):
     def make_batch(inputs, labels, rng):
         return {"input": inputs, "label": labels, "weight": np.ones((len(labels), 1), np.float32)}

@@ -27,11 +27,12 @@ from configs import fliqs_cifar10_resnet8, fliqs_criteo
 from fliqs_jax import models
 from fliqs_jax.models import pretrained
 from hwcost import measured_tables
+from launch import data
 from launch.data import images
 from launch.data.images import TfdsImages
 from launch.data.stream import Stream
 from launch.reports import fliqs_page
-from launch.training import dry_run, finished, loop, progress
+from launch.training import dry_run, finished, loop, progress, runs
 from launch.training.checkpoints import CheckpointError, Checkpoints, state_digest
 from launch.training.experiment import ConfigError, prepare_experiment
 from launch.training.interruption import stop_on_signals
@@ -364,6 +365,53 @@ def test_signals_ask_once_and_then_act_as_usual():
 def test_config_directories_are_claimed_atomically(tiny_config, tmp_path):
     claim_directory(tmp_path / "new", tiny_config)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda batch, _: batch | {"label": batch["label"][:, None]}, r"train: labels are int32 of shape \[N, 1\]"),
+        (
+            lambda batch, _: batch | {"label": batch["label"] + 1},
+            r"train: the label of example \d+ is 10: expected 0 … 9",
+        ),
+        (lambda batch, _: batch | {"input": batch["input"].astype(np.float64)}, "train: inputs are float64"),
+        (
+            lambda batch, split: batch if split != "valid" else {"input": batch["input"]},
+            "valid: a batch has only input",
+        ),
+        (lambda batch, split: batch if split != "test" else None, "test: there is no example with a label"),
+    ],
+)
+def test_data_of_ones_own_are_checked_by_their_first_batches(tiny_config, change, message):
+    """Of a source that is not in memory, before anything is compiled."""
+
+    class Changed:
+        def __init__(self, dataset):
+            self.dataset = dataset
+
+        def train_batches(self, split, **settings):
+            return (change(batch, split) for batch in self.dataset.train_batches(split, **settings))
+
+        def eval_batches(self, split, **settings):
+            return (
+                changed for batch in self.dataset.eval_batches(split, **settings) if (changed := change(batch, split))
+            )
+
+    experiment = prepare_experiment(tiny_config)
+    with pytest.raises(data.DataError, match=message):
+        runs.compile_functions(experiment, Changed(runs.open_data(experiment)), lambda batch: batch)
+
+
+def test_a_quality_that_ranks_needs_both_labels_in_the_validation_split(tiny_config):
+    labels = np.arange(40) == 7  # one of them, which the seed does not set aside for validation
+    split = data.Split(np.zeros((40, 8, 8, 1), np.float32), labels)
+    tiny_config.loss, tiny_config.quality = "binary_cross_entropy", "auc"
+    tiny_config.update({"batch_size": 4, "valid_batch_size": 4, "target": 3.0})
+    tiny_config.data.valid_examples = 10
+    experiment = prepare_experiment(tiny_config, source=data.Arrays(split, split, 1))
+    with pytest.raises(data.DataError, match=r"(valid|train): none of \d+ labels is 1, so that there is"):
+        runs.open_data(experiment)
 
 
 def test_a_teacher_changes_what_is_learned_and_has_to_fit(uninterrupted, tiny_config, run_experiment, tmp_path):
