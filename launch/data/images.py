@@ -83,6 +83,7 @@ class Digits:
     example = jax.ShapeDtypeStruct((8, 8, 1), np.dtype(np.float32))
     classes = 10
     class_names = tuple("0123456789")
+    settings = ("image_size", "augment", "mixup", "cutmix", "erasing")  # of `config.data`, that it uses
     train_examples = 1437
 
     def __init__(self, config: ConfigDict) -> None:

@@ -12,8 +12,7 @@ from launch.data.images import Digits, TfdsImages
 
 SOURCES: dict[str, Callable[[ConfigDict], Source]] = {"digits": Digits, "click_log": ClickLog}
 
-_OF_ALL = ("name", "valid_examples")
-_OF_DIGITS = ("image_size", "augment", "mixup", "cutmix", "erasing")
+_SETTINGS_OF_ALL = ("name", "valid_examples")
 
 
 def find(config: ConfigDict) -> Source:
@@ -44,7 +43,7 @@ def _check_used(config: ConfigDict) -> None:
     """Raises DataError for a setting that is not as in `configs/common.py` although the data set does not use it."""
     if config.name not in SOURCES and ":" not in config.name:
         return  # sets of tfds use all
-    used = (*_OF_ALL, *(_OF_DIGITS if config.name == "digits" else ()))
+    used = (*_SETTINGS_OF_ALL, *getattr(SOURCES.get(config.name), "settings", ()))
     for key, default in load_config("common").data.items():
         if key not in used and config.get(key, default) != default:
             raise DataError(

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from aqt_like.frozen_network import FrozenNetwork
 from configs import fliqs_cifar10_resnet8, fliqs_criteo
 from fliqs_jax import models
 from fliqs_jax.models import pretrained
+from fliqs_jax.search import SearchState
 from hwcost import measured_tables
 from launch import data
 from launch.data import images
@@ -490,6 +492,33 @@ def test_training_starts_from_pretrained_weights(tiny_config, run_experiment, tm
     tiny_config.model.channels = 48
     with pytest.raises(ValueError, match=r"in .*weights.safetensors has shape .* needs"):
         prepare_experiment(tiny_config)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_published_inception_is_adapted_to_the_inputs_of_the_data(normalized, tiny_config, tmp_path):
+    """Its first layer alone."""
+    kernel, mean = np.ones((3, 3, 3, 2), np.float32), np.zeros(2, np.float32)
+    variables = {
+        "params": {"stem1": {"conv": {"kernel": jnp.asarray(kernel)}}},
+        "batch_stats": {"stem1": {"norm": {"mean": jnp.asarray(mean)}}},
+    }
+    save_file(
+        {
+            "Conv2d_1a_3x3.conv.weight": np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)),
+            "Conv2d_1a_3x3.bn.running_mean": mean,
+        },
+        tmp_path / "inception.safetensors",
+    )
+    tiny_config.model = {"name": "inception_v3"}
+    tiny_config.init_from = str(tmp_path / "inception.safetensors")
+    normalization = {"mean": [127.5] * 3, "deviation": [51.0] * 3} if normalized else None
+    dataset, said = types.SimpleNamespace(normalization=normalization), []
+    run = types.SimpleNamespace(trial=types.SimpleNamespace(config=tiny_config), dataset=dataset, say=said.append)
+    others = dict.fromkeys(set(SearchState._fields) - set(variables))
+    state = runs._with_pretrained_weights(run, SearchState(**variables, **others))
+    np.testing.assert_allclose(state.params["stem1"]["conv"]["kernel"], kernel * (0.4 if normalized else 1), rtol=1e-6)
+    assert ("adapted to the mean" in said[1]) == normalized
+    assert normalized or "which the data have to give" in said[1]
 
 
 def test_mixed_and_augmented_images_are_trained_on(tiny_config, run_experiment):
