@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -61,6 +62,9 @@ class Arrays:
       classes: see `Source.classes`.
       make_batch: makes a batch of examples; its inputs must have the shape and type of those in `train`.
       padding: whether labels of −1 are padding, as in sequences of several lengths.
+
+    Raises:
+      DataError: `classes` is no whole number above 0.
     """
 
     train: Split
@@ -68,6 +72,11 @@ class Arrays:
     classes: int
     make_batch: MakeBatch = unchanged_batch
     padding: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.classes, numbers.Integral) or self.classes < 1:
+            raise DataError(f"classes={self.classes!r}: expected a whole number above 0")
+        object.__setattr__(self, "classes", int(self.classes))  # of NumPy, as in max(labels) + 1, JSON takes none
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:

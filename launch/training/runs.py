@@ -124,7 +124,7 @@ def open_data(experiment: Experiment) -> data.Dataset:
     """
     config = experiment.config
     dataset = experiment.source.open(valid_examples=config.data.valid_examples, seed=config.seed)
-    check_present(getattr(dataset, "splits", {}), experiment.task.labels)
+    check_present(dataset, config.valid_batch_size, experiment.task.labels)
     return dataset
 
 

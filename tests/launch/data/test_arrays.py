@@ -121,3 +121,11 @@ def test_settings_that_would_do_nothing_are_refused(setting, value, monkeypatch,
     assert data.find(data_config(name="launch.data:pairs")).classes == 3
     with pytest.raises(data.DataError, match=f"data.{setting}={value!r}: data.name='launch.data:pairs' does not use"):
         data.find(data_config(name="launch.data:pairs", **{setting: value}))
+
+
+def test_the_number_of_classes_is_a_whole_number():
+    split = pairs().train
+    assert type(data.Arrays(split, split, np.max(split.labels) + 1).classes) is int
+    for wrong in (0, 2.0, "3", None):
+        with pytest.raises(data.DataError, match=f"classes={wrong!r}: expected a whole number above 0"):
+            data.Arrays(split, split, wrong)

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -112,12 +113,25 @@ def test_a_loss_may_take_labels_of_its_own():
 
 def test_nothing_can_be_ranked_without_both_labels():
     binary = TEN._replace(classes=2, present=(0, 1))
-    example_checks.check_arrays(arrays(labels=LABELS % 2, test_labels=LABELS % 2), binary)
-    for name, labels in (("train", {"labels": LABELS % 2}), ("test", {"test_labels": LABELS % 2})):
-        zeros = {"labels": 0 * LABELS, "test_labels": 0 * LABELS} | labels
-        other = {"train": "test", "test": "train"}[name]
-        with pytest.raises(data.DataError, match=f"{other}: none of 30 labels is 1"):
-            example_checks.check_arrays(arrays(**zeros), binary)
+    late, one = np.asarray([*[0] * 29, 1]), np.zeros(30, int)  # the first batch has one label only
+    dataset = arrays(labels=LABELS % 2, test_labels=late).open(valid_examples=20, seed=0)
+    example_checks.check_present(dataset, 5, binary)
+    example_checks.check_present(arrays(labels=one, test_labels=one).open(valid_examples=20, seed=0), 5, TEN)
+    for given, message in (
+        ({"labels": LABELS % 2, "test_labels": one}, "test: no label is 1: there is nothing to rank"),
+        ({"labels": one + 1, "test_labels": late}, "valid: no label is 0: there is nothing to rank"),
+    ):
+        with pytest.raises(data.DataError, match=message):
+            example_checks.check_present(arrays(**given).open(valid_examples=20, seed=0), 5, binary)
+
+
+def test_other_floats_than_numpys_are_numbers():
+    source = arrays(INPUTS.astype(ml_dtypes.bfloat16), test_inputs=INPUTS.astype(ml_dtypes.bfloat16))
+    example_checks.check_type("inputs", source.example.dtype)
+    example_checks.check_arrays(source, TEN)
+    wrong = changed(INPUTS, 3, np.inf).astype(ml_dtypes.bfloat16)
+    with pytest.raises(data.DataError, match="the input of example 3 has a inf"):
+        example_checks.check_arrays(arrays(wrong), TEN)
 
 
 def test_the_first_batch_of_an_evaluation_may_end_with_padding():

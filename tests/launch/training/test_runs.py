@@ -412,7 +412,7 @@ def test_a_quality_that_ranks_needs_both_labels_in_the_validation_split(tiny_con
     tiny_config.update({"batch_size": 4, "valid_batch_size": 4, "target": 3.0})
     tiny_config.data.valid_examples = 10
     experiment = prepare_experiment(tiny_config, source=data.Arrays(split, split, 1))
-    with pytest.raises(data.DataError, match=r"(valid|train): none of \d+ labels is 1, so that there is"):
+    with pytest.raises(data.DataError, match="valid: no label is 1: there is nothing to rank"):
         runs.open_data(experiment)
 
 
