@@ -179,7 +179,9 @@ def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dic
             continue
         name = "/".join(key) if flax_names else torch_name(model, tuple(place))
         if name not in stored:
-            raise PretrainedError(f"{path} has no {name!r}, which {'/'.join(place)} of {model} needs")
+            longer = next((other for other in stored if other.endswith(f".{name}")), None)
+            hint = f"; it has {longer!r}: take the prefix off all names" if longer else ""
+            raise PretrainedError(f"{path} has no {name!r}, which {'/'.join(place)} of {model} needs{hint}")
         values = stored.pop(name)
         values = values if flax_names else _to_flax_layout(values, place[-1])
         if values.shape == ours.shape:

@@ -188,7 +188,7 @@ def about_data(experiment: Experiment, dataset: data.Dataset) -> dict[str, Any]:
         "input_shape": list(source.example.shape),
         "input_type": np.dtype(source.example.dtype).name,
         "normalization": getattr(dataset, "normalization", None),
-        "classes": source.classes,
+        "classes": int(source.classes),
         "class_names": getattr(source, "class_names", None),
     }
 

@@ -90,6 +90,10 @@ def test_what_does_not_fit_is_told(tmp_path):
     write_weights(path, "mobilenetv2", shapes)
     with pytest.raises(pretrained.PretrainedError, match=r"'features.1.conv.0.1.running_mean' in .* has shape \(8,\)"):
         pretrained.load(path, "mobilenetv2", variables_of(build("mobilenetv2", width=0.5), 32))
+    save_file({f"module.{name}": values for name, values in load_file(path).items()}, path)
+    with pytest.raises(pretrained.PretrainedError, match=r"it has 'module\..*': take the prefix off all names"):
+        pretrained.load(path, "mobilenetv2", shapes)
+    write_weights(path, "mobilenetv2", shapes)
     deeper = {f"features.19.{i}.weight": np.ones(3, np.float32) for i in range(5)}
     with pytest.raises(pretrained.PretrainedError, match="holds 5 tensors that mobilenetv2 has no variable for"):
         pretrained.load(add_to(path, deeper), "mobilenetv2", shapes)
