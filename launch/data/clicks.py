@@ -36,6 +36,7 @@ class ClickLog:
 
     example = jax.ShapeDtypeStruct((NUMBERS + CATEGORIES,), np.dtype(np.float32))
     classes = 1
+    settings = ("file", "buckets", "test_fraction")  # of `config.data`, that it uses
 
     def __init__(self, config: ConfigDict) -> None:
         self._path, self._buckets = pathlib.Path(config.file or ""), config.buckets

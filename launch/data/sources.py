@@ -21,7 +21,8 @@ def find(config: ConfigDict) -> Source:
     Raises:
       DataError: there is no such data set, it cannot be used, or it does not use a setting.
     """
-    _check_used(config)
+    for key, expected in unused_settings(config).items():
+        raise DataError(f"data.{key}={config[key]!r}: data.name={config.name!r} does not use it, expected {expected}")
     if config.name in SOURCES:
         return SOURCES[config.name](config)
     if ":" not in config.name:
@@ -39,13 +40,11 @@ def find(config: ConfigDict) -> Source:
     return source
 
 
-def _check_used(config: ConfigDict) -> None:
-    """Raises DataError for a setting that is not as in `configs/common.py` although the data set does not use it."""
+def unused_settings(config: ConfigDict) -> dict[str, str]:
+    """Settings that the data set does not use, and that are not as in `configs/common.py`; what is expected, by key."""
     if config.name not in SOURCES and ":" not in config.name:
-        return  # sets of tfds use all
+        return {}  # sets of tfds use all
     used = (*_SETTINGS_OF_ALL, *getattr(SOURCES.get(config.name), "settings", ()))
-    for key, default in load_config("common").data.items():
-        if key not in used and config.get(key, default) != default:
-            raise DataError(
-                f"data.{key}={config[key]!r}: data.name={config.name!r} does not use it, expected {default!r}"
-            )
+    defaults = load_config("common").data
+    unused = [key for key in config if key not in used and (key not in defaults or config[key] != defaults[key])]
+    return {key: repr(defaults[key]) if key in defaults else "no such key" for key in unused}

@@ -136,7 +136,12 @@ def runs_of_first_cost(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
 
 def runs_drawn_together(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
     """The runs that one picture of quality against cost can have: of the first run's kind of cost, and quality."""
-    return [run for run in runs_of_first_cost(runs) if run.summary["quality"] == runs[0].summary["quality"]]
+    return [run for run in runs_of_first_cost(runs) if _quality_of(run) == _quality_of(runs[0])]
+
+
+def _quality_of(run: RecordedRun) -> tuple[str, Any]:
+    """The quality by its name in summaries, and by the one that the config has for it, if any."""
+    return run.summary["quality"], run.summary["config"].get("quality")
 
 
 def _uniform_baselines(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:

@@ -74,6 +74,8 @@ def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
         raise ConfigError(f"{directory} has no setting {', '.join(unknown)}")
     config.update_from_flattened_dict(changes)
     try:
+        for key in data.unused_settings(config.data):  # Runs of earlier versions may have had them, to no effect.
+            del config.data[key]
         return prepare_experiment(config)
     except (AttributeError, KeyError) as error:
         raise ConfigError(f"{directory / CONFIG} lacks a setting: {error}") from error

@@ -96,17 +96,17 @@ def make_task(config: ConfigDict, model: nn.Module, source: Source) -> Task:
             f"loss={config.loss!r} takes labels {np.dtype(stated.dtype)}{list(stated.shape)}, quality="
             f"{config.quality!r} class numbers: expected a quality of yours, as package.module:name"
         )
-    logits = _logits(model, source)
+    logits, quality = _logits(model, source), _quality(config.quality)
     padding = bool(getattr(source, "padding", False))
     if stated is None:
         count = logits.shape[-1]
         classes = max(count, 2) if source.classes == 1 else min(max(count, 2), source.classes)
-        present = (0, 1) if config.quality == "auc" else ()
+        present = (0, 1) if quality is QUALITIES["auc"] else ()
         labels = Labels(logits.shape[:-1], classes, padding=padding, present=present)
     else:
         labels = Labels(tuple(stated.shape), None, np.dtype(stated.dtype), padding=padding)
     loss = _taught(config, plain, source.classes)
-    task = Task((config.loss, config.quality), loss, _quality(config.quality), logits, labels)
+    task = Task((config.loss, config.quality), loss, quality, logits, labels)
     if not (own_loss or own_quality) or not (isinstance(source, Arrays) or ":" in config.data.name):
         task.check(_standard_batch(config, source, task))  # What batches of the user's hold is known when there is one.
     if not own_loss and logits.shape[-1] < source.classes and (logits.shape[-1], source.classes) != (1, 2):

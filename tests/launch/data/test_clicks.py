@@ -85,6 +85,8 @@ def test_criteos_sample_is_read(criteo_file):
         ({"buckets": 0}, r"data.buckets=0: expected 1…16777216"),
         ({"test_fraction": 1.0}, "data.test_fraction=1.0: expected a share between 0 and 1"),
         ({"file": "nowhere.txt"}, "data.file='nowhere.txt': no such file"),
+        ({"mixup": 0.2}, "data.mixup=0.2: data.name='click_log' does not use it"),
+        ({"bucket": 9}, "data.bucket=9: data.name='click_log' does not use it, expected no such key"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, changes, message):
