@@ -139,7 +139,7 @@ def test_losses_that_fail_are_named(loss, message, mine, tiny_config):
 
 def test_smoothing_that_a_loss_does_not_take_is_refused(mine, tiny_config):
     tiny_config.loss, tiny_config.label_smoothing = f"{mine}:plain", 0.3
-    with pytest.raises(ValueError, match=r"label_smoothing=0.3: loss='mine_for_tests:plain', yours, does not"):
+    with pytest.raises(ValueError, match=r"label_smoothing=0.3: loss='mine_for_tests:plain' is yours and does"):
         make_task(tiny_config, Sum(3), arrays(BINARY, 3))
 
 
