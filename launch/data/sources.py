@@ -19,8 +19,10 @@ def find(config: ConfigDict) -> Source:
     """Data set `config.name`: one of `SOURCES`, the user's `package.module:function`, or one of TensorFlow Datasets.
 
     Raises:
-      DataError: there is no such data set, it cannot be used, or it does not use a setting.
+      DataError: there is no such data set, it cannot be used, lacks a setting, or does not use one.
     """
+    if missing := [key for key in _settings(config.name) if key not in config]:
+        raise DataError(f"data.name={config.name!r}: config.data lacks {', '.join(missing)}, see configs/common.py")
     for key, expected in unused_settings(config).items():
         raise DataError(f"data.{key}={config[key]!r}: data.name={config.name!r} does not use it, expected {expected}")
     if config.name in SOURCES:
@@ -42,9 +44,13 @@ def find(config: ConfigDict) -> Source:
 
 def unused_settings(config: ConfigDict) -> dict[str, str]:
     """Settings that the data set does not use, and that are not as in `configs/common.py`; what is expected, by key."""
-    if config.name not in SOURCES and ":" not in config.name:
-        return {}  # sets of tfds use all
-    used = (*_SETTINGS_OF_ALL, *getattr(SOURCES.get(config.name), "settings", ()))
-    defaults = load_config("common").data
+    used, defaults = (*_SETTINGS_OF_ALL, *_settings(config.name)), load_config("common").data
     unused = [key for key in config if key not in used and (key not in defaults or config[key] != defaults[key])]
     return {key: repr(defaults[key]) if key in defaults else "no such key" for key in unused}
+
+
+def _settings(name: str) -> tuple[str, ...]:
+    """The settings that a data set uses beside those of all."""
+    if name in SOURCES or ":" in name:
+        return getattr(SOURCES.get(name), "settings", ())
+    return tuple(key for key in load_config("common").data if key not in _SETTINGS_OF_ALL)

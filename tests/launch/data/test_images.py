@@ -74,6 +74,15 @@ def test_tfds_sets_that_do_not_fit_are_refused(tmp_path, data_config):
         data.find(data_config(name="imdb_reviews", data_dir=str(tmp_path)))
 
 
+@pytest.mark.parametrize(("name", "missing"), [("digits", "augment, mixup"), ("cifar10", "data_dir, download")])
+def test_settings_that_a_data_set_needs_are_named(name, missing, data_config):
+    config = data_config(name=name)
+    for key in missing.split(", "):
+        del config[key]
+    with pytest.raises(data.DataError, match=f"data.name='{name}': config.data lacks {missing}, see configs/common"):
+        data.find(config)
+
+
 class Unprepared(TfdsImages):
     """A set of tfds without a builder: only what `decoded` reads."""
 
