@@ -1,8 +1,8 @@
 """Calibration: clip thresholds computed from data.
 
-A *statistic* `(x, axes) → float32` reduces a tensor over `axes`, which stay as axes of size 1; over all axes, to a
-scalar, if None. A *criterion* `(x, formats) → float32[K]` finds the best clip multiple of each format for a tensor. A
-clip multiple is a clip threshold in units of the tensor's root mean square.
+A *statistic* `(x, axes) → float32` reduces a tensor of any type over `axes`, which stay as axes of size 1; over all
+axes, to a scalar, if None. A *criterion* `(x, formats) → float32[K]` finds the best clip multiple of each format for a
+tensor. A clip multiple is a clip threshold in units of the tensor's root mean square.
 
 FLIQS sets each threshold to a multiple of the profiled standard deviation and switches the multiple with the format
 (FLIQS, §3 "Switchable Clipping" and A.2). The grids are symmetric about zero, so the deviation from zero is used here:
@@ -27,12 +27,12 @@ MOMENTUM = 0.95
 
 def absolute_max(x: jax.Array, axes: Axes = None) -> jax.Array:
     """The largest magnitude of `x`; as a clip threshold it clips nothing."""
-    return jnp.max(jnp.abs(x), axis=axes, keepdims=axes is not None)
+    return jnp.max(jnp.abs(jnp.float32(x)), axis=axes, keepdims=axes is not None)
 
 
 def root_mean_square(x: jax.Array, axes: Axes = None) -> jax.Array:
     """The root mean square of `x`, the unit of `FormatTable.clip_multiple`."""
-    return jnp.sqrt(jnp.mean(jnp.square(x), axis=axes, keepdims=axes is not None))
+    return jnp.sqrt(jnp.mean(jnp.square(jnp.float32(x)), axis=axes, keepdims=axes is not None))
 
 
 class RunningAverage(NamedTuple):
@@ -68,7 +68,7 @@ class Histogram(NamedTuple):
     @classmethod
     def from_values(cls, x: jax.Array) -> "Histogram":
         """The histogram of `x`, any shape; zeros (exact in every format), infinities and NaN are not counted."""
-        magnitudes = jnp.abs(x).ravel()
+        magnitudes = jnp.abs(jnp.float32(x)).ravel()
         counted = jnp.isfinite(magnitudes) & (magnitudes > 0)
         magnitudes = jnp.where(counted, magnitudes, 0.0)
         _, largest = jnp.frexp(jnp.max(magnitudes))
@@ -134,7 +134,7 @@ def best_multiples(
 
     Implements "switchable clipping" (FLIQS, §3) for a sample `x`, any shape; `candidates` are the multiples to try.
     """
-    candidates = jnp.asarray(candidates)
+    x, candidates = jnp.float32(x), jnp.asarray(candidates)
 
     def best(row: FormatTable) -> jax.Array:
         errors = jax.lax.map(lambda multiple: clipped_error(x, row, multiple), candidates)

@@ -14,6 +14,7 @@ import safetensors
 import safetensors.numpy
 
 _METADATA = "aqt_like"  # The only key: the order of several is another one in each file.
+_RESERVED = "__metadata__"
 _OF_DAMAGE = (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError)
 _DTYPES = "dtypes"  # of tensors that safetensors for NumPy cannot read back, which are stored as unsigned integers
 
@@ -33,9 +34,11 @@ def save(path: pathlib.Path | str, tensors: Mapping[str, np.ndarray], manifest: 
       manifest: what JSON can hold, with "kind" and "version", which `load` asks for.
 
     Raises:
-      ValueError: a tensor is of another type.
+      ValueError: a tensor is of another type, or has the name of the metadata in the file.
     """
     path = pathlib.Path(path)
+    if _RESERVED in tensors:
+        raise ValueError(f"{path} cannot hold a tensor called {_RESERVED!r}: safetensors keeps that name for itself")
     stored, dtypes = {}, {}
     for name, values in tensors.items():
         own = np.asarray(values, order="C")

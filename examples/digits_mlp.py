@@ -45,8 +45,8 @@ def main(workdir: pathlib.Path, epochs: float = 100.0) -> None:
     config.rules = ("hidden1: int8",)
     config.formats, config.target, config.target_unit = "int_s", 3.0, "int4"
     config.epochs, config.baselines = epochs, ("int8",)
-    directories = runs.run(prepare_experiment(config), workdir, Console())
-    fliqs_page.print_table(recorded_runs.read_runs(directories), Console())
+    directories = runs.run(prepare_experiment(config), workdir, Console(markup=False))
+    fliqs_page.print_table(recorded_runs.read_runs(directories), Console(markup=False))
 
 
 if __name__ == "__main__":

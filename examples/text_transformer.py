@@ -69,8 +69,8 @@ def main(workdir: pathlib.Path, epochs: float = 8.0) -> None:
     config.optimizer.name, config.optimizer.learning_rate = "adamw", 3e-3
     config.data.valid_examples, config.target = 1000, 2.0
     config.baselines, config.epochs = ("int4", "bf16"), epochs
-    directories = runs.run(prepare_experiment(config), workdir, Console())
-    fliqs_page.print_table(recorded_runs.read_runs(directories), Console())
+    directories = runs.run(prepare_experiment(config), workdir, Console(markup=False))
+    fliqs_page.print_table(recorded_runs.read_runs(directories), Console(markup=False))
 
 
 if __name__ == "__main__":

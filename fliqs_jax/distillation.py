@@ -16,12 +16,15 @@ def distilled(loss: Loss, *, weight: float, temperature: float) -> Loss:
     Batches contain the logits of the teacher, float32[B, classes], as `"teacher_logits"`.
 
     Raises:
-      ValueError: the weight is outside 0…1, or the temperature is not above 0.
+      ValueError: the weight is outside 0…1, or the temperature is not above 0; from the loss: the logits of the teacher
+        have another shape.
     """
     if not 0 <= weight <= 1 or temperature <= 0:
         raise ValueError(f"weight {weight}, temperature {temperature}: expected 0…1 and a number above 0")
 
     def mixed(logits: jax.Array, batch: Batch) -> jax.Array:
+        if batch[TEACHER_LOGITS].shape != logits.shape:
+            raise ValueError(f"teacher's logits have shape {batch[TEACHER_LOGITS].shape}, the student's {logits.shape}")
         soft_targets = jax.nn.softmax(batch[TEACHER_LOGITS] / temperature)
         divergence = optax.kl_divergence(jax.nn.log_softmax(logits / temperature), soft_targets)
         return (1 - weight) * loss(logits, batch) + weight * temperature**2 * jnp.mean(divergence)

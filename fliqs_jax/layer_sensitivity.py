@@ -40,14 +40,14 @@ class Sensitivity(NamedTuple):
             return -10 * np.log10(self.noise_to_signal)
 
 
-class _Sums(NamedTuple):
-    """Sums over examples.
+class _Measured(NamedTuple):
+    """What a batch tells.
 
     Attributes:
       statistics: statistics of the quality of the float network.
       statistics_quantized: the same with one layer quantised, leaves `[L, K, …]`.
-      signal: float32, squares of the centred float logits.
-      noise: float32[L, K], squares of the change of the logits.
+      signal: float32, sum of the squares of the centred float logits.
+      noise: float32[L, K], sum of the squares of the change of the logits.
     """
 
     statistics: Any
@@ -56,12 +56,12 @@ class _Sums(NamedTuple):
     noise: jax.Array
 
 
-def make_measure(search: Search) -> Callable[[SearchState, Batch], _Sums]:
-    """Makes `(state, batch) → sums`, which loops over all layers and formats inside one compiled function."""
+def make_measure(search: Search) -> Callable[[SearchState, Batch], _Measured]:
+    """Makes `(state, batch) → measured`, which loops over all layers and formats inside one compiled function."""
     count, formats = len(search.paths), search.bank.signed.bits.shape[0]
     inference = models.mode(search.model, train=False)
 
-    def measure(state: SearchState, batch: Batch) -> _Sums:
+    def measure(state: SearchState, batch: Batch) -> _Measured:
         profile = interception.stacked_calibration(search.paths, state.calibration)
 
         def logits(choice: jax.Array, quantized: jax.Array) -> jax.Array:
@@ -89,7 +89,7 @@ def make_measure(search: Search) -> Callable[[SearchState, Batch], _Sums]:
         sums = jax.lax.map(quantize_one_layer, tuple(axis.ravel() for axis in grid))
         statistics, noise = jax.tree.map(lambda leaf: leaf.reshape(count, formats, *leaf.shape[1:]), sums)
         reference_statistics = search.quality.statistics(reference, batch)
-        return _Sums(reference_statistics, statistics, jnp.sum(jnp.square(centred) * real), noise)
+        return _Measured(reference_statistics, statistics, jnp.sum(jnp.square(centred) * real), noise)
 
     return measure
 
@@ -101,18 +101,16 @@ def measure_over(search: Search, state: SearchState, batches: Iterable[Any]) -> 
       ValueError: there are no batches.
     """
     measure = jax.jit(make_measure(search))
-    total = None
-    for batch in batches:
-        sums = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), measure(state, batch))
-        total = sums if total is None else jax.tree.map(np.add, total, sums)
-    if total is None:
+    measured = [jax.device_get(measure(state, batch)) for batch in batches]
+    if not measured:
         raise ValueError("no batches to measure the sensitivity on")
-    quality = float(search.quality.value(total.statistics))
-    quantized = jax.vmap(jax.vmap(search.quality.value))(total.statistics_quantized)
+    statistics, statistics_quantized, signal, noise = zip(*measured, strict=True)
+    quality = float(search.quality.value(search.quality.joined(statistics)))
+    quantized = jax.vmap(jax.vmap(search.quality.value))(search.quality.joined(statistics_quantized))
     return Sensitivity(
         quality=quality,
         quality_drop=quality - np.asarray(quantized, np.float64),
-        noise_to_signal=total.noise / total.signal,
+        noise_to_signal=np.asarray(noise, np.float64).sum(axis=0) / np.asarray(signal, np.float64).sum(),
     )
 
 

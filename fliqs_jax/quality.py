@@ -1,31 +1,38 @@
 """Quality of a network: Q in the reward (FLIQS, Eq. 1), and the metric that is reported at the end.
 
-A quality is defined by batch statistics that add up over batches, and by the value of their sum.
+A quality is defined by statistics of a batch, by how those of several batches are joined, and by their value.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fliqs_jax.losses import Batch
+from fliqs_jax.losses import Batch, class_numbers
 
-AUC_BINS = 8192
+
+def added_up(statistics: Sequence[Any]) -> Any:
+    """The sum of the statistics of batches, leaf by leaf, on the host."""
+    return jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *statistics)
 
 
 class Quality(NamedTuple):
-    """A quality metric; its functions are traced by JAX.
+    """A quality metric; `statistics` and `value` are traced by JAX.
 
     Attributes:
       name: label in tables, and key in summaries.
-      statistics: `(logits, batch) → pytree of arrays`, to be summed over batches. Labels of −1 are padding.
+      statistics: `(logits, batch) → pytree of arrays`. Labels of −1 are padding.
       value: `(statistics) → scalar`, between 0 and 1, higher is better.
+      joined: `([statistics, …]) → statistics`, of several batches, on the host; leaves may have additional axes in
+        front.
     """
 
     name: str
     statistics: Callable[[jax.Array, Batch], Any]
     value: Callable[[Any], jax.Array]
+    joined: Callable[[Sequence[Any]], Any] = added_up
 
     def on_batch(self, logits: jax.Array, batch: Batch) -> jax.Array:
         """Quality on one batch, scalar."""
@@ -33,9 +40,10 @@ class Quality(NamedTuple):
 
 
 def _correct_and_total(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Numbers of correct predictions and of labels; labels are int32 of any shape, −1 is padding."""
-    label = batch["label"]
-    return jnp.sum(jnp.argmax(logits, -1) == label), jnp.sum(label >= 0)
+    """Numbers of correct predictions and of labels; one logit predicts label 1 where it is positive."""
+    label = class_numbers(logits, batch)
+    predicted = jnp.int32(logits[..., 0] > 0) if logits.shape[-1] == 1 else jnp.argmax(logits, -1)
+    return jnp.sum(predicted == label), jnp.sum(label >= 0)
 
 
 def _fraction_correct(counts: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -44,27 +52,40 @@ def _fraction_correct(counts: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 accuracy = Quality("accuracy", _correct_and_total, _fraction_correct)
+"""The share of labels that are right, which are class numbers; padding does not count."""
 
 
-def _score_histograms(logits: jax.Array, batch: Batch) -> jax.Array:
-    """Histograms of the predicted probability for label 0 and for label 1: int32[2, bins]."""
-    label = batch["label"]
-    bins = jnp.clip(jnp.int32(jax.nn.sigmoid(logits[..., 0]) * AUC_BINS), 0, AUC_BINS - 1)
-    return jnp.zeros((2, AUC_BINS), jnp.int32).at[jnp.maximum(label, 0), bins].add(jnp.int32(label >= 0))
+def _scores_and_labels(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """The score of label 1 for each label, float32[N], and the labels, int32[N]."""
+    label = class_numbers(logits, batch)
+    if logits.shape[-1] > 2:
+        raise ValueError(f"the AUC is of one logit or two, got {logits.shape[-1]}")
+    scores = logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]
+    return scores.astype(jnp.float32).ravel(), label.ravel()
 
 
-def _area_under_curve(histograms: jax.Array) -> jax.Array:
-    negative, positive = jnp.float32(histograms)
-    below = jnp.cumsum(negative) - negative
-    # A pair within one bin counts as a tie.
-    ordered = jnp.sum(positive * (below + negative / 2))
-    pairs = jnp.sum(negative) * jnp.sum(positive)
-    return jnp.where(pairs > 0, ordered / jnp.maximum(pairs, 1.0), 0.5)
+def _area_under_curve(scores_and_labels: tuple[jax.Array, jax.Array]) -> jax.Array:
+    scores, label = scores_and_labels
+    positive = label == 1
+    negatives, positives = jnp.sum(label == 0), jnp.sum(positive)
+    ascending = jnp.sort(jnp.where(label == 0, scores, jnp.inf))  # the negative ones, and infinity for all others
+    below, up_to = (
+        jnp.minimum(jnp.searchsorted(ascending, scores, side=side), negatives) for side in ("left", "right")
+    )
+    # The share of negatives below each score; pairs of equal scores count half.
+    shares = (below + up_to) / (2 * jnp.maximum(negatives, 1))
+    area = jnp.sum(jnp.where(positive, shares, 0.0)) / jnp.maximum(positives, 1)
+    area = jnp.where(negatives * positives > 0, area, 0.5)
+    return jnp.where(jnp.any(jnp.isnan(scores) & (label >= 0)), jnp.nan, area)
 
 
-auc = Quality("AUC", _score_histograms, _area_under_curve)
-"""Area under the ROC curve of a binary classifier with one logit (FLIQS, A.13): the fraction of (negative, positive)
-pairs that the logit ranks correctly. Probabilities in the same of the 8,192 bins count as ties; it is 0.5 if all labels
-are equal."""
+def _in_a_row(statistics: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=-1), *statistics)
+
+
+auc = Quality("AUC", _scores_and_labels, _area_under_curve, _in_a_row)
+"""Area under the ROC curve of a binary classifier (FLIQS, A.13) with one logit, that of label 1, or with two: the
+fraction of (negative, positive) pairs that are ranked correctly, exactly; equal scores count half. It is 0.5 if all
+labels are equal, and NaN if a score is."""
 
 QUALITIES: dict[str, Quality] = {"accuracy": accuracy, "auc": auc}

@@ -6,6 +6,7 @@ search and training with a fixed genome differ only in `SearchState.policy`.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -337,7 +338,7 @@ def make_logits(search: Search) -> Callable[[dict[str, Any], jax.Array], jax.Arr
 
 
 def make_evaluate(search: Search) -> Callable[[dict[str, Any], Batch], Any]:
-    """Makes `(variables, batch) -> statistics` of the quality, to be summed over batches; see `make_recalibrate`."""
+    """Makes `(variables, batch) -> statistics` of the quality, of one batch; see `make_recalibrate`."""
     logits = make_logits(search)
 
     def evaluate(variables: dict[str, Any], batch: Batch) -> Any:
@@ -375,12 +376,12 @@ def quality_over(
     """Quality over all `batches`, rounded to six decimals; `evaluate` is the jitted function of `make_evaluate`.
 
     Raises:
-      ValueError: there are no batches.
+      ValueError: there are no batches, or the quality is no finite number.
     """
-    total = None
-    for batch in batches:
-        statistics = jax.device_get(evaluate(variables, batch))
-        total = statistics if total is None else jax.tree.map(np.add, total, statistics)
-    if total is None:
+    statistics = [jax.device_get(evaluate(variables, batch)) for batch in batches]
+    if not statistics:
         raise ValueError("no examples to measure the quality on")
-    return round(float(search.quality.value(total)), 6)  # the precision of float32
+    value = float(search.quality.value(search.quality.joined(statistics)))
+    if not math.isfinite(value):
+        raise ValueError(f"the {search.quality.name} is {value}: expected a finite number")
+    return round(value, 6)  # the precision of float32

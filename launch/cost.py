@@ -190,8 +190,8 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.json:
         print(json.dumps(figures, indent=1))
     else:
-        terminal = Console()
-        console = terminal if terminal.is_terminal else Console(width=120)
+        terminal = Console(markup=False)
+        console = terminal if terminal.is_terminal else Console(width=120, markup=False)
         show(figures, console, with_layers=arguments.layers)
         if remark := found.remark():
             console.print(remark, soft_wrap=True)

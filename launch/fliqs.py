@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     from launch.training.run_directory import NETWORK
 
     logging.set_verbosity(logging.WARNING)
-    console = Console()
+    console = Console(markup=False)
     with ending.in_one_line(loop.NotFiniteError, CheckpointError, JaxRuntimeError):
         prepared = prepare_experiment(command_line.CONFIG.value)
         if command_line.CHECK.value:

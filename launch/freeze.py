@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--file", help="data.file, if the data have moved")
     arguments = parser.parse_args(argv)
     moved = {"data.data_dir": arguments.data_dir, "data.file": arguments.file}
-    console = Console(width=160)
+    console = Console(width=160, markup=False)
     for directory in arguments.directories:
         with ending.in_one_line(CheckpointError):
             changes = {key: value for key, value in moved.items() if value is not None}

@@ -131,8 +131,8 @@ def main(argv: list[str] | None = None) -> None:
         layers = found.layers
         members = format_space(arguments.formats)
         plan = format_plan(layers, members, arguments.rule) if arguments.rule else None
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=160)
+    terminal = Console(markup=False)
+    console = terminal if terminal.is_terminal else Console(width=160, markup=False)
     console.print(table(layers, plan))
     weights = sum(layer.weights for layer in layers)
     console.print(f"{len(layers)} layers, {found.layers_macs:,} MACs, {weights:,} weights")

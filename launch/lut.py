@@ -84,8 +84,8 @@ def _measure(arguments: argparse.Namespace) -> None:
     shape = (arguments.batch, *models.input_shape(arguments.model, example_shape))
     runtime = engines.find(arguments.backend, threads=arguments.threads)
     model = models.create(arguments.model, classes=arguments.classes, **layers.network_settings(arguments.set))
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=120)
+    terminal = Console(markup=False)
+    console = terminal if terminal.is_terminal else Console(width=120, markup=False)
     console.print(f"{arguments.model} on {runtime.device}, batch {arguments.batch}")
     network = layer_timing.network(
         arguments.model, model, shape, dtype=arguments.dtype, **models.mode(model, train=False)

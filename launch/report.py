@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=pathlib.Path, help="file for the table")
     arguments = parser.parse_args(argv)
     directories, path = arguments.directories, arguments.out or arguments.directories[0] / "report.html"
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=120)
+    terminal = Console(markup=False)
+    console = terminal if terminal.is_terminal else Console(width=120, markup=False)
     with ending.in_one_line():
         experiments = [directory for directory in directories if apq_page.holds_experiment(directory)]
         if experiments and len(directories) > 1:

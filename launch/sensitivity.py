@@ -48,6 +48,7 @@ from launch.training.budgets import ABSOLUTE
 from launch.training.experiment import Experiment
 from launch.training.run_directory import write_json
 from launch.training.settings import ConfigError
+from launch.training.teaching import read_teacher
 
 METHODS = {"greedy": assignment.greedy, "knapsack": assignment.knapsack}
 NOISE, FISHER = SCORES = ("noise", "fisher")
@@ -198,11 +199,11 @@ def fisher_scores(
       float64[L, K].
 
     Raises:
-      ValueError: see `runs.read_teacher` and `layer_sensitivity.fisher_over`.
+      ValueError: see `teaching.read_teacher` and `layer_sensitivity.fisher_over`.
     """
     config = prepared.config
     stream = dataset.train_batches("valid", batch_size=config.valid_batch_size, first_step=0, augmented=False)
-    teach = runs.read_teacher(prepared, console)
+    teach = read_teacher(prepared, dataset, console)
     taught = (teach(jax.tree.map(jnp.asarray, batch)) for batch in stream)
     most = config.data.valid_examples // config.valid_batch_size
     return layer_sensitivity.fisher_over(prepared.search, state, itertools.islice(taught, min(batches, most)))
@@ -322,8 +323,8 @@ def measure(arguments: argparse.Namespace, console: Console) -> tuple[Experiment
 
 def main(argv: list[str] | None = None) -> None:
     """Measures sensitivities, assigns formats, prints and stores both."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)
+    console = Console(markup=False)
+    console = console if console.is_terminal else Console(width=160, markup=False)
     with ending.in_one_line():
         arguments = _arguments(argv)
         prepared, document = measure(arguments, console)

@@ -7,20 +7,29 @@ OI.
 
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 from flax import traverse_util
-from safetensors.numpy import save_file
+from jax.typing import ArrayLike
 
 from aqt_like import tensor_file
 
 Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 
+KIND, VERSION = "file of weights", 1  # of what `save` writes
+COLLECTIONS = ("params", "batch_stats")
+
 _CLASSIFIER = "classifier"
+# What belongs to a network although no variable is for it: counters, Inception's auxiliary classifier, and what the
+# weights of a run hold for other formats.
+_MAY_BE_LEFT = re.compile(r"(^|\.)num_batches_tracked$|^AuxLogits\.|^(calibration|clip_multiples)/")
+_FIRST, _HALF_RANGE = "stem1", 127.5
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _INCEPTION_STEM = {"1": "1a_3x3", "2": "2a_3x3", "3": "2b_3x3", "4": "3b_1x1", "5": "4a_3x3"}
 _INCEPTION_BLOCKS = {
@@ -156,29 +165,56 @@ def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dic
       The variables, and the paths of those that keep their values: the classifier, if its number of classes differs.
 
     Raises:
-      PretrainedError: the file cannot be read, lacks a variable, or has a variable of another shape.
+      PretrainedError: the file cannot be read, lacks a variable, holds one that the network has not, or one of another
+        shape or kind of number, or one that is not finite.
     """
     stored = _read(path)
-    flax_names = any(name.startswith("params/") for name in stored)
+    flax_names = _has_flax_names(stored)
     loaded, kept = {}, []
-    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(nn.meta.unbox(variables))
     for key, ours in flat.items():
         collection, *place = key
-        if collection not in ("params", "batch_stats"):
+        if collection not in COLLECTIONS:
             loaded[key] = ours
             continue
         name = "/".join(key) if flax_names else torch_name(model, tuple(place))
         if name not in stored:
-            raise PretrainedError(f"{path} has no {name!r}, which {'/'.join(place)} of {model} needs")
-        values = stored[name] if flax_names else _to_flax_layout(stored[name], place[-1])
+            longer = next((other for other in stored if other.endswith(f".{name}")), None)
+            hint = f"; it has {longer!r}: take the prefix off all names" if longer else ""
+            raise PretrainedError(f"{path} has no {name!r}, which {'/'.join(place)} of {model} needs{hint}")
+        values = stored.pop(name)
+        values = values if flax_names else _to_flax_layout(values, place[-1])
         if values.shape == ours.shape:
-            loaded[key] = jax.numpy.asarray(values, ours.dtype)
+            loaded[key] = _converted(f"{name!r} in {path}", values, ours.dtype)
         elif place[0] == _CLASSIFIER:
             loaded[key] = ours
             kept.append("/".join(place))
         else:
             raise PretrainedError(f"{name!r} in {path} has shape {values.shape}, {'/'.join(place)} needs {ours.shape}")
-    return variables | traverse_util.unflatten_dict(loaded), sorted(kept)
+        if place[-1] == "var" and (values < 0).any():
+            raise PretrainedError(f"{name!r} in {path} holds a negative variance")
+    if unused := sorted(name for name in stored if not _MAY_BE_LEFT.search(name)):
+        raise PretrainedError(
+            f"{path} holds {len(unused)} tensors that {model} has no variable for, such as {', '.join(unused[:3])}: "
+            "expected a file of this network"
+        )
+    return nn.meta.replace_boxed(variables, variables | traverse_util.unflatten_dict(loaded)), sorted(kept)
+
+
+def _converted(place: str, values: np.ndarray, dtype: Any) -> jax.Array:
+    """The values in the type of a variable, which has to be of the same kind of numbers."""
+    kinds = (jnp.floating, jnp.integer, jnp.complexfloating, jnp.bool_)
+    if [jnp.issubdtype(values.dtype, kind) for kind in kinds] != [jnp.issubdtype(dtype, kind) for kind in kinds]:
+        raise PretrainedError(f"{place} is {values.dtype}: expected {np.dtype(dtype)}, or others of its kind")
+    with np.errstate(over="ignore"):
+        converted = values.astype(dtype)
+    if not np.isfinite(converted.astype(np.complex128)).all():
+        raise PretrainedError(f"{place} holds NaN or infinity as {np.dtype(dtype)}")
+    return jnp.asarray(converted)
+
+
+def _has_flax_names(names: Iterable[str]) -> bool:
+    return any(name.startswith("params/") for name in names)
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -192,16 +228,58 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
                 )
             return stored
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, safetensors.SafetensorError) as error:
+            return {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, safetensors.SafetensorError, tensor_file.DamagedFileError) as error:
         reason = "it is a directory" if path.is_dir() else error
         raise PretrainedError(f"cannot read weights from {path}: {reason}") from error
 
 
+def _tensor(file: Any, name: str) -> np.ndarray:
+    try:
+        return file.get_tensor(name)
+    except (AttributeError, TypeError, KeyError, ValueError) as error:  # of types that NumPy does not have
+        stored = file.get_slice(name).get_dtype()
+        raise PretrainedError(f"{name!r} is of type {stored}: expected numbers of NumPy, or bfloat16") from error
+
+
 def save(path: pathlib.Path, variables: dict[str, Any]) -> None:
-    """Writes `"params"` and `"batch_stats"` with their paths as names, such as `params/stem/conv/kernel`."""
-    flat: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
-    save_file({name: np.ascontiguousarray(values) for name, values in flat.items()}, path)
+    """Writes `"params"` and `"batch_stats"` with their paths as names, such as `params/stem/conv/kernel`.
+
+    Raises:
+      PretrainedError: there is nothing to write, or two variables would have one name.
+    """
+    own = {name: nn.meta.unbox(variables[name]) for name in COLLECTIONS if name in variables}
+    flat: dict[str, Any] = traverse_util.flatten_dict(own, sep="/")
+    if not flat or len(flat) < len(jax.tree.leaves(own)):
+        raise PretrainedError(f"{path}: expected params, in which no two variables have one name if slashes part them")
+    arrays = {name: np.asarray(values) for name, values in flat.items()}
+    tensor_file.save(path, arrays, {"kind": KIND, "version": VERSION})
+
+
+def takes_half_ranges(path: pathlib.Path, model: str) -> bool:
+    """Whether a file holds torchvision's Inception-v3, whose published weights are for (pixels / 255 − 0.5) / 0.5.
+
+    torchvision calls it `transform_input`; its other networks are for ImageNet's mean and deviation.
+    """
+    return model.startswith("inception") and not _has_flax_names(_read(path))
+
+
+def for_inputs(variables: dict[str, Any], mean: ArrayLike, deviation: ArrayLike) -> dict[str, Any]:
+    """Inception-v3's variables for inputs of (pixels − mean) / deviation instead of (pixels / 255 − 0.5) / 0.5.
+
+    The first convolution and the statistics after it take the difference, exactly where images are not padded.
+
+    Args:
+      variables: those that `load` returned.
+      mean, deviation: float[3], of pixels of 0…255.
+    """
+    scale = jnp.asarray(deviation, jnp.float32) / _HALF_RANGE
+    shift = (jnp.asarray(mean, jnp.float32) - _HALF_RANGE) / _HALF_RANGE
+    flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(variables))
+    kernel = flat["params", _FIRST, "conv", "kernel"]
+    flat["params", _FIRST, "conv", "kernel"] = kernel * scale[:, None]
+    flat["batch_stats", _FIRST, "norm", "mean"] -= jnp.einsum("hwio,i->o", kernel, shift)
+    return traverse_util.unflatten_dict(flat)
 
 
 def _to_flax_layout(values: np.ndarray, leaf: str) -> np.ndarray:

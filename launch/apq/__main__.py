@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2 or argv[1] not in (*steps, "all"):
         raise app.UsageError(f"expected one of {', '.join(steps)}, all; got {' '.join(argv[1:]) or 'nothing'}")
     logging.set_verbosity(logging.WARNING)
-    console, workdir = Console(), pathlib.Path(command_line.WORKDIR.value or "")
+    console, workdir = Console(markup=False), pathlib.Path(command_line.WORKDIR.value or "")
     with ending.in_one_line(loop.NotFiniteError, CheckpointError, JaxRuntimeError):
         with workers.started(_WORKERS.value) as mapper:
             counts = {"quantized" if _QUANTIZED.value else "float": _COUNT.value} if _COUNT.value else None

@@ -19,6 +19,7 @@ from hwcost.costs import find_cost
 from hwcost.workload import Workload
 from launch import data
 from launch.apq import apq_settings
+from launch.data.example_checks import Labels, check_arrays
 from launch.training import loop
 from launch.training.budgets import BudgetSetting, parse_budget, read_alternatives
 from launch.training.interruption import StopRequested
@@ -147,6 +148,8 @@ def prepare_pipeline(
             f"{tuple(source.example.shape)} in {source.classes} (image_size is the space's, data.image_size the data's)"
         )
     _check_examples(config, source)
+    if isinstance(source, data.Arrays):
+        check_arrays(source, Labels((), space.classes, padding=source.padding))
     full = network(space, space.largest)
     sets = read_alternatives(tuple(map(parse_budget, budgets)) if budgets else config.search.budgets)
     limits = _limits(sets, workload.trace(full, expected, train=False))

@@ -6,6 +6,6 @@ the data.
 
 from launch.data.arrays import Arrays, Split
 from launch.data.contract import Batch, DataError, Dataset, Source
-from launch.data.sources import find
+from launch.data.sources import find, unused_settings
 
-__all__ = ["Arrays", "Batch", "DataError", "Dataset", "Source", "Split", "find"]
+__all__ = ["Arrays", "Batch", "DataError", "Dataset", "Source", "Split", "find", "unused_settings"]

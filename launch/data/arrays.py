@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+import numbers
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
-from launch.data.contract import STREAM_OF_SPLIT, Batch, Normalization, check_batch_size, padded, set_aside
+from launch.data.contract import STREAM_OF_SPLIT, Batch, DataError, Normalization, check_batch_size, padded, set_aside
 
 MakeBatch = Callable[[np.ndarray, np.ndarray, np.random.Generator | None], Batch]
 """`(inputs, labels, rng) → batch`, augmented with random numbers of `rng`, or not augmented if `rng` is None."""
@@ -15,13 +17,33 @@ MakeBatch = Callable[[np.ndarray, np.ndarray, np.random.Generator | None], Batch
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Examples of a split: inputs, `[N, …]`, and labels, int32, `[N]` or `[N, …]`."""
+    """Examples of a split: inputs, `[N, …]`, and labels, `[N]` or `[N, …]`; integers of any type become int32.
+
+    Raises:
+      DataError: inputs or labels are no array, or are masked.
+    """
 
     inputs: np.ndarray
     labels: np.ndarray
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", _array("inputs", self.inputs))
+        labels = _array("labels", self.labels)
+        if labels.dtype.kind in "iub" and (labels.astype(np.int32) == labels).all():  # others are told later
+            labels = labels.astype(np.int32)
+        object.__setattr__(self, "labels", labels)
+
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def _array(name: str, values: Any) -> np.ndarray:
+    if np.ma.isMaskedArray(values):
+        raise DataError(f"{name} are a masked array: expected one without a mask, which would be lost")
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"{name} are no array: {error}") from error
 
 
 def unchanged_batch(inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None) -> Batch:
@@ -39,12 +61,22 @@ class Arrays:
       test: examples for the final metrics.
       classes: see `Source.classes`.
       make_batch: makes a batch of examples; its inputs must have the shape and type of those in `train`.
+      padding: whether labels of −1 are padding, as in sequences of several lengths.
+
+    Raises:
+      DataError: `classes` is no whole number above 0.
     """
 
     train: Split
     test: Split
     classes: int
     make_batch: MakeBatch = unchanged_batch
+    padding: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.classes, numbers.Integral) or self.classes < 1:
+            raise DataError(f"classes={self.classes!r}: expected a whole number above 0")
+        object.__setattr__(self, "classes", int(self.classes))  # of NumPy, as in max(labels) + 1, JSON takes none
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:
@@ -77,11 +109,12 @@ def in_memory(
 
 @dataclasses.dataclass(frozen=True)
 class InMemory:
-    """`Dataset` of arrays, with the splits `"train"`, `"valid"` and `"test"`."""
+    """`Dataset` of arrays, with the splits `"train"`, `"valid"` and `"test"`; `remark` tells what was read."""
 
     splits: Mapping[str, Split]
     make_batch: MakeBatch
     seed: int
+    remark: str = ""
 
     @property
     def normalization(self) -> Normalization | None:

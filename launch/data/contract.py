@@ -26,7 +26,7 @@ class DataError(ValueError):
 class Dataset(Protocol):
     """Three splits: `train` trains the weights, `valid` gives the quality in the reward, `test` the final metrics.
 
-    One that has a `normalization` tells how inputs were normalised.
+    One that has a `normalization` tells how inputs were normalised; one that has a `remark`, what was read.
     """
 
     def train_batches(self, split: str, *, batch_size: int, first_step: int, augmented: bool) -> Iterator[Batch]:
@@ -45,7 +45,8 @@ class Dataset(Protocol):
 class Source(Protocol):
     """Description of a data set that is not read yet, so that settings can be checked first.
 
-    One that has `class_names` tells the name of each class.
+    One that has `class_names` tells the name of each class; one that has `padding` tells whether labels of −1 are
+    padding.
     """
 
     @property

@@ -45,6 +45,12 @@ class ImageBatches:
         return batch if rng is None else self.mixing(batch, rng)
 
 
+def _require_bytes(place: str, dtype: Any) -> None:
+    """Raises DataError for images that are not of 8 bits, which would be cut off."""
+    if np.dtype(dtype) != np.uint8:
+        raise DataError(f"{place}: images are {np.dtype(dtype)}: expected uint8; serve others by a function of yours")
+
+
 def _augmentation(config: ConfigDict) -> Augmentation:
     if config.augment not in AUGMENTATIONS:
         raise DataError(f"data.augment={config.augment!r}: expected one of {', '.join(AUGMENTATIONS)}")
@@ -77,6 +83,7 @@ class Digits:
     example = jax.ShapeDtypeStruct((8, 8, 1), np.dtype(np.float32))
     classes = 10
     class_names = tuple("0123456789")
+    settings = ("image_size", "augment", "mixup", "cutmix", "erasing")  # of `config.data`, that it uses
     train_examples = 1437
 
     def __init__(self, config: ConfigDict) -> None:
@@ -109,6 +116,8 @@ class TfdsImages:
 
         self._config, self._size = config, config.image_size
         self._augmentation, self._mixing = _augmentation(config), _mixing(config)
+        if self._size is not None and self._size < 1:
+            raise DataError(f"data.image_size={self._size}: expected a number of pixels above 0")
         try:
             builder = tfds.builder(config.name, data_dir=config.data_dir, file_format="array_record")
         except tfds.core.DatasetNotFoundError as error:
@@ -126,7 +135,11 @@ class TfdsImages:
                 f"tfds data set {config.name!r} has no split {', '.join(sorted(missing))} prepared in "
                 f"{builder.data_dir} (data_dir={config.data_dir!r}); --config.data.download=True lets tfds prepare it"
             )
-        *size, channels = features["image"].shape
+        image, label = features["image"], features["label"]
+        if len(image.shape or ()) != 3 or getattr(label, "num_classes", None) is None:
+            raise DataError(f"tfds data set {config.name!r} has {image} and {label}: expected images and class labels")
+        _require_bytes(f"tfds data set {config.name!r}", image.np_dtype)
+        *size, channels = image.shape
         # Images of equal shape are resized whole; others are cropped at the centre.
         self._fit = centre_crop if None in size else resized
         if self._size is None and None in size:
@@ -134,8 +147,8 @@ class TfdsImages:
         self._builder = builder
         shape = (*(size if self._size is None else (self._size, self._size)), channels)
         self.example = jax.ShapeDtypeStruct(shape, np.dtype(np.float32))
-        self.classes: int = features["label"].num_classes
-        self.class_names = tuple(features["label"].names)
+        self.classes: int = label.num_classes
+        self.class_names = tuple(label.names)
         self.train_examples: int = splits["train"].num_examples
 
     def open(self, *, valid_examples: int, seed: int) -> Dataset:
@@ -162,10 +175,15 @@ class TfdsImages:
         )
 
     def decoded(self, records: Sequence[Any]) -> Split:
-        """All records as arrays: images, uint8[N, H, W, C], and labels, int32[N]."""
+        """All records as arrays: images, uint8[N, H, W, C], and labels, int32[N].
+
+        Raises:
+          DataError: images are not uint8.
+        """
         images = np.empty((len(records), *self.example.shape), np.uint8)
         labels = np.empty(len(records), np.int32)
         for i, record in enumerate(records):
+            _require_bytes(f"record {i}", record["image"].dtype)
             images[i] = self._fit(record["image"], self.example.shape[:2])
             labels[i] = record["label"]
         return Split(images, labels)

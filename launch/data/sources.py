@@ -5,19 +5,26 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from hwcost import registry
+from launch.config_files import load_config
 from launch.data.clicks import ClickLog
 from launch.data.contract import DataError, Source
 from launch.data.images import Digits, TfdsImages
 
 SOURCES: dict[str, Callable[[ConfigDict], Source]] = {"digits": Digits, "click_log": ClickLog}
 
+_SETTINGS_OF_ALL = ("name", "valid_examples")
+
 
 def find(config: ConfigDict) -> Source:
     """Data set `config.name`: one of `SOURCES`, the user's `package.module:function`, or one of TensorFlow Datasets.
 
     Raises:
-      DataError: there is no such data set, or it cannot be used.
+      DataError: there is no such data set, it cannot be used, lacks a setting, or does not use one.
     """
+    if missing := [key for key in _settings(config.name) if key not in config]:
+        raise DataError(f"data.name={config.name!r}: config.data lacks {', '.join(missing)}, see configs/common.py")
+    for key, expected in unused_settings(config).items():
+        raise DataError(f"data.{key}={config[key]!r}: data.name={config.name!r} does not use it, expected {expected}")
     if config.name in SOURCES:
         return SOURCES[config.name](config)
     if ":" not in config.name:
@@ -33,3 +40,17 @@ def find(config: ConfigDict) -> Source:
             "launch.data.Arrays, or another launch.data.Source"
         )
     return source
+
+
+def unused_settings(config: ConfigDict) -> dict[str, str]:
+    """Settings that the data set does not use, and that are not as in `configs/common.py`; what is expected, by key."""
+    used, defaults = (*_SETTINGS_OF_ALL, *_settings(config.name)), load_config("common").data
+    unused = [key for key in config if key not in used and (key not in defaults or config[key] != defaults[key])]
+    return {key: repr(defaults[key]) if key in defaults else "no such key" for key in unused}
+
+
+def _settings(name: str) -> tuple[str, ...]:
+    """The settings that a data set uses beside those of all."""
+    if name in SOURCES or ":" in name:
+        return getattr(SOURCES.get(name), "settings", ())
+    return tuple(key for key in load_config("common").data if key not in _SETTINGS_OF_ALL)

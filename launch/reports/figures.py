@@ -47,8 +47,13 @@ def quality_on_test(run: Run) -> float:
     return run[run["quality"]]
 
 
+def network_of(run: Run) -> tuple[Any, ...]:
+    """What tells networks apart: the model of the config, if the summary has it, and the layers with their MACs."""
+    return run.get("config", {}).get("model"), [(layer["path"], layer["macs"]) for layer in run["layers"]]
+
+
 def pareto(runs: Sequence[Run], *, width: float = WIDTH) -> str:
-    """Test quality against cost, with the Pareto front of the uniform baselines as a line (FLIQS, Figure 5).
+    """Test quality against cost, with the Pareto front of each network's uniform baselines as a line (FLIQS, Figure 5).
 
     Baselines are labelled by their formats, other runs by their names. The axis of costs is logarithmic where they
     span a factor of ten.
@@ -57,19 +62,23 @@ def pareto(runs: Sequence[Run], *, width: float = WIDTH) -> str:
         figure = blank(width=width)
         axes = figure.subplots()
         uniform = sorted((r for r in runs if is_uniform(r)), key=lambda r: (r["cost"], -quality_on_test(r)))
-        best = np.maximum.accumulate([quality_on_test(r) for r in uniform]) if uniform else []
-        front = [r for r, top in zip(uniform, best, strict=True) if quality_on_test(r) >= top]
         factor, unit = readable_cost(runs[0]["cost_unit"])
-        axes.plot(
-            [r["cost"] * factor for r in front], [100 * quality_on_test(r) for r in front], color="#b6bbc3", zorder=1
-        )
+        several = any(network_of(r) != network_of(runs[0]) for r in runs)
+        left = uniform
+        while left:
+            alike = [r for r in left if network_of(r) == network_of(left[0])]
+            left = [r for r in left if network_of(r) != network_of(left[0])]
+            best = np.maximum.accumulate([quality_on_test(r) for r in alike])
+            front = [r for r, top in zip(alike, best, strict=True) if quality_on_test(r) >= top]
+            x, y = [r["cost"] * factor for r in front], [100 * quality_on_test(r) for r in front]
+            axes.plot(x, y, color="#b6bbc3", zorder=1)
         searched = [r for r in runs if not is_uniform(r)]
         labels = {}  # in order and without duplicates: several runs may share a baseline
         for members, colour, marker, size in ((searched, ACCENT, "*", 70), (uniform, INK, "o", 34)):
             for run in members:
                 x, y = run["cost"] * factor, 100 * quality_on_test(run)
                 axes.scatter(x, y, s=size, color=colour, marker=marker, zorder=3)
-                labels[x, y, _label(run)] = colour
+                labels[x, y, _label(run, several_networks=several)] = colour
         for target in sorted({r["target"] for r in searched}):
             axes.axvline(target * factor, color=ACCENT, linestyle=":", linewidth=1, zorder=0)
         costs = [r["cost"] for r in runs]
@@ -88,8 +97,12 @@ def pareto(runs: Sequence[Run], *, width: float = WIDTH) -> str:
         return as_svg(figure, f"Test {runs[0]['quality']} against cost of the searched and the uniform networks")
 
 
-def _label(run: Run) -> str:
-    return run["name"].removeprefix("uniform ").partition(" (")[0] if is_uniform(run) else run["name"]
+def _label(run: Run, *, several_networks: bool) -> str:
+    """The name of a run beside its point; of a baseline, the format, and its place where networks differ."""
+    if not is_uniform(run):
+        return run["name"]
+    name = run["name"].removeprefix("uniform ")
+    return name if several_networks else name.partition(" (")[0]
 
 
 def _place_labels(figure: Figure, axes: Axes, labels: Mapping[tuple[float, float, str], str]) -> None:
@@ -148,7 +161,7 @@ def cost_shares(run: Run) -> str:
         places, width = np.arange(len(layers)), 0.84 / len(shares)
         for i, (name, costs) in enumerate(shares.items()):
             colours = [bit_colour(layer["bits"]) for layer in layers] if i == 0 else "#b6bbc3"
-            heights = 100 * np.asarray(costs) / sum(costs)
+            heights = 100 * np.asarray(costs) / (sum(costs) or 1)  # where nothing costs anything, no bars
             axes.bar(places + (i - (len(shares) - 1) / 2) * width, heights, width, color=colours, label=name)
         axes.set_ylabel("share (%)")
         axes.grid(axis="x", visible=False)

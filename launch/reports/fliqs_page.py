@@ -11,6 +11,7 @@ from flax import traverse_util
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from aqt_like.formats import parse_layer_format
 from aqt_like.frozen_network import FrozenNetwork
@@ -18,7 +19,14 @@ from hwcost.workload import Outside, remark
 from launch.reports import charts, figures
 from launch.reports.figures import quality_on_test
 from launch.reports.page import card, html_table, page, picture_card
-from launch.reports.recorded_runs import RecordedRun, gain, read_runs, runs_of_first_cost, uniform_gap
+from launch.reports.recorded_runs import (
+    RecordedRun,
+    gain,
+    read_runs,
+    runs_drawn_together,
+    runs_of_first_cost,
+    uniform_gap,
+)
 from launch.training import progress
 from launch.training.experiment import SEARCHED
 from launch.training.run_directory import METRICS, NETWORK
@@ -28,7 +36,12 @@ _HEATMAP_LINES = 240
 
 def _columns(runs: Sequence[RecordedRun]) -> tuple[str, ...]:
     _, unit = figures.readable_cost(runs[0].summary["cost_unit"])
-    return ("network", runs[0].summary["quality"], unit, "cost / target", "bits per MAC", "bits of each layer")
+    return ("network", *_qualities(runs), unit, "cost / target", "bits per MAC", "bits of each layer")
+
+
+def _qualities(runs: Sequence[RecordedRun]) -> tuple[str, ...]:
+    """The qualities of the runs, each once; that of the first run first."""
+    return tuple(dict.fromkeys(run.summary["quality"] for run in runs))
 
 
 def _row(run: RecordedRun, runs: Sequence[RecordedRun]) -> tuple[str, ...]:
@@ -38,7 +51,7 @@ def _row(run: RecordedRun, runs: Sequence[RecordedRun]) -> tuple[str, ...]:
     own_unit = "" if run in runs_of_first_cost(runs) else f" {unit}"
     return (
         s["name"],
-        f"{100 * quality_on_test(s):.2f} %",
+        *(f"{100 * quality_on_test(s):.2f} %" if s["quality"] == name else "" for name in _qualities(runs)),
         f"{cost:,.{1 if cost >= 0.5 else 4}f}{own_unit}",
         f"{s['relative_cost']:.3f}",
         f"{run.mean_bits:.2f}",
@@ -57,11 +70,11 @@ def print_table(runs: Sequence[RecordedRun], console: Console) -> None:
     columns = _columns(runs)
     for i, column in enumerate(columns):
         last = i == len(columns) - 1
-        table.add_column(column, justify="left" if i == 0 or last else "right", overflow="fold", no_wrap=not last)
+        table.add_column(Text(column), justify="left" if i == 0 or last else "right", overflow="fold", no_wrap=not last)
     for run in runs:
-        table.add_row(*_row(run, runs), style="bold" if run.searched else None)
+        table.add_row(*map(Text, _row(run, runs)), style="bold" if run.searched else None)
     # Where it goes to a file, columns of a narrow terminal would be cut.
-    wide = console if console.is_terminal else Console(file=console.file, width=max(console.width, 120))
+    wide = console if console.is_terminal else Console(file=console.file, width=max(console.width, 120), markup=False)
     wide.print(table)
 
 
@@ -117,7 +130,7 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
             f"{_capital(main['quality'])} against cost",
             "Stars are searched, dots have one format in all layers.",
             figures.pareto(
-                [run.summary for run in runs_of_first_cost(runs)], width=charts.WIDTH if training else charts.WIDE
+                [run.summary for run in runs_drawn_together(runs)], width=charts.WIDTH if training else charts.WIDE
             ),
             wide=not training,
         ),
@@ -200,40 +213,32 @@ def _footprint(summary: dict[str, Any]) -> str:
 
 
 def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]:
-    """Cards with the curves of one run over its training steps."""
+    """Cards with the curves of one run over its training steps, of the metrics that all of its lines have."""
     settings = summary["config"]["controller"]["reinforce"]
-    timed = [line | {"milliseconds": 1000 / line["steps_per_second"]} for line in lines]
-    cards = [
-        picture_card(
-            f"{_capital(summary['quality'])} while training",
-            "On training batches" + (", and on validation batches." if "valid_quality" in lines[0] else "."),
-            figures.curve(lines, _known(lines, train_quality="train", valid_quality="validation"), summary["quality"]),
-        ),
-    ]
-    draws = [
-        picture_card(
-            "Sampled cost",
-            "Of the networks drawn at each step; dotted: the target.",
-            figures.curve(lines, {"relative_cost": "cost / target"}, "cost / target", reference=1.0),
-        ),
-        picture_card(
-            "Reward",
+    timed = [line | {"milliseconds": 1000 / line["steps_per_second"]} for line in lines if line.get("steps_per_second")]
+    quality = summary["quality"]
+    cards = _curve_card(
+        f"{_capital(quality)} while training",
+        "On training batches" + (", and on validation batches." if _all_have(lines, "valid_quality") else "."),
+        lines,
+        {"train_quality": "train", "valid_quality": "validation"},
+        quality,
+    )
+    if summary["policy"] != "fixed":  # A fixed genome has the same at each step.
+        cost, reward = (
+            "cost / target",
             f"The {settings['reward'].replace('_', ' ')} reward with γ = {settings['gamma']:g}.",
-            figures.curve(lines, {"reward": "reward"}, "reward"),
         )
-        if "reward" in lines[0]
-        else picture_card("Loss", "Of training batches.", figures.curve(lines, {"loss": "loss"}, "loss")),
-        picture_card(
-            "Entropy of the policy",
-            "A sum over layers." + _uniform_until(summary, lines) + _frozen_from(summary, lines),
-            figures.curve(lines, {"entropy": "entropy"}, "entropy (nats)"),
-        ),
-    ]
-    cards += [
-        *([] if summary["policy"] == "fixed" else draws),  # A fixed genome has the same at each step.
-        picture_card("Step time", "", figures.curve(timed, {"milliseconds": "step time"}, "step time (ms)")),
-    ]
-    if summary["kind"] == SEARCHED:
+        drawn = "Of the networks drawn at each step; dotted: the target."
+        cards += _curve_card("Sampled cost", drawn, lines, {"relative_cost": cost}, cost, reference=1.0)
+        if _all_have(lines, "reward"):
+            cards += _curve_card("Reward", reward, lines, {"reward": "reward"}, "reward")
+        else:
+            cards += _curve_card("Loss", "Of training batches.", lines, {"loss": "loss"}, "loss")
+        entropy = "A sum over layers." + _uniform_until(summary, lines) + _frozen_from(summary, lines)
+        cards += _curve_card("Entropy of the policy", entropy, lines, {"entropy": "entropy"}, "entropy (nats)")
+    cards += _curve_card("Step time", "", timed, {"milliseconds": "step time"}, "step time (ms)")
+    if summary["kind"] == SEARCHED and _all_have(lines, "policy"):
         decisions = [
             decision | {"bits": [parse_layer_format(option).bits for option in decision["options"]]}
             for decision in summary["decisions"]
@@ -242,6 +247,24 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
         explanation = "A band per decision, a row per format in it: the stronger, the more probable."
         cards.append(picture_card("The policy over time", explanation, picture, wide=True))
     return cards
+
+
+def _curve_card(
+    heading: str,
+    text: str,
+    lines: Sequence[dict[str, Any]],
+    series: dict[str, str],
+    ylabel: str,
+    *,
+    reference: float | None = None,
+) -> list[str]:
+    """A card with the metrics of `series`, by their labels, that all lines have; none if there is none."""
+    known = {name: label for name, label in series.items() if _all_have(lines, name)}
+    return [picture_card(heading, text, figures.curve(lines, known, ylabel, reference=reference))] if known else []
+
+
+def _all_have(lines: Sequence[dict[str, Any]], name: str) -> bool:
+    return bool(lines) and all(name in line for line in lines)
 
 
 def _scores_card(summary: dict[str, Any]) -> list[str]:
@@ -254,11 +277,6 @@ def _scores_card(summary: dict[str, Any]) -> list[str]:
     )
     picture = figures.scores(summary["scores"], summary["decisions"], summary["genome"])
     return [picture_card("Scores of layers and formats", text, picture, wide=True)]
-
-
-def _known(lines: Sequence[dict[str, Any]], **labels: str) -> dict[str, str]:
-    """Labels of the metrics that the lines have: not all controllers measure all."""
-    return {name: label for name, label in labels.items() if name in lines[0]}
 
 
 def _uniform_until(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:

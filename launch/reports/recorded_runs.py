@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hwcost.genome_file import names_genome_file
-from launch.reports.figures import quality_on_test
+from launch.reports.figures import network_of, quality_on_test
 from launch.training.earlier_configs import of_today
 from launch.training.experiment import FIXED, RANDOM_SEARCH, SEARCHED, UNIFORM
 from launch.training.run_directory import SUMMARY, read_json
@@ -42,7 +42,8 @@ class RecordedRun:
     def mean_bits(self) -> float:
         """Mean bits of the layers, weighted by MACs."""
         layers = self.summary["layers"]
-        return sum(layer["bits"] * layer["macs"] for layer in layers) / sum(layer["macs"] for layer in layers)
+        macs = sum(layer["macs"] for layer in layers)
+        return sum(layer["bits"] * layer["macs"] for layer in layers) / max(macs, 1)
 
 
 def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
@@ -53,7 +54,7 @@ def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
     Runs with equal names get the names of their directories appended, or of those above them that differ.
 
     Raises:
-      ValueError: a directory holds no finished run, or runs are on different data or of different qualities.
+      ValueError: a directory holds no finished run, or runs are on different data.
     """
     runs_by_path: dict[pathlib.Path, RecordedRun] = {}
     for directory in directories:
@@ -75,13 +76,13 @@ def read_runs(directories: Sequence[pathlib.Path]) -> list[RecordedRun]:
 
 
 def _check_comparable(runs: Sequence[RecordedRun]) -> None:
-    """Checks that all runs have the quality of the first, on its data."""
+    """Checks that all runs are on the data of the first."""
     first, *others = ((run.summary["quality"], run.summary["config"]["data"]["name"]) for run in runs)
     for run, figure in zip(runs[1:], others, strict=True):
-        if figure != first:
+        if figure[1] != first[1]:
             raise ValueError(
                 f"{run.directory} has {' on '.join(figure)}, {runs[0].directory} {' on '.join(first)}: expected the "
-                "same of all runs"
+                "same data of all runs"
             )
 
 
@@ -136,21 +137,35 @@ def runs_of_first_cost(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
     return [run for run in runs if run.summary["cost_name"] == runs[0].summary["cost_name"]]
 
 
+def runs_drawn_together(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
+    """The runs that one picture of quality against cost can have: of the first run's kind of cost, and quality."""
+    return [run for run in runs_of_first_cost(runs) if _quality_of(run) == _quality_of(runs[0])]
+
+
+def _quality_of(run: RecordedRun) -> tuple[str, Any]:
+    """The quality by its name in summaries, and by the one that the config has for it, if any."""
+    return run.summary["quality"], run.summary["config"].get("quality")
+
+
 def _uniform_baselines(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
-    """Summaries of the uniform baselines with the cost and the layers of the first run."""
+    """Summaries of the uniform baselines with the cost, the quality, the network and the data of the first run."""
+    first = runs[0].summary
     return [
         run.summary
-        for run in runs_of_first_cost(runs)
-        if not run.searched and _sizes(run.summary) == _sizes(runs[0].summary)
+        for run in runs_drawn_together(runs)
+        if not run.searched and network_of(run.summary) == network_of(first) and _data_of(run) == _data_of(runs[0])
     ]
 
 
-def _sizes(summary: dict[str, Any]) -> list[tuple[str, int]]:
-    return [(layer["path"], layer["macs"]) for layer in summary["layers"]]
+def _data_of(run: RecordedRun) -> tuple[Any, ...]:
+    """What says which examples a run was tested on; a file may have moved to another folder."""
+    settings = run.summary["config"]["data"]
+    own = (settings.get(key) for key in ("name", "test_split", "test_fraction", "image_size"))
+    return (*own, pathlib.Path(settings.get("file") or "").name)
 
 
 def uniform_gap(runs: Sequence[RecordedRun]) -> Gap | None:
-    """The gap between the uniform baselines of the first run's network and kind of cost; None if fewer than two."""
+    """The gap between uniform baselines of the first run's network, data, quality and cost; None if fewer than two."""
     uniform = sorted(_uniform_baselines(runs), key=lambda s: (s["cost"], -quality_on_test(s)))
     return Gap(uniform[0], uniform[-1]) if len(uniform) > 1 else None
 
@@ -177,4 +192,6 @@ def _against(summary: dict[str, Any], baseline: dict[str, Any]) -> str:
         difference = f"within a point of {baseline['name']} ({100 * quality_on_test(baseline):.2f} %)"
     else:
         difference = f"{abs(points):.2f} points {'above' if points > 0 else 'below'} {baseline['name']}"
+    if not baseline["cost"]:
+        return f"{difference}, which costs nothing"
     return f"{difference} for {summary['cost'] / baseline['cost']:.2f} × its cost"

@@ -14,6 +14,7 @@ from launch.training import finished, runs
 from launch.training.experiment import Experiment
 from launch.training.mesh import place_batch, replicated, split_batch
 from launch.training.progress import duration
+from launch.training.teaching import read_teacher
 
 TIMED_STEPS = 8
 
@@ -24,8 +25,8 @@ def check(experiment: Experiment, console: Console) -> None:
     The data are read, the search step is compiled, and a few of its steps are run, so that what would fail there fails
     here.
     """
-    teach = runs.read_teacher(experiment, console)
     dataset = runs.open_data(experiment)
+    teach = read_teacher(experiment, dataset, console)
     compiled = runs.compile_functions(experiment, dataset, teach)
     seconds = _seconds_per_step(experiment, compiled, dataset)
     search, plan = experiment.search, experiment.plan
@@ -39,6 +40,7 @@ def check(experiment: Experiment, console: Console) -> None:
     rows = {
         "data": f"{experiment.config.data.name}, {experiment.source.train_examples:,} examples, of which "
         f"{experiment.config.data.valid_examples:,} for the reward",
+        **({"read": remark} if (remark := getattr(dataset, "remark", "")) else {}),
         "layers": f"{len(plan.workload)}, {sum(layer.macs for layer in plan.workload):,} MACs, "
         f"{sum(layer.weights for layer in plan.workload):,} weights",
         **({"outside": remark} if (remark := experiment.survey.remark()) else {}),
@@ -51,7 +53,7 @@ def check(experiment: Experiment, console: Console) -> None:
         f"of compilation, {1000 * seconds:.1f} ms a step",
     }
     for label, text in rows.items():
-        console.print(f"{label:<22}{text}", soft_wrap=True, highlight=False)
+        console.print(f"{label:<22}{text}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _cost_range(experiment: Experiment, number: int) -> str:

@@ -15,11 +15,10 @@ from aqt_like import format_choice, gradients
 from aqt_like.calibration import CRITERIA, Criterion
 from aqt_like.formats import LayerFormat, format_space, parse_layer_format
 from aqt_like.interception import Quantizer, weight_clips
-from fliqs_jax import assignment, distillation, losses, models
+from fliqs_jax import assignment, models
 from fliqs_jax.models import pretrained
-from fliqs_jax.quality import QUALITIES, Quality
 from fliqs_jax.search import Search
-from hwcost import pricing, registry, workload
+from hwcost import pricing, workload
 from hwcost.cost_model import CostModel
 from hwcost.costs import find_cost
 from hwcost.format_plan import FormatPlan, format_plan
@@ -30,6 +29,7 @@ from launch.training import optimizers
 from launch.training.budgets import BudgetSetting, budget_entries, read_budgets
 from launch.training.compute import Arithmetic, choose_arithmetic
 from launch.training.controllers import NO_SEARCH, make_controller
+from launch.training.learning_task import Task, make_task
 from launch.training.settings import PRECOMPUTED, ConfigError, check_settings, check_steps
 
 SEARCHED, RANDOM_SEARCH, UNIFORM, FIXED = KINDS = ("searched", "random_search", "uniform", "fixed")
@@ -62,6 +62,7 @@ class Experiment:
     Attributes:
       config: the config as given.
       source: data set.
+      task: what is learnt of it.
       plan: search space, and the meaning of its genomes.
       survey: the searched layers, and what the network computes outside of them.
       costs: cost models by name, in the order of `search.budgets`.
@@ -75,6 +76,7 @@ class Experiment:
 
     config: ConfigDict
     source: data.Source
+    task: Task
     plan: FormatPlan
     survey: Survey
     costs: dict[str, CostModel]
@@ -99,6 +101,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     settings = config.model.to_dict()
     network = models.find(settings["name"])
     model = models.create(settings.pop("name"), classes=source.classes, **settings)
+    task = _task(config, model, source)
     _check_pretrained(config, model, source)
     found = _survey(config, model, network.uncounted, source.example)
     plan = format_plan(found.layers, formats, config.rules)
@@ -112,8 +115,8 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         bank=format_choice.format_bank(formats, use_unsigned=config.unsigned_inputs),
         budgets=budgets,
         optimizer=optimizers.weight_optimizer(config.optimizer, total_steps),
-        loss=_loss(config, source.classes),
-        quality=_quality(config.quality),
+        loss=task.loss,
+        quality=task.quality,
         targets=_targets(config, plan, budgets[0]),
         controller=make_controller(config, plan, budgets, total_steps),
         total_steps=total_steps,
@@ -129,6 +132,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     return Experiment(
         config=config,
         source=source,
+        task=task,
         plan=plan,
         survey=found.only(plan.workload),
         costs=costs,
@@ -138,13 +142,6 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         trials=_trials(config, plan, given),
         arithmetic=arithmetic,
     )
-
-
-def _quality(name: str) -> Quality:
-    quality = registry.lookup("quality", name, QUALITIES)
-    if not isinstance(quality, Quality):
-        raise ConfigError(f"quality={name!r}: expected a fliqs_jax.quality.Quality, got {type(quality).__name__}")
-    return quality
 
 
 def _check_examples(config: ConfigDict, source: data.Source) -> None:
@@ -158,6 +155,16 @@ def _check_examples(config: ConfigDict, source: data.Source) -> None:
                 f"{key}={config[key]}: there are {available} such examples, with data.valid_examples="
                 f"{config.data.valid_examples} of {source.train_examples} set aside for validation"
             )
+
+
+def _task(config: ConfigDict, model: nn.Module, source: data.Source) -> Task:
+    """The loss and the quality of a config, checked with the model and the data."""
+    try:
+        return make_task(config, model, source)
+    except data.DataError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _survey(config: ConfigDict, model: nn.Module, uncounted: Sequence[str], example: jax.ShapeDtypeStruct) -> Survey:
@@ -194,18 +201,6 @@ def _check_pretrained(config: ConfigDict, model: nn.Module, source: data.Source)
         inputs = jnp.zeros((1, *source.example.shape), source.example.dtype)
         shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs, **models.mode(model, train=False)))
         pretrained.load(pathlib.Path(config.init_from), config.model.name, shapes)
-
-
-def _loss(config: ConfigDict, classes: int) -> losses.Loss:
-    loss = registry.lookup_function("loss", config.loss, losses.LOSSES, ("logits", "batch"))
-    if config.loss in losses.LOSSES:  # Ours are made with the smoothing; a user's is the loss itself.
-        loss = loss(config.label_smoothing)
-    if not config.distillation.teacher:
-        return loss
-    settings = config.distillation
-    if classes < 2:
-        raise ConfigError(f"distillation.teacher={settings.teacher!r}: soft targets need two classes or more")
-    return distillation.distilled(loss, weight=settings.weight, temperature=settings.temperature)
 
 
 def _budgets(config: ConfigDict, plan: FormatPlan) -> tuple[dict[str, CostModel], tuple[pricing.Budget, ...]]:

@@ -80,6 +80,8 @@ def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
         *sections, name = key.split(".")
         del functools.reduce(getattr, sections, config)[name]
     try:
+        for key in data.unused_settings(config.data):  # Runs of earlier versions may have had them, to no effect.
+            del config.data[key]
         return prepare_experiment(config)
     except ConfigError as error:
         raise ConfigError(f"{directory / CONFIG}: {error}") from error
@@ -205,20 +207,26 @@ def variables_of(network: FrozenNetwork, experiment: Experiment) -> dict[str, An
     return {**variables, "formats": quantized.collection}
 
 
+def about_data(experiment: Experiment, dataset: data.Dataset) -> dict[str, Any]:
+    """What a file says about the data that its network takes."""
+    source = experiment.source
+    return {
+        "name": experiment.config.data.name,
+        "input_shape": list(source.example.shape),
+        "input_type": np.dtype(source.example.dtype).name,
+        "normalization": getattr(dataset, "normalization", None),
+        "classes": int(source.classes),
+        "class_names": getattr(source, "class_names", None),
+    }
+
+
 def _about(experiment: Experiment, dataset: data.Dataset, genome: Genome) -> dict[str, Any]:
     """What a file says about its network beside the layers."""
-    source, config = experiment.source, json.loads(experiment.config.to_json_best_effort())
+    config = json.loads(experiment.config.to_json_best_effort())
     return {
         "model": config["model"],
         "genome": genome.document(),
-        "data": {
-            "name": config["data"]["name"],
-            "input_shape": list(source.example.shape),
-            "input_type": np.dtype(source.example.dtype).name,
-            "normalization": getattr(dataset, "normalization", None),
-            "classes": source.classes,
-            "class_names": getattr(source, "class_names", None),
-        },
+        "data": about_data(experiment, dataset),
         "arithmetic": experiment.arithmetic.summary(experiment.search.input_quantization_step),
         "versions": environment_summary()["versions"],
     }

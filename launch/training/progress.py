@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -100,6 +101,7 @@ class Recorder:
                 f"{self._title}  step {self._step}/{self._total}  {rate}  {duration(left)} left  {shown}",
                 soft_wrap=True,
                 highlight=False,
+                markup=False,
             )
 
     def _panel(self, line: Mapping[str, Any], pace: str) -> Panel:
@@ -107,8 +109,8 @@ class Recorder:
         grid.add_row("step", f"{self._step} / {self._total}", ProgressBar(self._total, self._step, width=30), pace)
         shown = self._shown(line)
         for left, right in itertools.zip_longest(shown[::2], shown[1::2], fillvalue=("", "")):
-            grid.add_row(*left, *right)
-        return Panel(grid, title=self._title, expand=False)
+            grid.add_row(*map(Text, (*left, *right)))
+        return Panel(grid, title=Text(self._title), expand=False)
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:

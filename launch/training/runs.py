@@ -16,13 +16,11 @@ from rich.console import Console
 from aqt_like import interception
 from aqt_like.frozen_network import FrozenNetwork
 from fliqs_jax import random_search
-from fliqs_jax.distillation import TEACHER_LOGITS
 from fliqs_jax.losses import Batch
 from fliqs_jax.models import pretrained
 from fliqs_jax.search import (
     SearchState,
     freeze_genomes,
-    make_logits,
     make_profile_clip_multiples,
     make_search_step,
     settled_genomes,
@@ -30,6 +28,7 @@ from fliqs_jax.search import (
 from hwcost import carbon
 from hwcost.genome_file import write_genome
 from launch import data
+from launch.data.example_checks import check_batch, check_evaluation_batch, check_present
 from launch.training import finished, loop, progress
 from launch.training.budgets import ABSOLUTE
 from launch.training.checkpoints import Checkpoints, state_digest
@@ -47,7 +46,7 @@ from launch.training.run_directory import (
     write_json,
 )
 from launch.training.run_summary import environment_summary, network_summary
-from launch.training.settings import ConfigError
+from launch.training.teaching import read_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,32 +72,13 @@ class Compiled:
     seconds: float
 
 
-def read_teacher(experiment: Experiment, console: Console) -> Callable[[Batch], Batch]:
-    """Makes `batch → batch`, which adds the logits of the teacher; the identity if there is no teacher.
+def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Callable[[Batch], Batch]) -> Compiled:
+    """Compiles the search step for all devices and for batches of `dataset` with what `teaching.read_teacher` adds.
 
     Raises:
-      ConfigError: the teacher is no finished run with a network, or knows other inputs or classes.
-      DamagedFileError: its network is not as it was written.
+      DataError: a first batch of a split is not as its source says.
+      ValueError: loss or quality do not take the batches; a network cannot be frozen.
     """
-    name = experiment.config.distillation.teacher
-    if not name:
-        return lambda batch: batch
-    directory = pathlib.Path(name)
-    teacher = finished.read_experiment(directory)
-    variables = finished.variables_of(finished.read_network(directory, teacher), teacher)
-    teacher_shapes = (teacher.source.example.shape, teacher.source.classes)
-    own_shapes = (experiment.source.example.shape, experiment.source.classes)
-    if teacher_shapes != own_shapes:
-        raise ConfigError(
-            f"distillation.teacher={name!r} knows inputs and classes {teacher_shapes}, here they are {own_shapes}"
-        )
-    console.print(f"teacher: {finished.told(directory)}", soft_wrap=True)
-    logits = jax.jit(make_logits(teacher.search))
-    return lambda batch: batch | {TEACHER_LOGITS: logits(variables, batch["input"])}
-
-
-def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Callable[[Batch], Batch]) -> Compiled:
-    """Compiles the search step for all devices and for batches of `dataset` with what `read_teacher` adds."""
     mesh = data_mesh()
     whole = replicated(mesh)
     search, config, criterion = experiment.search, experiment.config, experiment.clip_criterion
@@ -111,10 +91,14 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Call
 
     def example(split: str, size: int, *, augmented: bool) -> dict[str, jax.ShapeDtypeStruct]:
         batch = next(dataset.train_batches(split, batch_size=size, first_step=0, augmented=augmented))
+        check_batch(split, batch, experiment.source.example, experiment.task.labels)
         return {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in batch.items()}
 
     train_example = jax.eval_shape(teach, example("train", config.batch_size, augmented=True))
     valid_example = example("valid", config.valid_batch_size, augmented=False)
+    evaluated = next(iter(dataset.eval_batches("test", batch_size=config.valid_batch_size)), None)
+    check_evaluation_batch("test", evaluated, experiment.source.example, experiment.task.labels)
+    experiment.task.check(train_example)
     networks = finished.Networks(experiment, dataset)
     networks.check()
     start = time.perf_counter()
@@ -133,16 +117,30 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Call
 
 
 def open_data(experiment: Experiment) -> data.Dataset:
-    """Opens the data set of an experiment."""
+    """Opens the data set of an experiment.
+
+    Raises:
+      DataError: it cannot be read, or a split lacks labels without which the quality means nothing.
+    """
     config = experiment.config
-    return experiment.source.open(valid_examples=config.data.valid_examples, seed=config.seed)
+    dataset = experiment.source.open(valid_examples=config.data.valid_examples, seed=config.seed)
+    check_present(dataset, config.valid_batch_size, experiment.task.labels)
+    return dataset
 
 
-def _with_pretrained_weights(state: SearchState, config: ConfigDict, name: str, console: Console) -> Any:
+def _with_pretrained_weights(run: "_TrialRun", state: SearchState) -> Any:
     """Replaces the weights by those of `config.init_from`; the optimiser state stays the initial one."""
+    config = run.trial.config
+    path, model = pathlib.Path(config.init_from), config.model.name
     ours = {"params": state.params, "batch_stats": state.batch_stats}
-    theirs, kept = pretrained.load(pathlib.Path(config.init_from), config.model.name, ours)
-    console.print(f"{name}: weights from {config.init_from}" + (f", but for {', '.join(kept)}" if kept else ""))
+    theirs, kept = pretrained.load(path, model, ours)
+    run.say(f"weights from {config.init_from}" + (f", but for {', '.join(kept)}" if kept else ""))
+    if pretrained.takes_half_ranges(path, model):
+        if normalization := getattr(run.dataset, "normalization", None):
+            theirs = pretrained.for_inputs(theirs, normalization["mean"], normalization["deviation"])
+            run.say("published for inputs of -1…1; the first layer is adapted to the mean and deviation of the data")
+        else:
+            run.say("published for inputs of (pixels / 255 - 0.5) / 0.5, which the data have to give")
     placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), theirs, ours)
     return state._replace(**placed)
 
@@ -170,13 +168,15 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
     ]
     if len(unfinished) < len(directories):
         done = ", ".join(t.name for t in experiment.trials if all(t is not trial for trial, _ in unfinished))
-        console.print(f"already complete in {workdir}: {done}")
+        console.print(f"already complete in {workdir}: {done}", markup=False)
     if unfinished:
         if remark := experiment.survey.remark():
             console.print(remark, soft_wrap=True)
-        teach = read_teacher(experiment, console)
         console.print(f"reading {experiment.config.data.name}, compiling the search step …")
         dataset = open_data(experiment)
+        if remark := getattr(dataset, "remark", ""):
+            console.print(remark, soft_wrap=True, markup=False, highlight=False)
+        teach = read_teacher(experiment, dataset, console)
         compiled = compile_functions(experiment, dataset, teach)
         console.print(f"compiled in {compiled.seconds:.1f} s for {len(jax.devices())} device(s)")
         if remark := experiment.arithmetic.remark():
@@ -209,7 +209,7 @@ class _TrialRun:
 
     def say(self, text: str) -> None:
         """Prints a message with the name of this trial."""
-        self.console.print(f"{self.trial.name}: {text}")
+        self.console.print(f"{self.trial.name}: {text}", markup=False)
 
     def batches(self, split: str, batch_size: int, *, first_step: int, augmented: bool = False) -> Iterator[Batch]:
         """Endless batches of `"train"` or `"valid"`, split over the devices."""
@@ -289,7 +289,7 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
         first_step, state = restored
         run.say(f"going on from step {first_step}")
     elif config.init_from:
-        state = _with_pretrained_weights(state, config, run.trial.name, run.console)
+        state = _with_pretrained_weights(run, state)
     inputs_from = search.input_quantization_step
     shown = list(config.targets).index(config.target) if search.targets else 0
 

@@ -146,3 +146,15 @@ def test_least_divergence_is_the_least_of_the_candidates(name):
     bins = round(float(clip / seen.width))
     found, *others = (calibration.divergence(seen, row, jnp.asarray(b)) for b in (bins, bins // 2, min(2 * bins, 2048)))
     assert all(found <= other for other in others)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int32, np.float16])
+def test_statistics_of_integers_do_not_wrap(kind):
+    x = np.random.default_rng(0).integers(-128, 128, 500) + 128 * (kind == np.uint8)
+    x[0] = x.min()
+    own, expected = jnp.asarray(x, kind), np.abs(x).astype(float)
+    np.testing.assert_allclose(calibration.root_mean_square(own), np.sqrt(np.mean(expected**2)), rtol=1e-6)
+    assert calibration.absolute_max(own) == expected.max()
+    np.testing.assert_array_equal(
+        calibration.Histogram.from_values(own).counts, calibration.Histogram.from_values(jnp.float32(own)).counts
+    )

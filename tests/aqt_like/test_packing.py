@@ -210,3 +210,9 @@ def test_thresholds_of_another_shape_are_refused():
         packing.pack(np.ones(3), "int8", clip=np.ones((3, 1)))
     with pytest.raises(ValueError, match=r"thresholds of shape \(2, 4\): expected 3 along axis 1"):
         packing.pack(np.ones((2, 12)), "int8", clip=np.ones((2, 4)), blocks=granularity.per_block(4, -1))
+
+
+def test_the_name_that_safetensors_keeps_for_itself_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"x cannot hold a tensor called '__metadata__'"):
+        packing.save(tmp_path / "x", {"__metadata__": packing.pack(np.ones(3), "int8")})
+    assert list(tmp_path.iterdir()) == []

@@ -34,3 +34,10 @@ def test_a_network_that_equals_its_teacher_has_only_the_hard_loss():
 def test_settings_out_of_range(settings):
     with pytest.raises(ValueError, match="expected 0…1 and a number above 0"):
         distillation.distilled(losses.cross_entropy(0.1), **settings)
+
+
+def test_logits_of_another_shape_are_refused():
+    loss = distillation.distilled(losses.cross_entropy(0.0), weight=0.5, temperature=1.0)
+    batch = {"label": jnp.zeros(4, int), "teacher_logits": jnp.zeros((4, 1))}
+    with pytest.raises(ValueError, match=r"teacher's logits have shape \(4, 1\), the student's \(4, 3\)"):
+        loss(jnp.zeros((4, 3)), batch)

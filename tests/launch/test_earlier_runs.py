@@ -37,6 +37,13 @@ def test_it_is_reported(directory, capsys):
     assert "The policy over time" in page
 
 
+def test_settings_that_had_no_effect_do_not_keep_it_from_being_read(directory):
+    config = json.loads((directory / "config.json").read_text())
+    config["data"] |= {"data_dir": "somewhere", "stream": True}
+    (directory / "config.json").write_text(json.dumps(config))
+    assert finished.read_experiment(directory).source.train_examples == 1437
+
+
 def test_its_genome_is_priced(directory, capsys):
     genome = directory / "genome.json"
     cost.main(["--model=cifar_resnet", "--set=depth=8", "--set=width=4", f"--format={genome}", "--json"])

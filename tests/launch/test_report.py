@@ -1,3 +1,4 @@
+import io
 import json
 import pathlib
 import re
@@ -5,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from aqt_like import packing
 from aqt_like.frozen_network import FrozenNetwork, Kernel, Layer
@@ -119,6 +121,79 @@ def test_a_gain_is_over_baselines_of_the_same_layers(run_directories):
     assert recorded_runs.uniform_gap(runs) is None
 
 
+def family(directory, *, quality="accuracy", model="small", macs=1000, values=(0.93, 0.92, 0.99)):
+    """Writes a search and its two uniform baselines, which are of another network or quality than those above."""
+    names = (
+        ("", "FLIQS int_s", (8, 4)),
+        ("uniform-int4", "uniform int4", (4, 4)),
+        ("uniform-int8", "uniform int8", (8, 8)),
+    )
+    for (place, name, bits), value in zip(names, values, strict=True):
+        content = summary(name, bits, value, policy="fixed" if place else "reinforce")
+        content |= {"quality": quality, quality: content.pop("accuracy")}
+        content["config"]["model"] = {"name": model}
+        for layer in content["layers"]:
+            layer["macs"] = macs
+        (directory / place).mkdir(parents=True)
+        (directory / place / "summary.json").write_text(json.dumps(content))
+    return directory
+
+
+@pytest.mark.parametrize("others", [{"model": "big"}, {"macs": 3000}, {"quality": "AUC"}])
+def test_a_gap_is_among_runs_of_one_network_and_quality(others, tmp_path):
+    first = family(tmp_path / "first", values=(0.80, 0.78, 0.82))
+    alone = recorded_runs.read_runs([first])
+    runs = recorded_runs.read_runs([first, family(tmp_path / "second", **others)])
+    assert len(runs) == 6
+    for found in (recorded_runs.uniform_gap(alone), recorded_runs.uniform_gap(runs)):
+        assert found.points == pytest.approx(4)
+        assert found.recovered(runs[0].summary) == pytest.approx(0.5)
+    told = recorded_runs.gain(runs)
+    assert "2.00 points above uniform int4" in told and "2.00 points below uniform int8" in told
+    assert len({run.summary["name"] for run in runs}) == 6
+
+
+def test_a_gap_is_among_runs_on_one_data_set(tmp_path):
+    first, second = (
+        family(tmp_path / name, values=values) for name, values in (("a", (0.8, 0.78, 0.82)), ("b", (1,) * 3))
+    )
+    for path, file in (
+        (first, "logs/a.txt"),
+        (first / "uniform-int4", "moved/a.txt"),
+        (second / "uniform-int8", "b.txt"),
+    ):
+        content = json.loads((path / "summary.json").read_text())
+        content["config"]["data"]["file"] = file
+        (path / "summary.json").write_text(json.dumps(content))
+    runs = recorded_runs.read_runs([first, second / "uniform-int8", second / "uniform-int4"])
+    assert [s["name"] for s in recorded_runs._uniform_baselines(runs)] == ["uniform int4 (a)"]
+    assert recorded_runs.uniform_gap(runs) is None
+
+
+def test_qualities_have_columns_of_their_own(tmp_path):
+    directories = [family(tmp_path / "a"), family(tmp_path / "b", quality="[b]AUC[/b]")]
+    runs = recorded_runs.read_runs(directories)
+    rows = fliqs_page.rows(runs)
+    assert [(row["accuracy"], row["[b]AUC[/b]"]) for row in rows[::3]] == [("93.00 %", ""), ("", "93.00 %")]
+    assert {run.summary["quality"] for run in recorded_runs.runs_drawn_together(runs)} == {"accuracy"}
+    console = Console(file=io.StringIO(), width=200)
+    fliqs_page.print_table(runs, console)
+    assert "[b]AUC[/b]" in console.file.getvalue()
+
+
+def test_what_costs_nothing_and_what_metrics_lack_is_left_out():
+    free, paid = summary("uniform int4", (4, 4), 0.7), summary("FLIQS", (8, 4), 0.75, policy="reinforce")
+    free["cost"] = 0
+    assert recorded_runs._against(paid, free) == "5.00 points above uniform int4, which costs nothing"
+    for layer in free["layers"]:
+        layer["cost"] = layer["macs"] = 0
+    assert figures.cost_shares(free)
+    assert recorded_runs.RecordedRun(DOCS, free).mean_bits == 0
+    lines = [{"step": step, "loss": 1.0} for step in (1, 2)]
+    (card,) = fliqs_page._training_cards(paid, lines)
+    assert "<h2>Loss</h2>" in card
+
+
 def test_gap_and_its_recovered_share(run_directories):
     runs = recorded_runs.read_runs([run_directories / "a"])
     gap = recorded_runs.uniform_gap(runs)
@@ -194,12 +269,14 @@ def test_names_are_drawn_as_they_are(run_directories):
     path = run_directories / "a" / "summary.json"
     stored = json.loads(path.read_text())
     stored["name"] = "a_1 < $x_1$ & $2"
-    stored["layers"][0]["path"] = "$l_0$"
+    stored["layers"][0]["path"], stored["layers"][1]["path"] = "$l_0$", "a$b_$c"
+    stored["quality"], stored["<i>[b]q"] = "<i>[b]q", stored.pop("accuracy")
     path.write_text(json.dumps(stored))
     page = fliqs_page.write([run_directories / "a"], run_directories / "report.html").read_text()
     pictures = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     assert ">a_1 &lt; $x_1$ &amp; $2</text>" in pictures  # beside its point
-    assert ">$l_0$</text>" in pictures
+    assert ">$l_0$</text>" in pictures and ">a$b_$c</text>" in pictures
+    assert "<i>" not in page and "&lt;i&gt;[b]q" in pictures and "<h2>&lt;i&gt;[b]q against cost</h2>" in page
 
 
 def test_short_names_stay_different():

@@ -5,16 +5,19 @@
 
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import traverse_util
 from golden import make_torch_outputs
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from fliqs_jax import models
-from fliqs_jax.models import pretrained
+from fliqs_jax.models import inception, pretrained
+from fliqs_jax.models.blocks import ConvNorm
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "torch_outputs.npz"
 RUN = ("resnet18", "resnet50", "mobilenetv2", "efficientnet_b0", "inception_v3", "deit_ti16")
@@ -87,6 +90,18 @@ def test_what_does_not_fit_is_told(tmp_path):
     write_weights(path, "mobilenetv2", shapes)
     with pytest.raises(pretrained.PretrainedError, match=r"'features.1.conv.0.1.running_mean' in .* has shape \(8,\)"):
         pretrained.load(path, "mobilenetv2", variables_of(build("mobilenetv2", width=0.5), 32))
+    save_file({f"module.{name}": values for name, values in load_file(path).items()}, path)
+    with pytest.raises(pretrained.PretrainedError, match=r"it has 'module\..*': take the prefix off all names"):
+        pretrained.load(path, "mobilenetv2", shapes)
+    write_weights(path, "mobilenetv2", shapes)
+    deeper = {f"features.19.{i}.weight": np.ones(3, np.float32) for i in range(5)}
+    with pytest.raises(pretrained.PretrainedError, match="holds 5 tensors that mobilenetv2 has no variable for"):
+        pretrained.load(add_to(path, deeper), "mobilenetv2", shapes)
+    write_weights(path, "mobilenetv2", shapes)
+    pretrained.load(add_to(path, {"features.0.1.num_batches_tracked": np.asarray(3)}), "mobilenetv2", shapes)
+    negative = {"features.0.1.running_var": np.full(8, -1, np.float32)}
+    with pytest.raises(pretrained.PretrainedError, match=r"'features.0.1.running_var' in .* holds a negative variance"):
+        pretrained.load(add_to(path, negative), "mobilenetv2", shapes)
     with pytest.raises(
         pretrained.PretrainedError, match=r"has no 'layer1.0.bn1.running_mean', which stage1_block1/conv1/norm/mean"
     ):
@@ -105,3 +120,112 @@ def test_flaxs_own_names_serve_any_network(tmp_path):
     pretrained.save(tmp_path / "w.safetensors", {"params": {"classifier": there["params"]["classifier"]}})
     with pytest.raises(pretrained.PretrainedError, match=r"has no 'params/category1/embedding', which"):
         pretrained.load(tmp_path / "w.safetensors", "recommender", here)
+
+
+class Tempered(nn.Module):
+    """Has a scalar, types that NumPy lacks, and a whole number among its parameters."""
+
+    @nn.compact
+    def __call__(self, x):
+        kinds = {"temperature": jnp.float32, "small": jnp.float8_e4m3fn, "half": jnp.bfloat16, "step": jnp.int32}
+        shapes = {"small": (4, 3)}
+        values = {
+            name: self.param(name, lambda _, shape, kind: jnp.full(shape, 3, kind), shapes.get(name, ()), kind)
+            for name, kind in kinds.items()
+        }
+        return nn.Dense(3, name="d")(x) * values["temperature"]
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    path = tmp_path / "w.safetensors"
+    here = Tempered().init(jax.random.key(0), jnp.ones((1, 4)))
+    there = jax.tree.map(np.asarray, Tempered().init(jax.random.key(1), jnp.ones((1, 4))))
+    there["params"]["temperature"] = np.asarray(0.25, np.float32)
+    there["params"]["d"]["kernel"] = np.arange(24, dtype=np.float32).reshape(3, 8).T[::2]  # not contiguous
+    there["params"]["d"]["bias"] = np.arange(3, dtype=">f4")
+    pretrained.save(path, {**there, "calibration": {"d": np.ones(3)}})
+    found, kept = pretrained.load(path, "own", here)
+    jax.tree.map(np.testing.assert_array_equal, found, there)
+    assert kept == []
+    assert found["params"]["small"].dtype == jnp.float8_e4m3fn
+    contents = bytearray(path.read_bytes())
+    contents[-1] ^= 1
+    path.write_bytes(contents)
+    with pytest.raises(pretrained.PretrainedError, match=r"cannot read weights from .*its checksum differs"):
+        pretrained.load(path, "own", here)
+    for wrong in ({}, {"params": {"a": {"b": np.ones(1)}, "a/b": np.ones(1)}}):
+        with pytest.raises(pretrained.PretrainedError, match="expected params, in which no two"):
+            pretrained.save(path, wrong)
+
+
+def test_partitioned_variables_keep_their_boxes(tmp_path):
+    kernel = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+    model = nn.Dense(3, kernel_init=kernel)
+    there, here = (model.init(jax.random.key(seed), jnp.ones((1, 4))) for seed in (1, 2))
+    pretrained.save(tmp_path / "w.safetensors", there)
+    found, _ = pretrained.load(tmp_path / "w.safetensors", "own", here)
+    assert found["params"]["kernel"].names == (None, "model")
+    jax.tree.map(np.testing.assert_array_equal, found, there)
+
+
+def stored(path, **tensors):
+    save_file({"params/d/kernel": np.ones((4, 3), np.float32), "params/d/bias": np.ones(3, np.float32)} | tensors, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        (
+            "params/e/kernel",
+            np.ones(2, np.float32),
+            "holds 1 tensors that own has no variable for, such as params/e",
+        ),
+        ("optimizer/d", np.ones(2, np.float32), "such as optimizer/d: expected a file of this network"),
+        ("params/d/bias", np.asarray([1, np.nan, 1], np.float32), "'params/d/bias' in .* holds NaN or infinity"),
+        ("params/d/bias", np.asarray([1, 1e300, 1]), "'params/d/bias' in .* holds NaN or infinity as float32"),
+        (
+            "params/d/bias",
+            np.ones(3, np.int32),
+            "'params/d/bias' in .* is int32: expected float32, or others of its",
+        ),
+        ("params/d/bias", np.ones(3, bool), "is bool: expected float32"),
+        (
+            "params/d/bias",
+            np.ones(3, ml_dtypes.float8_e4m3fn),
+            "'params/d/bias' is of type F8_E4M3: expected numbers",
+        ),
+        ("params/d/bias", np.ones(1, np.float32), r"has shape \(1,\), d/bias needs \(3,\)"),
+    ],
+)
+def test_weights_that_are_not_those_of_the_network_are_refused(name, values, message, tmp_path):
+    variables = jax.eval_shape(nn.Dense(3, name="d").init, jax.random.key(0), jnp.ones((1, 4)))
+    variables = {"params": {"d": variables["params"]}}
+    ignored = {"calibration/d/x": np.ones(2, np.int32)}
+    pretrained.load(stored(tmp_path / "w.safetensors", **ignored), "own", variables)
+    with pytest.raises(pretrained.PretrainedError, match=message):
+        pretrained.load(stored(tmp_path / "w.safetensors", **{name: values}), "own", variables)
+
+
+def add_to(path, tensors):
+    save_file(load_file(path) | tensors, path)
+    return path
+
+
+def test_published_inception_gets_the_inputs_that_it_was_trained_on(tmp_path):
+    """The first layer with adapted weights on normalised images is that with its own on what torchvision feeds it."""
+    layer = ConvNorm(4, (3, 3), 2, padding="VALID", epsilon=inception.EPSILON)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 3))
+    variables = layer.init(jax.random.key(0), jnp.ones((1, 9, 9, 3)), train=False)
+    own = {name: {"stem1": leaves} for name, leaves in variables.items()}
+    mean, deviation = [124.0, 116.0, 104.0], [58.0, 57.0, 60.0]
+    adapted = {name: leaves["stem1"] for name, leaves in pretrained.for_inputs(own, mean, deviation).items()}
+    expected = layer.apply(variables, (pixels / 255 - 0.5) / 0.5, train=False)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(layer.apply(adapted, (pixels - mean) / deviation, train=False), expected, atol=1e-5)
+    path = tmp_path / "w.safetensors"
+    save_file({"Conv2d_1a_3x3.conv.weight": np.ones((4, 3, 3, 3), np.float32)}, path)
+    assert pretrained.takes_half_ranges(path, "inception_v3")
+    assert not pretrained.takes_half_ranges(path, "resnet18")
+    pretrained.save(path, own)
+    assert not pretrained.takes_half_ranges(path, "inception_v3")

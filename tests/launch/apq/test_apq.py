@@ -18,7 +18,7 @@ from apq_jax.evolution import BudgetError
 from configs import apq_common, apq_digits
 from hwcost import workload
 from hwcost.genome_file import read_genome
-from launch import report
+from launch import data, report
 from launch.apq import evolve, finish, fit_predictor, measure_records, train_supernet
 from launch.apq.pipeline import RECORD_FILES, SEARCH, SUMMARY, prepare_pipeline
 from launch.journal import JournalError
@@ -258,6 +258,17 @@ def test_bad_settings_are_told_before_anything_runs(config, tmp_path, changes, e
     with pytest.raises(error, match=message):
         prepare_pipeline(config, tmp_path / "new", Console(quiet=True))
     assert not (tmp_path / "new").exists()
+
+
+def counted_from_one():
+    split = data.Split(np.zeros((2000, 8, 8, 1), np.float32), np.arange(2000) % 10 + 1)
+    return data.Arrays(split, split, 10)
+
+
+def test_own_data_are_checked_before_anything_runs(config, tmp_path):
+    config.data.name = f"{__name__}:counted_from_one"
+    with pytest.raises(data.DataError, match="train: the label of example 9 is 10: expected 0 … 9"):
+        prepare_pipeline(config, tmp_path / "new", Console(quiet=True))
 
 
 def test_a_folder_of_data_can_be_named_on_the_command_line():

@@ -98,3 +98,34 @@ def test_a_users_data_is_found_by_name(monkeypatch):
     ):
         with pytest.raises(data.DataError, match=message):
             data.find(ConfigDict({"name": name}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("augment", "crop_flip"),
+        ("augment", "no such"),
+        ("mixup", 1.0),
+        ("cutmix", 1.0),
+        ("erasing", 5.0),
+        ("image_size", 16),
+        ("stream", True),
+        ("data_dir", "somewhere"),
+        ("download", True),
+        ("test_split", "validation"),
+        ("workers", 2),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(setting, value, monkeypatch, data_config):
+    monkeypatch.setattr(data, "pairs", pairs, raising=False)
+    assert data.find(data_config(name="launch.data:pairs")).classes == 3
+    with pytest.raises(data.DataError, match=f"data.{setting}={value!r}: data.name='launch.data:pairs' does not use"):
+        data.find(data_config(name="launch.data:pairs", **{setting: value}))
+
+
+def test_the_number_of_classes_is_a_whole_number():
+    split = pairs().train
+    assert type(data.Arrays(split, split, np.max(split.labels) + 1).classes) is int
+    for wrong in (0, 2.0, "3", None):
+        with pytest.raises(data.DataError, match=f"classes={wrong!r}: expected a whole number above 0"):
+            data.Arrays(split, split, wrong)

@@ -85,6 +85,8 @@ def test_criteos_sample_is_read(criteo_file):
         ({"buckets": 0}, r"data.buckets=0: expected 1…16777216"),
         ({"test_fraction": 1.0}, "data.test_fraction=1.0: expected a share between 0 and 1"),
         ({"file": "nowhere.txt"}, "data.file='nowhere.txt': no such file"),
+        ({"mixup": 0.2}, "data.mixup=0.2: data.name='click_log' does not use it"),
+        ({"bucket": 9}, "data.bucket=9: data.name='click_log' does not use it, expected no such key"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, changes, message):
@@ -102,7 +104,59 @@ def test_files_that_are_no_click_logs_are_refused(tmp_path):
         ("label", ["2", *line(1)[1:]], "labels 2: expected 0 and 1"),
         ("number", ["0", "many", *line(1)[2:]], "CSV column #1: .*many"),
         ("fields", line(1)[:-1], "Expected 40 columns, got 39"),
+        ("no label", ["", *line(1)[1:]], "line 2 has no label: expected 0 or 1"),
+        ("nan label", ["nan", *line(1)[1:]], "line 2 has no label"),
+        ("infinite", [*line(1)[:4], "-inf", *line(1)[5:]], "line 2 has I4=-inf: expected a finite number"),
+        ("too large", [*line(1)[:4], "1e400", *line(1)[5:]], "line 2 has I4=inf"),
+        ("empty", [""], "3 lines, of which 2 were read: expected no empty lines"),
     ):
         source = data.find(settings(write(tmp_path / f"{name}.txt", [line(0), bad, line(2)])))
         with pytest.raises(data.DataError, match=message):
             source.read()
+
+
+@pytest.mark.parametrize(
+    ("part", "place"), [(slice(0, 6), "first 6"), (slice(6, 8), "last 2"), (slice(0, 8), "first 6")]
+)
+def test_labels_of_one_class_are_refused(tmp_path, part, place):
+    lines = [line(number) for number in range(8)]
+    for fields in lines[part]:
+        fields[0] = "0"
+    source = data.find(settings(write(tmp_path / "one.txt", lines)))
+    with pytest.raises(data.DataError, match=f"the labels of the {place} lines are all 0: expected 0 and 1"):
+        source.read()
+
+
+def test_quotes_mark_fields_between_commas_only(tmp_path):
+    lines = [line(number) for number in range(8)]
+    expected = data.find(settings(write(tmp_path / "plain.csv", lines, ","))).read()[0].inputs
+    quoted = [[f'"{field}"' for field in fields] for fields in [["Label", *NUMBERS, *CATEGORIES], *lines]]
+    found = data.find(settings(write(tmp_path / "quoted.csv", quoted, ","))).read()[0].inputs
+    np.testing.assert_array_equal(found, expected)
+    lines[1][20], lines[2][20] = '"a', 'b"'  # between commas, lines 2 and 3 would be one of 40 fields
+    pool, _ = data.find(settings(write(tmp_path / "log.txt", lines))).read()
+    np.testing.assert_allclose(pool.inputs, expected_inputs([fields[1:] for fields in lines[:6]]), rtol=1e-6)
+    with pytest.raises(data.DataError, match=r"8 lines, of which 7 were read|Expected 40 columns"):
+        data.find(settings(write(tmp_path / "log.csv", lines, ","))).read()
+
+
+def test_the_header_may_follow_a_byte_order_mark(tmp_path):
+    path = write(tmp_path / "log.csv", [["Label", *NUMBERS, *CATEGORIES], *[line(n) for n in range(8)]], ",")
+    expected = data.find(settings(path)).read()[0].inputs
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    np.testing.assert_array_equal(data.find(settings(path)).read()[0].inputs, expected)
+    path.write_text(path.read_text().lower())
+    with pytest.raises(data.DataError, match=r"its header is .*label,i1,i2.*: expected Label, I1"):
+        data.find(settings(path))
+
+
+def test_what_was_read_is_told_field_by_field(tmp_path):
+    lines = [line(number) for number in range(40)]
+    lines[3][4] = "nan"  # missing, as an empty field is
+    for fields in lines:
+        fields[13] = ""
+    missing = sum(not fields[4] or fields[4] == "nan" for fields in lines) / 40
+    remark = data.find(settings(write(tmp_path / "log.txt", lines))).open(valid_examples=10, seed=0).remark
+    assert remark.startswith("log.txt: 40 lines, 50.00% with label 1; missing I1 ")
+    assert f", I4 {missing:.1%}, " in remark and ", I13 100.0%; buckets in use C1 " in remark
+    assert remark.count("C") == 26

@@ -1,9 +1,13 @@
 import itertools
+import types
 
+import jax
 import numpy as np
 import pytest
 
 from launch import data
+from launch.data.augmentation import resized
+from launch.data.images import TfdsImages
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,11 @@ def test_augmentation_changes_training_images_and_nothing_else(digits, augment, 
         ({"augment": "blur"}, r"data.augment='blur': expected one of none, crop_flip"),
         ({"mixup": -1.0}, r"data.mixup=-1.0: expected 0 \(off\) or a positive number"),
         ({"erasing": 1.5}, r"data.erasing=1.5: expected a probability"),
+        ({"image_size": 16}, "data.image_size=16: digits have 8 pixels a side"),
+        ({"stream": True}, "data.stream=True: data.name='digits' does not use it, expected False"),
+        ({"workers": 4}, "data.workers=4: data.name='digits' does not use it"),
         ({"name": "cifar11"}, "no data set 'cifar11'"),
+        ({"name": "cifar10", "image_size": 0}, "data.image_size=0: expected a number of pixels above 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message, data_config):
@@ -64,6 +72,56 @@ def test_tfds_sets_that_do_not_fit_are_refused(tmp_path, data_config):
         data.find(data_config(name="cifar10", data_dir=str(tmp_path)))
     with pytest.raises(data.DataError, match=r"features \['label', 'text'\]: expected image and label"):
         data.find(data_config(name="imdb_reviews", data_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize(("name", "missing"), [("digits", "augment, mixup"), ("cifar10", "data_dir, download")])
+def test_settings_that_a_data_set_needs_are_named(name, missing, data_config):
+    config = data_config(name=name)
+    for key in missing.split(", "):
+        del config[key]
+    with pytest.raises(data.DataError, match=f"data.name='{name}': config.data lacks {missing}, see configs/common"):
+        data.find(config)
+
+
+class Unprepared(TfdsImages):
+    """A set of tfds without a builder: only what `decoded` reads."""
+
+    def __init__(self):
+        self.example, self._fit = jax.ShapeDtypeStruct((8, 8, 1), np.float32), resized
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32, np.int32, bool])
+def test_images_of_other_types_are_never_cut_to_eight_bits(kind):
+    images = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1)
+    records = [{"image": image, "label": i} for i, image in enumerate(images)]
+    np.testing.assert_array_equal(Unprepared().decoded(records).inputs, images)
+    records[1]["image"] = records[1]["image"].astype(kind)
+    with pytest.raises(data.DataError, match=f"record 1: images are {np.dtype(kind)}: expected uint8"):
+        Unprepared().decoded(records)
+
+
+def test_sets_of_tfds_without_images_of_eight_bits_are_refused(data_config, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    image, label = tfds.features.Image(shape=(8, 8, 1)), tfds.features.ClassLabel(num_classes=3)
+
+    def found(**features):
+        splits = dict.fromkeys(("train", "test"), types.SimpleNamespace(num_examples=9))
+        info = types.SimpleNamespace(features={"image": image, "label": label} | features, splits=splits)
+        monkeypatch.setattr(tfds, "builder", lambda *_, **__: types.SimpleNamespace(info=info))
+        return data.find(data_config(name="some_set"))
+
+    assert (found().example.shape, found().classes) == ((8, 8, 1), 3)
+    for features, message in (
+        (
+            {"image": tfds.features.Image(shape=(8, 8, 1), dtype=np.uint16)},
+            "'some_set': images are uint16: expected",
+        ),
+        ({"image": tfds.features.Image(shape=(8, 8, 1), dtype=np.float32)}, "images are float32: expected uint8"),
+        ({"image": tfds.features.Tensor(shape=(8, 8), dtype=np.uint8)}, "expected images and class labels"),
+        ({"label": tfds.features.Scalar(np.int32)}, "expected images and class labels"),
+    ):
+        with pytest.raises(data.DataError, match=message):
+            found(**features)
 
 
 def test_cifar10_is_read_without_tensorflow(tfds_dir, data_config):

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +27,14 @@ from aqt_like.frozen_network import FrozenNetwork
 from configs import fliqs_cifar10_resnet8, fliqs_criteo
 from fliqs_jax import models
 from fliqs_jax.models import pretrained
+from fliqs_jax.search import SearchState
 from hwcost import measured_tables
 from launch import data
 from launch.data import images
 from launch.data.images import TfdsImages
 from launch.data.stream import Stream
 from launch.reports import fliqs_page
-from launch.training import dry_run, finished, loop, progress
+from launch.training import dry_run, finished, loop, progress, runs
 from launch.training.checkpoints import CheckpointError, Checkpoints, state_digest
 from launch.training.experiment import prepare_experiment
 from launch.training.interruption import stop_on_signals
@@ -368,6 +370,53 @@ def test_config_directories_are_claimed_atomically(tiny_config, tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda batch, _: batch | {"label": batch["label"][:, None]}, r"train: labels are int32 of shape \[N, 1\]"),
+        (
+            lambda batch, _: batch | {"label": batch["label"] + 1},
+            r"train: the label of example \d+ is 10: expected 0 … 9",
+        ),
+        (lambda batch, _: batch | {"input": batch["input"].astype(np.float64)}, "train: inputs are float64"),
+        (
+            lambda batch, split: batch if split != "valid" else {"input": batch["input"]},
+            "valid: a batch has only input",
+        ),
+        (lambda batch, split: batch if split != "test" else None, "test: there is no example with a label"),
+    ],
+)
+def test_data_of_ones_own_are_checked_by_their_first_batches(tiny_config, change, message):
+    """Of a source that is not in memory, before anything is compiled."""
+
+    class Changed:
+        def __init__(self, dataset):
+            self.dataset = dataset
+
+        def train_batches(self, split, **settings):
+            return (change(batch, split) for batch in self.dataset.train_batches(split, **settings))
+
+        def eval_batches(self, split, **settings):
+            return (
+                changed for batch in self.dataset.eval_batches(split, **settings) if (changed := change(batch, split))
+            )
+
+    experiment = prepare_experiment(tiny_config)
+    with pytest.raises(data.DataError, match=message):
+        runs.compile_functions(experiment, Changed(runs.open_data(experiment)), lambda batch: batch)
+
+
+def test_a_quality_that_ranks_needs_both_labels_in_the_validation_split(tiny_config):
+    labels = np.arange(40) == 7  # one of them, which the seed does not set aside for validation
+    split = data.Split(np.zeros((40, 8, 8, 1), np.float32), labels)
+    tiny_config.loss, tiny_config.quality = "binary_cross_entropy", "auc"
+    tiny_config.update({"batch_size": 4, "valid_batch_size": 4, "target": 3.0})
+    tiny_config.data.valid_examples = 10
+    experiment = prepare_experiment(tiny_config, source=data.Arrays(split, split, 1))
+    with pytest.raises(data.DataError, match="valid: no label is 1: there is nothing to rank"):
+        runs.open_data(experiment)
+
+
 def test_a_teacher_changes_what_is_learned_and_has_to_fit(uninterrupted, tiny_config, run_experiment, tmp_path):
     tiny_config.distillation.teacher = str(uninterrupted)
     (directory,), _ = run_experiment(tiny_config, tmp_path / "taught")
@@ -384,7 +433,12 @@ def test_a_teacher_changes_what_is_learned_and_has_to_fit(uninterrupted, tiny_co
     other = shutil.copytree(uninterrupted, tmp_path / "of another model")
     network = FrozenNetwork.load(other / "network.safetensors")
     dataclasses.replace(network, variables={}).save(other / "network.safetensors")
+    elsewhere = shutil.copytree(uninterrupted, tmp_path / "of other data")
+    network = FrozenNetwork.load(elsewhere / "network.safetensors")
+    about = network.about | {"data": network.about["data"] | {"name": "mine:digits"}}
+    dataclasses.replace(network, about=about).save(elsewhere / "network.safetensors")
     for teacher, message in {
+        elsewhere: r"was trained on data.name 'mine:digits', here it is 'digits'",
         other: r"the model is not that of .*network.safetensors: batch_stats/",
         uninterrupted / "network.safetensors": "is a file: expected the directory of a run",
         tmp_path / "nobody": "nobody holds no run",
@@ -473,6 +527,33 @@ def test_training_starts_from_pretrained_weights(tiny_config, run_experiment, tm
     tiny_config.model.channels = 48
     with pytest.raises(ValueError, match=r"in .*weights.safetensors has shape .* needs"):
         prepare_experiment(tiny_config)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_published_inception_is_adapted_to_the_inputs_of_the_data(normalized, tiny_config, tmp_path):
+    """Its first layer alone."""
+    kernel, mean = np.ones((3, 3, 3, 2), np.float32), np.zeros(2, np.float32)
+    variables = {
+        "params": {"stem1": {"conv": {"kernel": jnp.asarray(kernel)}}},
+        "batch_stats": {"stem1": {"norm": {"mean": jnp.asarray(mean)}}},
+    }
+    save_file(
+        {
+            "Conv2d_1a_3x3.conv.weight": np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)),
+            "Conv2d_1a_3x3.bn.running_mean": mean,
+        },
+        tmp_path / "inception.safetensors",
+    )
+    tiny_config.model = {"name": "inception_v3"}
+    tiny_config.init_from = str(tmp_path / "inception.safetensors")
+    normalization = {"mean": [127.5] * 3, "deviation": [51.0] * 3} if normalized else None
+    dataset, said = types.SimpleNamespace(normalization=normalization), []
+    run = types.SimpleNamespace(trial=types.SimpleNamespace(config=tiny_config), dataset=dataset, say=said.append)
+    others = dict.fromkeys(set(SearchState._fields) - set(variables))
+    state = runs._with_pretrained_weights(run, SearchState(**variables, **others))
+    np.testing.assert_allclose(state.params["stem1"]["conv"]["kernel"], kernel * (0.4 if normalized else 1), rtol=1e-6)
+    assert ("adapted to the mean" in said[1]) == normalized
+    assert normalized or "which the data have to give" in said[1]
 
 
 def test_mixed_and_augmented_images_are_trained_on(tiny_config, run_experiment):
