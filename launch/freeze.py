@@ -49,7 +49,6 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
     checkpoints = Checkpoints(kept / CHECKPOINTS, read_only=True)
     initial = finished.initial_state(experiment, experiment.trials[0])
     restored = checkpoints.restore(finished.weights_of(initial), say=console.print, partly=True)
-    checkpoints.close()
     if restored is None:
         raise ConfigError(f"{directory} has no checkpoint")
     state = initial._replace(**restored[1])

@@ -103,7 +103,6 @@ def run(pipeline: Pipeline) -> None:
             ),
             stop=stop,
         )
-    checkpoints.close()
     record_batches = record_task.read_batches(pipeline, dataset)
     measure = record_task.make_measure(record_task.make_task("float", pipeline, state, record_batches))
     genomes = {"largest": space.largest, "smallest": space.smallest}
@@ -129,7 +128,6 @@ def read_supernet(pipeline: Pipeline) -> ShrinkingState:
     checkpoints = Checkpoints(pipeline.workdir / SUPERNET / "checkpoints", read_only=True)
     template = jax.device_put(_initial(pipeline)[0], replicated(data_mesh()))
     restored = checkpoints.restore(template, say=pipeline.note)
-    checkpoints.close()
     if restored is None:
         raise ConfigError(f"{pipeline.workdir / SUPERNET} has no checkpoint")
     return restored[1]

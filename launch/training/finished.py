@@ -33,6 +33,7 @@ from fliqs_jax.search import (
 )
 from hwcost.genome_file import Genome, read_genome
 from launch import data
+from launch.training.checkpoints import ArrayKind, differing_arrays
 from launch.training.controllers import NO_SEARCH
 from launch.training.earlier_configs import of_today
 from launch.training.experiment import ConfigError, Experiment, Trial, prepare_experiment
@@ -218,15 +219,9 @@ def read_network(directory: pathlib.Path, experiment: Experiment) -> FrozenNetwo
 
 def _check_shapes(path: pathlib.Path, stored: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Raises ConfigError if the variables of a file are not those of the model."""
-    if differing := sorted(
-        name
-        for name in ours.keys() | stored.keys()
-        if name not in ours or name not in stored or stored[name].shape != ours[name].shape
-    ):
-        raise ConfigError(
-            f"the model is not that of {path}: {', '.join(differing[:5])} are in one of the two only, or have another "
-            "shape"
-        )
+    there, here = ({name: ArrayKind(array.shape) for name, array in arrays.items()} for arrays in (stored, ours))
+    if told := differing_arrays(there, here, "the file"):
+        raise ConfigError(f"the model is not that of {path}: these shapes differ: {told}")
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:

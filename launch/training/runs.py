@@ -330,7 +330,6 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
             ),
             stop=stop,
         )
-    checkpoints.close()
     if inputs_from >= search.total_steps:
         _check_inputs(run, state)
     return state, recorder.seconds

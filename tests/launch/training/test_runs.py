@@ -32,7 +32,6 @@ from launch.data.images import TfdsImages
 from launch.data.stream import Stream
 from launch.reports import fliqs_page
 from launch.training import dry_run, finished, loop, progress
-from launch.training.checkpoints import CheckpointError, Checkpoints, state_digest
 from launch.training.experiment import ConfigError, prepare_experiment
 from launch.training.interruption import stop_on_signals
 from launch.training.run_directory import claim_directory
@@ -209,68 +208,6 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny_config, run_expe
     assert "trying the one before" in said
     assert "going on from step 4" in said or "going on from step 8" in said
     assert final_digest(workdir) == final_digest(uninterrupted)
-
-
-def test_damage_is_told_and_never_restored(tmp_path):
-    state = {"w": jnp.arange(4.0), "key": jax.random.key(0)}
-    checkpoints = Checkpoints(tmp_path / "c")
-    checkpoints.save(1, state)
-    step, restored = checkpoints.restore(state)
-    assert step == 1
-    assert state_digest(restored) == state_digest(state)
-    path = next(p for p in (tmp_path / "c" / "1").rglob("*") if p.is_file() and p.parent.name == "d")
-    flipped = bytearray(path.read_bytes())
-    flipped[len(flipped) // 2] ^= 1
-    path.write_bytes(flipped)
-    notices = []
-    readers = Checkpoints(tmp_path / "c", read_only=True)
-    for attempt, left in ((readers, "1"), (checkpoints, "damaged-1"), (checkpoints, "damaged-1")):
-        with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read \(steps 1 are damaged\)"):
-            attempt.restore(state, say=notices.append)
-        assert [p.name for p in (tmp_path / "c").iterdir()] == [left]
-    assert len(notices) == 2  # by the reader and the run; later there is nothing new
-    assert all("is not as it was written" in notice for notice in notices)
-
-
-def test_a_changed_model_is_told_with_its_shapes_and_damages_nothing(tmp_path):
-    def state(width, depth=1):
-        params = {f"layer{i}": {"kernel": jnp.ones((3, width))} for i in range(depth)}
-        return {"batch_stats": {"mean": jnp.ones(width)}, "params": params, "key": jax.random.key(0)}
-
-    for read_only in (True, False):
-        checkpoints = Checkpoints(tmp_path / "run" / "c")
-        checkpoints.save(1, state(4))
-        attempt = Checkpoints(tmp_path / "run" / "c", read_only=read_only)
-        for changed, told in (
-            (
-                state(5),
-                r"params/layer0/kernel is \(3, 4\) in the checkpoint and \(3, 5\) in the model; batch_stats/mean",
-            ),
-            (state(4, depth=2), r"params/layer1/kernel is absent in the checkpoint and \(3, 4\) in the model\. The"),
-            (state(5, depth=9), r"and 7 more\."),
-        ):
-            with pytest.raises(CheckpointError, match=rf"not that of the run in .*: these shapes differ: .*{told}"):
-                attempt.restore(changed, say=pytest.fail)
-        assert [p.name for p in (tmp_path / "run" / "c").iterdir()] == ["1"]
-        assert attempt.restore(state(4))[0] == 1
-    nothing = tmp_path / "nothing"
-    assert Checkpoints(nothing, read_only=True).restore(state(4)) is None
-    assert not nothing.exists()
-
-
-def test_a_checkpoint_killed_before_its_digests_is_still_good(tmp_path):
-    state = {"w": jnp.arange(4.0)}
-    checkpoints = Checkpoints(tmp_path / "c")
-    checkpoints.save(1, state)
-    (tmp_path / "c" / "1" / "sha256.json").unlink()
-    assert checkpoints.restore(state)[0] == 1
-
-
-def test_digests_tell_states_apart():
-    state = {"w": jnp.arange(4.0), "key": jax.random.key(0)}
-    assert state_digest(state) == state_digest(dict(state))
-    for other in (state | {"w": jnp.arange(4.0).at[0].set(1e-45)}, state | {"key": jax.random.key(1)}):
-        assert state_digest(other) != state_digest(state)
 
 
 def test_nan_loss_stops_with_the_step_and_keeps_the_last_good_checkpoint(tiny_config, run_experiment, tmp_path):
