@@ -20,6 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 from rich.console import Console
 
+from launch.one_writer import only_writer
 from launch.training import finished, runs
 from launch.training.checkpoints import CheckpointError, Checkpoints
 from launch.training.experiment import ConfigError
@@ -65,10 +66,11 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
             f"{directory}: {told}: expected at most {tolerance:g} (--tolerance). Nothing was written: the data or the "
             "versions are not those of the run"
         )
-    if NETWORK in missing:
-        network.save(directory / NETWORK)
-    if WEIGHTS in missing:
-        finished.write_weights(directory, state._replace(batch_stats=network.variables["batch_stats"]))
+    with only_writer(directory, console.print):
+        if NETWORK in missing:
+            network.save(directory / NETWORK)
+        if WEIGHTS in missing:
+            finished.write_weights(directory, state._replace(batch_stats=network.variables["batch_stats"]))
     console.print(f"{directory}: {told}; wrote {' and '.join(missing)}")
 
 

@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
     from apq_jax.evolution import BudgetError
     from launch.apq import evolve, finish, fit_predictor, measure_records, train_supernet, workers
     from launch.apq.pipeline import SUMMARY, prepare_pipeline
+    from launch.one_writer import only_writer
     from launch.reports import apq_page
     from launch.training import loop
     from launch.training.checkpoints import CheckpointError
@@ -67,13 +68,14 @@ def main(argv: list[str]) -> None:
             if command_line.CHECK.value:
                 experiment.describe()
                 return
-            experiment.claim()
-            for name, step in steps.items():
-                if argv[1] in (name, "all"):
-                    step(experiment)
-        if argv[1] in ("finish", "all"):
-            apq_page.print_table(experiment.read(SUMMARY), console)
-            console.print(f"report: {apq_page.write(workdir)}", soft_wrap=True)
+            with only_writer(workdir, experiment.note):
+                experiment.claim()
+                for name, step in steps.items():
+                    if argv[1] in (name, "all"):
+                        step(experiment)
+                if argv[1] in ("finish", "all"):
+                    apq_page.print_table(experiment.read(SUMMARY), console)
+                    console.print(f"report: {apq_page.write(workdir)}", soft_wrap=True)
     except (ValueError, BudgetError, loop.NotFiniteError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     except loop.Stopped:

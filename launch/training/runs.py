@@ -1,5 +1,6 @@
 """Runs of an experiment: trains and evaluates its trials in run directories, and resumes interrupted ones."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -30,6 +31,7 @@ from fliqs_jax.search import (
 from hwcost import carbon
 from hwcost.genome_file import write_genome
 from launch import data
+from launch.one_writer import only_writer
 from launch.training import finished, loop, progress
 from launch.training.budgets import ABSOLUTE
 from launch.training.checkpoints import Checkpoints, state_digest
@@ -157,8 +159,18 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
 
     Raises:
       ConfigError: a directory belongs to another config.
+      one_writer.BusyError: another process writes to a directory.
       loop.NotFiniteError, loop.Stopped: see `loop.run`.
     """
+    with contextlib.ExitStack() as locks:
+        for trial in experiment.trials:
+            locks.enter_context(only_writer(workdir / trial.directory, console.print))
+        return _run_all(experiment, workdir, console, stop)
+
+
+def _run_all(
+    experiment: Experiment, workdir: pathlib.Path, console: Console, stop: StopRequested
+) -> list[pathlib.Path]:
     directories = [workdir / trial.directory for trial in experiment.trials]
     for trial, directory in zip(experiment.trials, directories, strict=True):
         claim_directory(directory, trial.config)
