@@ -38,6 +38,7 @@ from launch.training.controllers import NO_SEARCH
 from launch.training.earlier_configs import of_today
 from launch.training.experiment import ConfigError, Experiment, Trial, prepare_experiment
 from launch.training.mesh import data_mesh, place_batch, replicated, split_batch
+from launch.training.provenance import check_data, find_inputs
 from launch.training.run_directory import CONFIG, GENOME, NETWORK, SUMMARY, WEIGHTS
 from launch.training.run_summary import environment_summary
 
@@ -61,7 +62,7 @@ def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
     """Experiment of a finished run, with some keys of its config changed.
 
     Raises:
-      ConfigError: `directory` has no finished run, or its config cannot be used.
+      ConfigError: `directory` has no finished run, its config cannot be used, or its data are others now.
     """
     if directory.is_file():
         raise ConfigError(f"{directory} is a file: expected the directory of a run")
@@ -74,10 +75,13 @@ def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
     if unknown := [key for key in changes if key not in flatten_dict(config.to_dict(), sep=".")]:
         raise ConfigError(f"{directory} has no setting {', '.join(unknown)}")
     config.update_from_flattened_dict(changes)
+    find_inputs(directory, config)
     try:
-        return prepare_experiment(config)
+        experiment = prepare_experiment(config)
     except (AttributeError, KeyError) as error:
         raise ConfigError(f"{directory / CONFIG} lacks a setting: {error}") from error
+    check_data(directory, experiment.source)
+    return experiment
 
 
 def read_quality(directory: pathlib.Path) -> float:

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from flax.traverse_util import flatten_dict
@@ -14,11 +14,18 @@ from launch.training.experiment import ConfigError
 
 SUMMARY = "summary.json"
 CONFIG = "config.json"
+INPUTS = "inputs.json"
 METRICS = "metrics.jsonl"
 GENOME = "genome.json"
 CHECKPOINTS = "checkpoints"
 NETWORK = "network.safetensors"
 WEIGHTS = "weights.safetensors"
+
+Inputs = dict[str, str]
+"""Digests of what goes into a run (launch/training/provenance.py), by key of the config, or by what they are of."""
+
+CODE = "code of "  # begins the keys of digests of code
+_RESULTS = (SUMMARY, f"{CHECKPOINTS}/*")
 
 # Keys that do not change what a run computes: they may differ when it is resumed.
 _FREE_KEYS = (
@@ -33,24 +40,39 @@ _FREE_KEYS = (
 )
 
 
-def claim_directory(directory: pathlib.Path, config: ConfigDict, *, free: Collection[str] = ()) -> None:
-    """Creates `directory` for runs of `config`, or checks that it was created for this config.
+def claim_directory(
+    directory: pathlib.Path,
+    config: ConfigDict,
+    inputs: Inputs,
+    *,
+    say: Callable[[str], None],
+    free: Collection[str] = (),
+    results: Collection[str] = _RESULTS,
+) -> None:
+    """Creates `directory` for runs of `config`, or checks that it was created for this config and these inputs.
+
+    The path of a file whose digest is known may differ. The user's code is compared where a run is finished; where it
+    goes on, its checkpoints are compared first, which tell the shapes that differ.
 
     Args:
       directory: run directory.
       config: config of the run.
+      inputs: digests of what goes into it.
+      say: receives a message if the directory is of an earlier version, without digests.
       free: keys that may differ from the stored config, in addition to those that change no result.
+      results: patterns of files that were made from the inputs; as long as there are none, inputs may change.
 
     Raises:
-      ConfigError: the directory belongs to another config; the message names the keys that differ.
+      ConfigError: the directory belongs to another config or to other inputs; the message names the keys that differ.
     """
     ours = json.loads(config.to_json_best_effort())
     path = directory / CONFIG
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
         write_json(path, ours)
-        return
-    there, here = (flatten_dict(of_today(config), sep=".") for config in (json.loads(path.read_text()), ours))
+    stored = read_inputs(directory)
+    files = inputs.keys() & (stored or {}).keys()
+    there, here = (_flat(config, files) for config in (json.loads(path.read_text()), ours))
     differing = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted(there.keys() | here.keys())
@@ -58,6 +80,65 @@ def claim_directory(directory: pathlib.Path, config: ConfigDict, *, free: Collec
     ]
     if differing:
         raise ConfigError(f"{directory} holds a run of another config: {'; '.join(differing)}. Use another --workdir")
+    if not any(any(directory.glob(pattern)) for pattern in results):
+        write_json(directory / INPUTS, inputs)
+    elif stored is None:
+        say(f"{directory} tells no digests of its inputs, as earlier versions: whether they are these is not known")
+    else:
+        code = (directory / SUMMARY).exists()
+        check_inputs(directory, stored, inputs, but=() if code else [key for key in inputs if key.startswith(CODE)])
+
+
+def _flat(config: dict[str, Any], files: Collection[str]) -> dict[str, Any]:
+    """A config by dotted keys, without the paths of files, which are compared by their digests."""
+
+    def without(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {name: without(below, f"{key}.{name}" if key else name) for name, below in value.items()}
+        if isinstance(value, list):
+            return [without(below, f"{key}.{number}") for number, below in enumerate(value)]
+        return None if key in files else value
+
+    return flatten_dict(without(of_today(config), ""), sep=".")
+
+
+def read_inputs(directory: pathlib.Path) -> Inputs | None:
+    """Digests of what a run was made from; None if it is of an earlier version.
+
+    Raises:
+      ConfigError: they cannot be read.
+    """
+    for name, get in ((INPUTS, lambda document: document), (SUMMARY, lambda document: document.get("inputs"))):
+        if (directory / name).exists():
+            try:
+                return get(json.loads((directory / name).read_text()))
+            except (OSError, ValueError, AttributeError) as error:
+                raise ConfigError(f"cannot read {directory / name}: {error}") from error
+    return None
+
+
+def check_inputs(place: pathlib.Path, stored: Inputs, inputs: Inputs, *, but: Collection[str] = ()) -> None:
+    """Checks that what is in `place` was made from these inputs.
+
+    Args:
+      place: what was made.
+      stored: digests of what it was made from.
+      inputs: digests of what is there now.
+      but: keys that are not compared.
+
+    Raises:
+      ConfigError: an input differs; the message has both digests.
+    """
+    differing = [
+        f"{key} had the digest {stored.get(key, '(none)')}, and has {inputs.get(key, '(none)')} now"
+        for key in sorted({*stored, *inputs} - {*but})
+        if stored.get(key) != inputs.get(key)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{place} was made from other inputs: {'; '.join(differing)}. Put back what it was made from, use another "
+            f"--workdir, or remove {place} to make it anew"
+        )
 
 
 def write_json(path: pathlib.Path, document: dict[str, Any]) -> None:

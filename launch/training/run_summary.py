@@ -54,11 +54,12 @@ def network_summary(experiment: Experiment, genome: np.ndarray) -> dict[str, Any
 
 
 def environment_summary() -> dict[str, Any]:
-    """Versions of packages, and devices of this process."""
+    """Versions of packages, and devices of this process, on which the result holds bit for bit."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
     devices = jax.devices()
     return {
         "versions": {"python": platform.python_version()} | versions,
         "device": f"{len(devices)} × {devices[0].device_kind}",
+        "bit_identical_on": {"devices": len(devices), "kind": devices[0].device_kind, "platform": devices[0].platform},
     }

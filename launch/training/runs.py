@@ -39,13 +39,17 @@ from launch.training.controllers import reward_of
 from launch.training.experiment import RANDOM_SEARCH, SEARCHED, ConfigError, Experiment, Trial
 from launch.training.interruption import StopRequested, stop_on_signals
 from launch.training.mesh import compile_step, data_mesh, place_batch, replicated, split_batch
+from launch.training.provenance import inputs_of
 from launch.training.run_directory import (
     CHECKPOINTS,
     GENOME,
     METRICS,
     NETWORK,
     SUMMARY,
+    Inputs,
+    check_inputs,
     claim_directory,
+    read_inputs,
     write_json,
 )
 from launch.training.run_summary import environment_summary, network_summary
@@ -158,7 +162,7 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
     """Runs all unfinished trials of an experiment; returns the run directories of all trials.
 
     Raises:
-      ConfigError: a directory belongs to another config.
+      ConfigError: a directory belongs to another config, or to other inputs.
       one_writer.BusyError: another process writes to a directory.
       loop.NotFiniteError, loop.Stopped: see `loop.run`.
     """
@@ -172,15 +176,16 @@ def _run_all(
     experiment: Experiment, workdir: pathlib.Path, console: Console, stop: StopRequested
 ) -> list[pathlib.Path]:
     directories = [workdir / trial.directory for trial in experiment.trials]
-    for trial, directory in zip(experiment.trials, directories, strict=True):
-        claim_directory(directory, trial.config)
+    inputs = [inputs_of(trial.config, experiment.source) for trial in experiment.trials]
+    for trial, directory, digests in zip(experiment.trials, directories, inputs, strict=True):
+        claim_directory(directory, trial.config, digests, say=console.print)
     unfinished = [
-        (trial, directory)
-        for trial, directory in zip(experiment.trials, directories, strict=True)
+        (trial, directory, digests)
+        for trial, directory, digests in zip(experiment.trials, directories, inputs, strict=True)
         if not all((place / SUMMARY).exists() for place in _places(experiment, trial, directory))
     ]
     if len(unfinished) < len(directories):
-        done = ", ".join(t.name for t in experiment.trials if all(t is not trial for trial, _ in unfinished))
+        done = ", ".join(t.name for t in experiment.trials if all(t is not trial for trial, *_ in unfinished))
         console.print(f"already complete in {workdir}: {done}")
     if unfinished:
         if remark := experiment.survey.remark():
@@ -192,8 +197,8 @@ def _run_all(
         console.print(f"compiled in {compiled.seconds:.1f} s for {len(jax.devices())} device(s)")
         if remark := experiment.arithmetic.remark():
             console.print(remark)
-        for trial, directory in unfinished:
-            _run(_TrialRun(experiment, trial, compiled, dataset, directory, console), stop)
+        for trial, directory, digests in unfinished:
+            _run(_TrialRun(experiment, trial, compiled, dataset, directory, digests, console), stop)
     pairs = zip(experiment.trials, directories, strict=True)
     return [place for trial, directory in pairs for place in _places(experiment, trial, directory)]
 
@@ -216,6 +221,7 @@ class _TrialRun:
     compiled: Compiled
     dataset: data.Dataset
     directory: pathlib.Path
+    inputs: Inputs
     console: Console
 
     def say(self, text: str) -> None:
@@ -268,7 +274,7 @@ def _of_target(run: _TrialRun, number: int) -> _TrialRun:
     )
     trial = dataclasses.replace(run.trial, name=f"{run.trial.name}, {own.target:g}{unit}", config=own)
     directory = target_directory(run.directory, config, own.target)
-    claim_directory(directory, own)
+    claim_directory(directory, own, run.inputs, say=run.console.print)
     return dataclasses.replace(run, experiment=experiment, trial=trial, directory=directory)
 
 
@@ -298,6 +304,7 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
     first_step = 0
     if restored := checkpoints.restore(state, say=run.say):
         first_step, state = restored
+        check_inputs(run.directory, read_inputs(run.directory) or run.inputs, run.inputs)
         run.say(f"going on from step {first_step}")
     elif config.init_from:
         state = _with_pretrained_weights(state, config, run.trial.name, run.console)
@@ -402,5 +409,6 @@ def _summary(run: _TrialRun, genome: jax.Array, seconds: float) -> dict[str, Any
         "search_step_compilations": compiled.step_compilations(),
         "seed": config.seed,
         "config": json.loads(config.to_json_best_effort()),
+        "inputs": read_inputs(run.directory),
         **environment_summary(),
     }

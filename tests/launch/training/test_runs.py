@@ -1,6 +1,7 @@
 """Runs from end to end on the digits: what is written, and what happens when they are disturbed."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -34,7 +35,7 @@ from launch.reports import fliqs_page
 from launch.training import dry_run, finished, loop, progress
 from launch.training.experiment import ConfigError, prepare_experiment
 from launch.training.interruption import stop_on_signals
-from launch.training.run_directory import claim_directory
+from launch.training.run_directory import claim_directory, read_inputs
 from tests import tiny_network
 from tests.launch.conftest import make_tiny_config
 
@@ -210,6 +211,58 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny_config, run_expe
     assert final_digest(workdir) == final_digest(uninterrupted)
 
 
+@pytest.fixture
+def copy(uninterrupted, tmp_path):
+    """A copy of a finished run, in a work directory of its own."""
+    return shutil.copytree(uninterrupted, tmp_path / "found" / "x" / "run")
+
+
+def rewrite(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_finished_run_tells_what_it_was_made_from_and_on_how_many_devices(copy, tiny_config, run_experiment):
+    """It may be copied; without digests it is told to be of an earlier version."""
+    summary = summary_of(copy)
+    assert summary["inputs"] == read_inputs(copy)
+    assert summary["inputs"].keys() == {"code of model.name"}
+    assert summary["bit_identical_on"]["devices"] == 1
+    _, said = run_experiment(tiny_config, copy)
+    assert "already complete" in said and "digest" not in said
+    rewrite(copy / "inputs.json", **{"code of model.name": "0"})
+    with pytest.raises(ConfigError, match=r"code of model.name had the digest 0, and has"):
+        run_experiment(tiny_config, copy)
+    (copy / "inputs.json").unlink()
+    rewrite(copy / "summary.json", inputs=None)
+    _, said = run_experiment(tiny_config, copy)
+    assert "already complete" in said and "tells no digests of its inputs" in said
+
+
+def test_a_run_does_not_go_on_with_other_code(copy, tiny_config, run_experiment):
+    (copy / "summary.json").unlink()
+    rewrite(copy / "inputs.json", **{"code of model.name": "0"})
+    before = sorted(path.name for path in (copy / "checkpoints").iterdir())
+    with pytest.raises(ConfigError, match=r"code of model.name had the digest 0, and has"):
+        run_experiment(tiny_config, copy)
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == before
+
+
+def test_files_of_a_finished_run_are_found_beside_it_where_it_was_moved(copy):
+    genome = copy.parent / "genome.json"
+    shutil.copy(copy / "genome.json", genome)
+    config = {"policy": "fixed", "genome": "/nowhere/genome.json", "init_from": "/nowhere/initial.safetensors"}
+    rewrite(copy / "config.json", **config)
+    digest = hashlib.sha256(genome.read_bytes()).hexdigest()
+    rewrite(copy / "inputs.json", genome=digest, init_from="0")
+    read = finished.read_experiment(copy)
+    assert (read.config.genome, read.config.init_from) == (str(genome), "")
+    genome.write_text(genome.read_text() + " ")
+    with pytest.raises(ConfigError, match=rf"genome had the digest {digest}, and has"):
+        finished.read_experiment(copy)
+    rewrite(copy / "inputs.json", genome=hashlib.sha256(genome.read_bytes()).hexdigest(), data="images/1.0.0 0")
+    finished.read_experiment(copy)  # the digits say nothing of their content
+
+
 def test_nan_loss_stops_with_the_step_and_keeps_the_last_good_checkpoint(tiny_config, run_experiment, tmp_path):
     tiny_config.optimizer.learning_rate = 1e30
     tiny_config.optimizer.warmup_fraction = 0.9
@@ -299,8 +352,8 @@ def test_signals_ask_once_and_then_act_as_usual():
 
 
 def test_config_directories_are_claimed_atomically(tiny_config, tmp_path):
-    claim_directory(tmp_path / "new", tiny_config)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
+    claim_directory(tmp_path / "new", tiny_config, {}, say=pytest.fail)
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"config.json", "inputs.json"}
 
 
 def test_a_teacher_changes_what_is_learned_and_has_to_fit(uninterrupted, tiny_config, run_experiment, tmp_path):
@@ -320,7 +373,7 @@ def test_a_teacher_changes_what_is_learned_and_has_to_fit(uninterrupted, tiny_co
     network = FrozenNetwork.load(other / "network.safetensors")
     dataclasses.replace(network, variables={}).save(other / "network.safetensors")
     for teacher, message in {
-        other: r"the model is not that of .*network.safetensors: batch_stats/",
+        other: r"the model is not that of .*network.safetensors: these shapes differ: params/classifier/bias is absent",
         uninterrupted / "network.safetensors": "is a file: expected the directory of a run",
         tmp_path / "nobody": "nobody holds no run",
     }.items():
