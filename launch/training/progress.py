@@ -43,8 +43,7 @@ class Recorder:
     ) -> None:
         self._labels = {name: label.format(quality=quality) for name, label in SHOWN.items()}
         self._title, self._total, self._step, self._console = title, total_steps, first_step, console
-        say = functools.partial(console.print, soft_wrap=True, markup=False, highlight=False)
-        earlier = [line for line in read_metrics(path, say) if line["step"] <= first_step]
+        earlier = [line for line in read_metrics(path, plainly(console)) if line["step"] <= first_step]
         temporary = path.with_name(f"{path.name}.tmp")
         temporary.write_text("".join(map(_as_text, earlier)))
         temporary.replace(path)
@@ -119,6 +118,11 @@ class Recorder:
         for left, right in itertools.zip_longest(shown[::2], shown[1::2], fillvalue=("", "")):
             grid.add_row(*left, *right)
         return Panel(grid, title=self._title, expand=False)
+
+
+def plainly(console: Console) -> Callable[[str], None]:
+    """Prints a text as it is, in one line however long it is."""
+    return functools.partial(console.print, soft_wrap=True, markup=False, highlight=False)
 
 
 def read_metrics(path: pathlib.Path, say: Callable[[str], None] = print) -> list[dict[str, Any]]:

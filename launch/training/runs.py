@@ -168,7 +168,7 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
     """
     with contextlib.ExitStack() as locks:
         for trial in experiment.trials:
-            locks.enter_context(only_writer(workdir / trial.directory, console.print))
+            locks.enter_context(only_writer(workdir / trial.directory, progress.plainly(console)))
         return _run_all(experiment, workdir, console, stop)
 
 
@@ -178,7 +178,7 @@ def _run_all(
     directories = [workdir / trial.directory for trial in experiment.trials]
     inputs = [inputs_of(trial.config, experiment.source) for trial in experiment.trials]
     for trial, directory, digests in zip(experiment.trials, directories, inputs, strict=True):
-        claim_directory(directory, trial.config, digests, say=console.print)
+        claim_directory(directory, trial.config, digests, say=progress.plainly(console))
     unfinished = [
         (trial, directory, digests)
         for trial, directory, digests in zip(experiment.trials, directories, inputs, strict=True)
@@ -226,7 +226,7 @@ class _TrialRun:
 
     def say(self, text: str) -> None:
         """Prints a message with the name of this trial."""
-        self.console.print(f"{self.trial.name}: {text}")
+        progress.plainly(self.console)(f"{self.trial.name}: {text}")
 
     def batches(self, split: str, batch_size: int, *, first_step: int, augmented: bool = False) -> Iterator[Batch]:
         """Endless batches of `"train"` or `"valid"`, split over the devices."""
@@ -274,7 +274,7 @@ def _of_target(run: _TrialRun, number: int) -> _TrialRun:
     )
     trial = dataclasses.replace(run.trial, name=f"{run.trial.name}, {own.target:g}{unit}", config=own)
     directory = target_directory(run.directory, config, own.target)
-    claim_directory(directory, own, run.inputs, say=run.console.print)
+    claim_directory(directory, own, run.inputs, say=progress.plainly(run.console))
     return dataclasses.replace(run, experiment=experiment, trial=trial, directory=directory)
 
 
