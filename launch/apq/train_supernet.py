@@ -114,6 +114,7 @@ def run(pipeline: Pipeline) -> None:
             "seconds": round(recorder.seconds, 1),
             "state_sha256": state_digest(state),
             "validation_accuracy": {name: measure(genome) for name, genome in genomes.items()},
+            "bit_identical_on": recorder.devices,
             **environment_summary(),
         },
     )

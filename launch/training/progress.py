@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from launch.strict_json import loads_finite
+from launch.training.mesh import device_text
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -35,7 +36,7 @@ class Recorder:
 
     Each line has the mean of each metric over the steps since the previous line, `step` (completed steps), `since`
     (those of the previous line), `seconds` (training time, over all resumptions), `steps_per_second`, `policy`
-    (probabilities `[D, Kmax]`), and a checksum.
+    (probabilities `[D, Kmax]`), `devices`, and a checksum.
     """
 
     def __init__(
@@ -44,11 +45,19 @@ class Recorder:
         self._labels = {name: label.format(quality=quality) for name, label in SHOWN.items()}
         self._title, self._total, self._step, self._console = title, total_steps, first_step, console
         earlier = [line for line in read_metrics(path, plainly(console)) if line["step"] <= first_step]
+        if first_step and (last := earlier[-1]["step"] if earlier else 0) < first_step:
+            plainly(console)(f"{path}: the lines from step {last} to step {first_step} are missing, and their time")
         temporary = path.with_name(f"{path.name}.tmp")
         temporary.write_text("".join(map(_as_text, earlier)))
         temporary.replace(path)
         self._file = path.open("a")
         self._seconds = earlier[-1]["seconds"] if earlier else 0.0
+        self.devices = [name for name, _ in itertools.groupby(line["devices"] for line in earlier if "devices" in line)]
+        """The devices that steps were computed on, in turn; the result is bit-identical on the same only."""
+        if self.devices and self.devices[-1] != (now := device_text()):
+            plainly(console)(
+                f"{title}: goes on with {now}, after {self.devices[-1]}: the bits of its result depend on it"
+            )
         self._last_time = time.perf_counter()
         self._last_plain = -PLAIN_LINE_SECONDS
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
@@ -85,6 +94,9 @@ class Recorder:
             if np.ndim(steps[0][name]) == 0:
                 line[name] = float(np.mean([metrics[name] for metrics in steps]))
         line["policy"] = np.round(policy, 4).tolist()
+        line["devices"] = device_text()
+        if line["devices"] not in self.devices[-1:]:
+            self.devices.append(line["devices"])
         self._file.write(_as_text(line))
         self._file.flush()
         self._show(line)
@@ -169,7 +181,8 @@ def _checked(text: bytes) -> dict[str, Any] | str:
         for key in ("step", "since"):
             if not isinstance(line.get(key, 0), int):
                 return f"{key}={line[key]!r} is no number of steps"
-        return line if {"step", "seconds"} <= line.keys() else "it has no step and seconds"
+        timed = "step" in line and isinstance(line.get("seconds"), int | float)
+        return line if timed else "it has no step and seconds"
     except (ValueError, AttributeError, TypeError) as error:
         return str(error)
 

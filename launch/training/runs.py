@@ -241,8 +241,8 @@ class _TrialRun:
 
 def _run(run: _TrialRun, stop: StopRequested) -> None:
     """Trains a trial, chooses its genomes, and finishes one network per target; that of the work directory last."""
-    state, seconds = _train(run, stop)
-    trained: dict[str, Any] = {"state_sha256": state_digest(state)}
+    state, recorder = _train(run, stop)
+    trained: dict[str, Any] = {"state_sha256": state_digest(state), "bit_identical_on": recorder.devices}
     if run.trial.kind == SEARCHED:
         search = run.experiment.search
         trained["scores"] = _scores(run.experiment, state)
@@ -251,7 +251,7 @@ def _run(run: _TrialRun, stop: StopRequested) -> None:
     targets = [_of_target(run, number) for number in range(len(genomes))]
     for number in sorted(range(len(targets)), key=lambda number: targets[number].directory == run.directory):
         entropy = {"policy_entropy": float(state.policy(number).entropy())}
-        _finish(targets[number], state, genomes[number], seconds, trained | entropy)
+        _finish(targets[number], state, genomes[number], recorder.seconds, trained | entropy)
 
 
 def _scores(experiment: Experiment, state: SearchState) -> list[list[float]]:
@@ -296,8 +296,8 @@ def _finish(run: _TrialRun, state: SearchState, genome: jax.Array, seconds: floa
     write_json(run.directory / SUMMARY, _summary(run, genome, seconds) | trained)
 
 
-def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
-    """Trains from the newest checkpoint or from the start; returns the last state and the training time in seconds."""
+def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, progress.Recorder]:
+    """Trains from the newest checkpoint or from the start; returns the last state, and what recorded the time."""
     config, search, compiled = run.trial.config, run.experiment.search, run.compiled
     checkpoints = Checkpoints(run.directory / CHECKPOINTS)
     state = jax.device_put(finished.initial_state(run.experiment, run.trial), replicated(compiled.mesh))
@@ -351,7 +351,7 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
         )
     if inputs_from >= search.total_steps:
         _check_inputs(run, state)
-    return state, recorder.seconds
+    return state, recorder
 
 
 def _in_turn(first: Callable[[Any], Any], second: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -404,7 +404,7 @@ def _summary(run: _TrialRun, genome: jax.Array, seconds: float) -> dict[str, Any
         f"validation_{name}": networks.quality(variables, "valid"),
         "seconds": round(seconds, 1),
         "footprint": carbon.footprint(seconds, carbon.Rates(**config.footprint))._asdict(),
-        "steps_per_second": round(run.experiment.search.total_steps / seconds, 2),
+        "steps_per_second": round(run.experiment.search.total_steps / seconds, 2) if seconds else 0.0,
         "compile_seconds": round(compiled.seconds, 1),
         "search_step_compilations": compiled.step_compilations(),
         "seed": config.seed,

@@ -116,6 +116,27 @@ def test_a_line_that_is_no_good_is_told_and_nothing_after_it_is_lost(tmp_path, c
     assert [line["step"] for line in progress.read_metrics(path, lambda _: None)] == left
 
 
+def test_lines_that_are_missing_at_the_end_are_told(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(written(path)[:2]))
+    record, console = recorder(path, first_step=8)
+    record._file.close()
+    assert f"{path}: the lines from step 4 to step 8 are missing, and their time" in console.file.getvalue()
+
+
+def test_devices_are_kept_in_turn_and_a_change_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    written(path, steps=2)
+    monkeypatch.setattr(progress, "device_text", lambda: "8 × cpu")
+    record, console = recorder(path, first_step=4)
+    assert record.devices == ["1 × cpu"]
+    with record:
+        time.sleep(0.001)
+        record.record([metrics(1)], np.ones((1, 1)))
+    assert record.devices == ["1 × cpu", "8 × cpu"]
+    assert "run: goes on with 8 × cpu, after 1 × cpu: the bits of its result depend on it" in console.file.getvalue()
+
+
 def test_lines_of_earlier_versions_have_no_checksum(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step, "seconds": 1.0}) + "\n" for step in (3, 6)))

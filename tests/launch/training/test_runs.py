@@ -226,7 +226,7 @@ def test_a_finished_run_tells_what_it_was_made_from_and_on_how_many_devices(copy
     summary = summary_of(copy)
     assert summary["inputs"] == read_inputs(copy)
     assert summary["inputs"].keys() == {"code of model.name"}
-    assert summary["bit_identical_on"]["devices"] == 1
+    assert summary["bit_identical_on"] == [summary["device"]] == ["1 × cpu"]
     _, said = run_experiment(tiny_config, copy)
     assert "already complete" in said and "digest" not in said
     rewrite(copy / "inputs.json", **{"code of model.name": "0"})
