@@ -20,8 +20,7 @@ class BusyError(ValueError):
 def only_writer(directory: pathlib.Path, say: Callable[[str], None] = print) -> Iterator[None]:
     """Holds the lock of a directory, which is created if it is not there; readers need no lock.
 
-    The file of the lock says which process holds it, or held it when it was killed. It stays; after a proper end it is
-    empty.
+    The file of the lock says which process holds it, or held it when it was killed.
 
     Args:
       directory: what is written to.
@@ -32,18 +31,27 @@ def only_writer(directory: pathlib.Path, say: Callable[[str], None] = print) -> 
       OSError: the directory cannot be created or written to.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOCK).open("a+") as file:
-        locked = lock(file, f"{directory} is being written to by {_text(file) or 'another process'}")
-        holder = _text(file)
-        if not locked:
-            say(f"{directory} is on a file system without locks: see to it that only one process writes to it")
-        elif holder:
-            say(f"{directory}: going on after {holder}, which was killed")
-        _write(file, f"process {os.getpid()} on {socket.gethostname()} since {datetime.datetime.now():%Y-%m-%d %H:%M}")
-        try:
-            yield
-        finally:
-            _write(file, "")
+    path = directory / LOCK
+    while True:
+        with path.open("a+") as file:
+            locked = lock(file, f"{directory} is being written to by {_text(file) or 'another process'}")
+            if not _is_at(path, file):  # the writer before has just ended, and removed what was opened here
+                continue
+            holder = _text(file)
+            if not locked:
+                say(f"{directory} is on a file system without locks: see to it that only one process writes to it")
+            elif holder:
+                say(f"{directory}: going on after {holder}, which was killed")
+            file.truncate(0)
+            file.write(
+                f"process {os.getpid()} on {socket.gethostname()} since {datetime.datetime.now():%Y-%m-%d %H:%M}"
+            )
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def lock(file: IO[Any], busy: str) -> bool:
@@ -66,8 +74,8 @@ def _text(file: IO[str]) -> str:
     return file.read().strip()
 
 
-def _write(file: IO[str], text: str) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(text)
-    file.flush()
+def _is_at(path: pathlib.Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

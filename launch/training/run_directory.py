@@ -48,11 +48,11 @@ def claim_directory(
     say: Callable[[str], None],
     free: Collection[str] = (),
     results: Collection[str] = _RESULTS,
+    later: Collection[str] = (),
 ) -> None:
     """Creates `directory` for runs of `config`, or checks that it was created for this config and these inputs.
 
-    The path of a file whose digest is known may differ. The user's code is compared where a run is finished; where it
-    goes on, its checkpoints are compared first, which tell the shapes that differ.
+    The path of a file whose digest is known may differ.
 
     Args:
       directory: run directory.
@@ -61,6 +61,7 @@ def claim_directory(
       say: receives a message if the directory is of an earlier version, without digests.
       free: keys that may differ from the stored config, in addition to those that change no result.
       results: patterns of files that were made from the inputs; as long as there are none, inputs may change.
+      later: keys of inputs that are not compared here.
 
     Raises:
       ConfigError: the directory belongs to another config or to other inputs; the message names the keys that differ.
@@ -85,8 +86,7 @@ def claim_directory(
     elif stored is None:
         say(f"{directory} tells no digests of its inputs, as earlier versions: whether they are these is not known")
     else:
-        code = (directory / SUMMARY).exists()
-        check_inputs(directory, stored, inputs, but=() if code else [key for key in inputs if key.startswith(CODE)])
+        check_inputs(directory, stored, inputs, but=later)
 
 
 def _flat(config: dict[str, Any], files: Collection[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +42,7 @@ from launch.training.mesh import compile_step, data_mesh, place_batch, replicate
 from launch.training.provenance import inputs_of
 from launch.training.run_directory import (
     CHECKPOINTS,
+    CODE,
     GENOME,
     METRICS,
     NETWORK,
@@ -166,19 +167,23 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
       one_writer.BusyError: another process writes to a directory.
       loop.NotFiniteError, loop.Stopped: see `loop.run`.
     """
+    say = progress.plainly(console)
+    inputs = []
     with contextlib.ExitStack() as locks:
         for trial in experiment.trials:
-            locks.enter_context(only_writer(workdir / trial.directory, progress.plainly(console)))
-        return _run_all(experiment, workdir, console, stop)
+            directory = workdir / trial.directory
+            locks.enter_context(only_writer(directory, say))
+            inputs.append(inputs_of(trial.config, experiment.source))
+            # Where a run goes on, its checkpoints are compared before its code: they tell the shapes that differ.
+            code = [key for key in inputs[-1] if key.startswith(CODE) and not (directory / SUMMARY).exists()]
+            claim_directory(directory, trial.config, inputs[-1], say=say, later=code)
+        return _run_unfinished(experiment, workdir, inputs, console, stop)
 
 
-def _run_all(
-    experiment: Experiment, workdir: pathlib.Path, console: Console, stop: StopRequested
+def _run_unfinished(
+    experiment: Experiment, workdir: pathlib.Path, inputs: Sequence[Inputs], console: Console, stop: StopRequested
 ) -> list[pathlib.Path]:
     directories = [workdir / trial.directory for trial in experiment.trials]
-    inputs = [inputs_of(trial.config, experiment.source) for trial in experiment.trials]
-    for trial, directory, digests in zip(experiment.trials, directories, inputs, strict=True):
-        claim_directory(directory, trial.config, digests, say=progress.plainly(console))
     unfinished = [
         (trial, directory, digests)
         for trial, directory, digests in zip(experiment.trials, directories, inputs, strict=True)

@@ -27,6 +27,7 @@ from launch.reports import apq_page
 from launch.training import loop
 from launch.training.budgets import BudgetSettingError
 from launch.training.experiment import ConfigError
+from launch.training.finished import read_experiment
 
 ROOT = pathlib.Path(__file__).parents[3]
 STEPS = (
@@ -346,12 +347,17 @@ def test_experiments_of_earlier_versions_are_read_and_told(config, workdir):
         assert f"{place} tells no digests of its inputs" in said
 
 
-def test_a_work_directory_can_be_moved(config, workdir, tmp_path):
+def test_a_work_directory_can_be_moved(config, finished, workdir, tmp_path):
     moved = shutil.move(workdir, tmp_path / "elsewhere" / "moved")
     before = json.loads((moved / SUMMARY).read_text())
     (moved / SUMMARY).unlink()
+    (stored,) = moved.glob("found/*/run/config.json")
+    stored.write_text(stored.read_text().replace(str(finished), "/nowhere"))  # as it is where nothing was left behind
     run(config, moved)
     assert json.loads((moved / SUMMARY).read_text()) == before
+    read = read_experiment(stored.parent).config
+    assert read.genome == read.model.genome == str(stored.parents[1] / "genome.json")
+    assert read.init_from == str(stored.parents[1] / "initial.safetensors")
 
 
 @pytest.mark.parametrize(

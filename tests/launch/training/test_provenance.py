@@ -119,13 +119,6 @@ def test_before_anything_is_made_inputs_may_change(files, tmp_path):
         claim(tmp_path / "run", files)
 
 
-def test_code_of_a_run_that_goes_on_is_compared_after_its_checkpoints(claimed, files):
-    (claimed / "summary.json").unlink()
-    (claimed / "checkpoints" / "4").mkdir(parents=True)
-    (files / "own_module.py").write_text("def function(): return 2\n")
-    claim(claimed, files)
-
-
 def test_a_run_of_an_earlier_version_is_read_and_told(claimed, files):
     (claimed / "inputs.json").unlink()
     notices = []
