@@ -93,7 +93,7 @@ def find_inputs(directory: pathlib.Path, config: ConfigDict) -> None:
     That is where the config says, or beside the directory of the run, as in a work directory that was moved or copied.
 
     Raises:
-      ConfigError: a file is there, but not as it was for the run.
+      ConfigError: a file is where the config says, but not as it was for the run.
     """
     for key, stored in (read_inputs(directory) or {}).items():
         value = flatten_dict(config.to_dict(), sep=".").get(key)  # None if it is no setting, or one in a tuple
@@ -106,8 +106,8 @@ def find_inputs(directory: pathlib.Path, config: ConfigDict) -> None:
         }
         if same := [place for place, digest in found.items() if digest == stored]:
             config.update_from_flattened_dict({key: same[0]})
-        elif found and key not in _TRAINING_ONLY:
-            check_inputs(directory, {key: stored}, {key: next(iter(found.values()))})
+        elif value in found and key not in _TRAINING_ONLY:
+            check_inputs(directory, {key: stored}, {key: found[value]})
     if config.get("init_from") and not os.path.isfile(config.init_from):  # noqa: PTH113
         config.init_from = ""  # A finished network is not made from it again.
 

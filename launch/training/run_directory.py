@@ -108,13 +108,11 @@ def read_inputs(directory: pathlib.Path) -> Inputs | None:
     Raises:
       ConfigError: they cannot be read.
     """
-    for name, get in ((INPUTS, lambda document: document), (SUMMARY, lambda document: document.get("inputs"))):
-        if (directory / name).exists():
-            try:
-                return get(json.loads((directory / name).read_text()))
-            except (OSError, ValueError, AttributeError) as error:
-                raise ConfigError(f"cannot read {directory / name}: {error}") from error
-    return None
+    path = directory / INPUTS
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else None
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
 
 
 def check_inputs(place: pathlib.Path, stored: Inputs, inputs: Inputs, *, but: Collection[str] = ()) -> None:

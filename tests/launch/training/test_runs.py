@@ -257,6 +257,7 @@ def test_files_of_a_finished_run_are_found_beside_it_where_it_was_moved(copy):
     read = finished.read_experiment(copy)
     assert (read.config.genome, read.config.init_from) == (str(genome), "")
     genome.write_text(genome.read_text() + " ")
+    rewrite(copy / "config.json", genome=str(genome))
     with pytest.raises(ConfigError, match=rf"genome had the digest {digest}, and has"):
         finished.read_experiment(copy)
     rewrite(copy / "inputs.json", genome=hashlib.sha256(genome.read_bytes()).hexdigest(), data="images/1.0.0 0")
