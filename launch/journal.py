@@ -28,7 +28,7 @@ class Journal:
     """
 
     def __init__(
-        self, path: pathlib.Path, head: dict[str, Any], *, option: str, say: Callable[[str], None] = print
+        self, path: pathlib.Path, head: dict[str, Any], *, option: str, say: Callable[[str], None] | None = None
     ) -> None:
         """Opens or creates the file. Lines that are no good are told, and moved to a file beside it.
 
@@ -36,10 +36,11 @@ class Journal:
           path: path of the file.
           head: identity of the entries, such as device and batch size.
           option: command-line option that sets the path, for the error message.
-          say: receives a message for each line that is no good or missing.
+          say: receives a message for each line that is no good or missing; without it, only an incomplete last line is
+            passed over.
 
         Raises:
-          JournalError: the file has another head.
+          JournalError: the file has another head; or a line is no good or missing, without `say`.
           BusyError: another process writes to the file.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,14 +57,18 @@ class Journal:
             self._file.close()
             raise
 
-    def _kept(self, lines: list[bytes], option: str, say: Callable[[str], None]) -> dict[int, dict[str, Any]]:
+    def _kept(self, lines: list[bytes], option: str, say: Callable[[str], None] | None) -> dict[int, dict[str, Any]]:
         contents = _parsed(self._path, lines)
         _check_head(self._path, contents.head, self._head, option)
-        for fault in contents.faults:
-            say(f"{self._path}, {fault}")
-        if contents.bad_lines:
+        if say is None:
+            _check_faults(self._path, _parsed(self._path, _whole(lines)))
+        else:
+            for fault in contents.faults:
+                say(f"{self._path}, {fault}")
+        if damaged := _whole(contents.bad_lines):
             with self._path.with_name(f"{self._path.name}.damaged").open("ab") as aside:
-                aside.writelines(line.rstrip(b"\n") + b"\n" for line in contents.bad_lines)
+                aside.writelines(damaged)
+        if contents.bad_lines:
             self._replace(contents.good_lines)
         return contents.numbered
 
@@ -134,12 +139,10 @@ def read_journal(
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:
         raise JournalError(f"cannot read {path}: {error.strerror}") from error
-    contents = _parsed(path, lines if not lines or lines[-1].endswith(b"\n") else lines[:-1])
+    contents = _parsed(path, _whole(lines))
     if head is not None:
         _check_head(path, contents.head, _as_read(head), option)
-    if contents.faults:
-        more = f" (and {len(contents.faults) - 1} more)" if len(contents.faults) > 1 else ""
-        raise JournalError(f"{path}, {contents.faults[0]}{more}: the command that wrote the file makes it good again")
+    _check_faults(path, contents)
     return contents.head, [contents.numbered[number] for number in sorted(contents.numbered)]
 
 
@@ -164,6 +167,17 @@ class _Contents(NamedTuple):
     good_lines: list[bytes]
     bad_lines: list[bytes]
     faults: list[str]
+
+
+def _whole(lines: list[bytes]) -> list[bytes]:
+    """The lines without an incomplete last one, which a killed process may leave."""
+    return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
+
+
+def _check_faults(path: pathlib.Path, contents: _Contents) -> None:
+    if contents.faults:
+        more = f" (and {len(contents.faults) - 1} more)" if len(contents.faults) > 1 else ""
+        raise JournalError(f"{path}, {contents.faults[0]}{more}: the command that wrote the file makes it good again")
 
 
 def _parsed(path: pathlib.Path, lines: list[bytes]) -> _Contents:

@@ -27,6 +27,7 @@ def test_entries_go_on_where_they_stopped(tmp_path):
         assert again.entries == ENTRIES[:2]
         again.append(ENTRIES[2])
     assert notices == [f"{path}, line 4: it is torn"]
+    assert list(path.parent.iterdir()) == [path]
     assert read_journal(path) == (HEAD, ENTRIES[:3])
 
 
@@ -89,6 +90,8 @@ def test_what_happened_to_a_line_is_told_and_the_others_are_kept(tmp_path, chang
     path.write_text("".join(do(kept(path, ENTRIES), others)))
     with pytest.raises(JournalError, match=rf"journal\.jsonl, {told}.*: the command that wrote the file makes it good"):
         read_journal(path, HEAD)
+    with pytest.raises(JournalError, match=told):
+        Journal(path, HEAD, option="--workdir")
     notices = []
     with Journal(path, HEAD, option="--workdir", say=notices.append) as found:
         assert notices[0].startswith(f"{path}, {told}")
@@ -96,6 +99,7 @@ def test_what_happened_to_a_line_is_told_and_the_others_are_kept(tmp_path, chang
         for number in sorted(lost):
             found.append(ENTRIES[number])
     assert read_journal(path, HEAD) == (HEAD, ENTRIES)
+    assert (tmp_path / "journal.jsonl.damaged").exists() == (change != "removed")
     with Journal(path, HEAD, option="--workdir", say=pytest.fail) as found:  # nothing is told twice
         assert found.entries == ENTRIES
 
