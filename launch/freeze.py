@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from launch import ending
+from launch.one_writer import only_writer
 from launch.training import finished, runs
 from launch.training.checkpoints import CheckpointError, Checkpoints
 from launch.training.run_directory import CHECKPOINTS, NETWORK, WEIGHTS
@@ -50,7 +51,6 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
     checkpoints = Checkpoints(kept / CHECKPOINTS, read_only=True)
     initial = finished.initial_state(experiment, experiment.trials[0])
     restored = checkpoints.restore(finished.weights_of(initial), say=console.print, partly=True)
-    checkpoints.close()
     if restored is None:
         raise ConfigError(f"{directory} has no checkpoint")
     state = initial._replace(**restored[1])
@@ -67,10 +67,11 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
             f"{directory}: {told}: expected at most {tolerance:g} (--tolerance). Nothing was written: the data or the "
             "versions are not those of the run"
         )
-    if NETWORK in missing:
-        network.save(directory / NETWORK)
-    if WEIGHTS in missing:
-        finished.write_weights(directory, state._replace(batch_stats=network.variables["batch_stats"]))
+    with only_writer(directory, console.print):
+        if NETWORK in missing:
+            network.save(directory / NETWORK)
+        if WEIGHTS in missing:
+            finished.write_weights(directory, state._replace(batch_stats=network.variables["batch_stats"]))
     console.print(f"{directory}: {told}; wrote {' and '.join(missing)}")
 
 

@@ -32,6 +32,7 @@ from fliqs_jax import models
 from hwcost import bitfusion, measured_tables
 from launch import cost, ending, layers
 from launch.runtimes import engines, layer_timing
+from launch.training.progress import plainly
 
 
 def build_bitfusion(keys: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -91,7 +92,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         arguments.model, model, shape, dtype=arguments.dtype, **models.mode(model, train=False)
     )
     identity = {"device": runtime.device, "batch": arguments.batch}
-    samples = layer_timing.Samples(arguments.out.with_suffix(".samples.jsonl"), **identity)
+    samples = layer_timing.Samples(arguments.out.with_suffix(".samples.jsonl"), **identity, say=plainly(console))
     try:
         layer_timing.take(
             layer_timing.timing_settings(network, runtime),

@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
 
     from launch.apq import evolve, finish, fit_predictor, measure_records, train_supernet, workers
     from launch.apq.pipeline import SUMMARY, prepare_pipeline
+    from launch.one_writer import only_writer
     from launch.reports import apq_page
     from launch.training import loop
     from launch.training.checkpoints import CheckpointError
@@ -62,15 +63,16 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"expected one of {', '.join(steps)}, all; got {' '.join(argv[1:]) or 'nothing'}")
     logging.set_verbosity(logging.WARNING)
     console, workdir = Console(markup=False), pathlib.Path(command_line.WORKDIR.value or "")
-    with ending.in_one_line(loop.NotFiniteError, CheckpointError, JaxRuntimeError):
-        with workers.started(_WORKERS.value) as mapper:
-            counts = {"quantized" if _QUANTIZED.value else "float": _COUNT.value} if _COUNT.value else None
-            steps["records"] = partial(measure_records.run, mapper=mapper, counts=counts)
-            experiment = prepare_pipeline(command_line.CONFIG.value, workdir, console, _BUDGET.value)
-            finish.check(experiment)
-            if command_line.CHECK.value:
-                experiment.describe()
-                return
+    in_one_line = ending.in_one_line(loop.NotFiniteError, CheckpointError, JaxRuntimeError)
+    with in_one_line, workers.started(_WORKERS.value) as mapper:
+        counts = {"quantized" if _QUANTIZED.value else "float": _COUNT.value} if _COUNT.value else None
+        steps["records"] = partial(measure_records.run, mapper=mapper, counts=counts)
+        experiment = prepare_pipeline(command_line.CONFIG.value, workdir, console, _BUDGET.value)
+        finish.check(experiment)
+        if command_line.CHECK.value:
+            experiment.describe()
+            return
+        with only_writer(workdir, experiment.note):
             experiment.claim()
             try:
                 with stop_on_signals() as stop:
@@ -82,9 +84,9 @@ def main(argv: list[str]) -> None:
             except loop.Stopped:
                 console.print("stopped; the same command goes on from there")
                 raise
-        if argv[1] in ("finish", "all"):
-            apq_page.print_table(experiment.read(SUMMARY), console)
-            console.print(f"report: {apq_page.write(workdir)}", soft_wrap=True)
+            if argv[1] in ("finish", "all"):
+                apq_page.print_table(experiment.read(SUMMARY), console)
+                console.print(f"report: {apq_page.write(workdir)}", soft_wrap=True)
 
 
 def run() -> None:

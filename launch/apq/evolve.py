@@ -1,5 +1,6 @@
 """The search step: the best genome for each set of budgets, in one compiled call (APQ, §3.3 and Algorithm 1)."""
 
+import hashlib
 import time
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from hwcost import pricing
 from hwcost.costs import find_cost
 from launch.apq import fit_predictor
 from launch.apq.pipeline import PREDICTOR, SEARCH, SUMMARY, Pipeline
+from launch.training.run_directory import Inputs
 from launch.training.settings import ConfigError
 
 REPORTED_COSTS = ("bitfusion_latency", "bitfusion_energy", "bit_operations")  # as in APQ, Table 2
@@ -24,7 +26,7 @@ def run(pipeline: Pipeline) -> None:
     """Searches with the accuracies of the quantised predictor as fitness, and writes the networks found.
 
     Raises:
-      ConfigError: there are no budgets.
+      ConfigError: there are no budgets; or the same was searched for with another predictor.
       evolution.BudgetError: no network found meets a set of budgets.
     """
     if not pipeline.budgets:
@@ -32,12 +34,14 @@ def run(pipeline: Pipeline) -> None:
     config, tables = pipeline.config.search, pipeline.tables
     budgets = [dict(budget) for budget in pipeline.budgets]
     predictor_summary = pipeline.read(f"{PREDICTOR}/{SUMMARY}")
-    made_from = {
+    fit_predictor.check_records(pipeline)
+    asked = {
         "budgets": budgets,
         "settings": {key: value for key, value in config.to_dict().items() if key != "budgets"},
         "predictor": {key: predictor_summary[key] for key in ("records", "settings")},
     }
-    if pipeline.done(SEARCH, **made_from):
+    inputs = _inputs(pipeline)
+    if pipeline.done(SEARCH, inputs, **asked):
         return
     fitness = Partial(partial(fit_predictor.predict_accuracies, pipeline.space), fit_predictor.read_predictor(pipeline))
     settings = evolution.Settings(config.population, config.parents, config.mutation, config.generations)
@@ -60,7 +64,8 @@ def run(pipeline: Pipeline) -> None:
     pipeline.write(
         SEARCH,
         {
-            **made_from,
+            **asked,
+            "inputs": inputs,
             "units": {name: find_cost(name).unit for name in costs},
             "seconds": round(seconds[1], 3),
             "seconds_with_compilation": round(seconds[0], 3),
@@ -69,6 +74,25 @@ def run(pipeline: Pipeline) -> None:
         },
     )
     pipeline.note(f"{len(networks)} networks found in {seconds[1]:.2f} s ({seconds[0]:.2f} s with compilation)")
+
+
+def _inputs(pipeline: Pipeline) -> Inputs:
+    """Digests of the predictor and of the cost tables."""
+    tables = {
+        f"costs {name}": hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(table))).hexdigest()
+        for name, table in pipeline.tables.items()
+    }
+    return {"predictor": fit_predictor.predictor_digest(pipeline), **tables}
+
+
+def check_predictor(pipeline: Pipeline) -> None:
+    """Checks that the networks found were found with the predictor that is there.
+
+    Raises:
+      ConfigError: they were found with another one, or that one is of other records.
+    """
+    fit_predictor.check_records(pipeline)
+    pipeline.check_made_from(SEARCH, {"predictor": fit_predictor.predictor_digest(pipeline)})
 
 
 def _networks_within(

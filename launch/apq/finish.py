@@ -17,46 +17,60 @@ from apq_jax.shrinking import ShrinkingState
 from fliqs_jax.models import pretrained
 from hwcost import carbon
 from hwcost.genome_file import Genome, LayerChoice, write_genome
-from launch.apq import train_supernet
+from launch.apq import evolve, train_supernet
 from launch.apq.pipeline import KIND, PREDICTOR, SEARCH, SUPERNET, Pipeline
 from launch.config_files import load_config
 from launch.training import runs
 from launch.training.budgets import ABSOLUTE
 from launch.training.experiment import prepare_experiment
-from launch.training.run_directory import GENOME, SUMMARY, read_json
+from launch.training.run_directory import GENOME, INPUTS, SUMMARY, check_inputs, read_inputs, read_json, write_json
 from launch.training.settings import ConfigError
+from launch.training.teaching import read_teacher
 
 WEIGHTS = "initial.safetensors"  # of a network as cut out, before fine-tuning
 
 
 def run(pipeline: Pipeline) -> None:
-    """Cuts out, quantises, fine-tunes and evaluates each network found, and writes the summary."""
+    """Cuts out, quantises, fine-tunes and evaluates each network found, and writes the summary.
+
+    Raises:
+      ConfigError: networks were found or cut out with another predictor or once-for-all network than those there.
+    """
     search = pipeline.read(SEARCH)
-    if pipeline.done(SUMMARY, search=search):
+    evolve.check_predictor(pipeline)
+    supernet_summary = pipeline.read(f"{SUPERNET}/{SUMMARY}")
+    inputs = {"once-for-all network": supernet_summary["state_sha256"]}
+    if pipeline.done(SUMMARY, inputs, search=search):
         return
     state = None
     rows = []
     for network in search["found"]:
         name = network_name(network)
         directory = pipeline.workdir / "found" / name
-        if not (directory / WEIGHTS).exists():
+        if (stored := read_inputs(directory)) is not None:
+            check_inputs(directory, stored, inputs)
+        elif (directory / "run").exists():
+            pipeline.note(f"{directory} tells no digest of its once-for-all network, as earlier versions")
+        else:
             state = state or train_supernet.read_supernet(pipeline)
             _cut_out(pipeline, state, network, directory)
+            write_json(directory / INPUTS, inputs)
         prepared = prepare_experiment(_finishing_config(pipeline, network, directory), pipeline.source)
         runs.run(prepared, directory / "run", pipeline.console)
         summary = read_json(directory / "run" / SUMMARY)
         rows.append(
             network | {"name": name, **{key: summary[key] for key in ("accuracy", "validation_accuracy", "seconds")}}
         )
-    seconds = pipeline.read(f"{SUPERNET}/{SUMMARY}")["seconds"]
+    seconds = supernet_summary["seconds"]
     rates = carbon.Rates(**pipeline.config.finish.footprint)
     pipeline.write(
         SUMMARY,
         {
             "kind": KIND,
             "search": search,
+            "inputs": {**(read_inputs(pipeline.workdir) or {}), **inputs},
             "networks": rows,
-            "supernet": pipeline.read(f"{SUPERNET}/{SUMMARY}"),
+            "supernet": supernet_summary,
             "predictor": pipeline.read(f"{PREDICTOR}/{SUMMARY}"),
             "footprint": {
                 "design": carbon.footprint(seconds, rates)._asdict(),
@@ -85,7 +99,9 @@ def check(pipeline: Pipeline) -> None:
         config.init_from = ""  # which needs the once-for-all network
         config.formats = ",".join(member.name for member in subnet_accuracy.genome_formats(space).members)
         try:
-            runs.read_teacher(prepare_experiment(config, pipeline.source), pipeline.console)
+            experiment = prepare_experiment(config, pipeline.source)
+            if config.distillation.teacher:
+                read_teacher(experiment, pipeline.open_data(), pipeline.console)
         except ValueError as error:
             raise ConfigError(f"finish: {error}") from error
 

@@ -1,6 +1,8 @@
 """The predictor step: fits the predictors, and measures how many quantised records they need (APQ, Figure 7)."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +19,8 @@ from apq_jax.architectures import ArchitectureSpace
 from apq_jax.predictor import Agreement, Dense, Predictor
 from launch.apq.measure_records import read_records
 from launch.apq.pipeline import PREDICTOR, RECORD_FILES, SUMMARY, Pipeline
+from launch.training.provenance import file_digest
+from launch.training.run_directory import Inputs
 from launch.training.settings import ConfigError
 
 FILES = {kind: f"{PREDICTOR}/{kind}.safetensors" for kind in ("float", "quantized")}
@@ -28,19 +32,22 @@ def run(pipeline: Pipeline) -> None:
     The search uses the transferred predictor fitted on all records that are not held out (APQ, Algorithm 1, line 3).
 
     Raises:
-      ConfigError: no records are left beside those held out, or a predictor is not finite.
+      ConfigError: no records are left beside those held out; a predictor is not finite; or there are predictors, of
+        other records.
     """
     config, space = pipeline.config.predictor, pipeline.space
     float_genomes, float_accuracies = read_records(pipeline, "float")
     genomes, accuracies = read_records(pipeline, "quantized")
-    made_from = {
+    if len(genomes) <= config.held_out:
+        raise ConfigError(f"{len(genomes)} quantised records: expected more than predictor.held_out={config.held_out}")
+    asked = {
         "records": {"float": len(float_genomes), "quantized": len(genomes)},
         "settings": json.loads(config.to_json_best_effort()),
     }
-    if pipeline.done(f"{PREDICTOR}/{SUMMARY}", **made_from):
+    if pipeline.has(f"{PREDICTOR}/{SUMMARY}"):
+        check_records(pipeline)
+    if pipeline.done(f"{PREDICTOR}/{SUMMARY}", **asked):
         return
-    if len(genomes) <= config.held_out:
-        raise ConfigError(f"{len(genomes)} quantised records: expected more than predictor.held_out={config.held_out}")
     keys = jax.random.split(jax.random.key(pipeline.config.seed + 2), 4)
     features = jax.jit(space.features)
     float_features = features(float_genomes)[:, : space.architecture_features]
@@ -63,12 +70,36 @@ def run(pipeline: Pipeline) -> None:
     pipeline.write(
         f"{PREDICTOR}/{SUMMARY}",
         {
-            **made_from,
+            **asked,
+            "inputs": _inputs(pipeline, asked["records"]),
+            "files": {kind: file_digest(pipeline.workdir / file) for kind, file in FILES.items()},
             "float": float_agreement,
             "quantized": curve,
             "final": quantized.agreement(quantized.held_out_predictions(final))._asdict(),
         },
     )
+
+
+def _inputs(pipeline: Pipeline, counts: Mapping[str, int]) -> Inputs:
+    """Digests of the first `counts[kind]` records of each kind that is there, or of all if there are fewer."""
+    found = {}
+    for kind in RECORD_FILES:
+        if pipeline.has(RECORD_FILES[kind]):
+            pairs = zip(*read_records(pipeline, kind), strict=True)
+            first = [(genome.tolist(), float(accuracy)) for genome, accuracy in pairs][: counts[kind]]
+            found[f"{kind} records"] = hashlib.sha256(json.dumps(first).encode()).hexdigest()
+    return found
+
+
+def check_records(pipeline: Pipeline) -> None:
+    """Checks that the fitted predictors were made from the records that are there; more may have come since.
+
+    Raises:
+      ConfigError: they were made from others.
+      JournalError: records are of another once-for-all network, or damaged.
+    """
+    summary = pipeline.read(f"{PREDICTOR}/{SUMMARY}")
+    pipeline.check_made_from(f"{PREDICTOR}/{SUMMARY}", _inputs(pipeline, summary["records"]))
 
 
 def _train(config: ConfigDict, *arguments: Any, **named: Any) -> Predictor:
@@ -187,17 +218,37 @@ def read_predictor(pipeline: Pipeline, kind: str = "quantized") -> Predictor:
     Raises:
       ConfigError: it is not fitted yet, or its file is damaged.
     """
-    pipeline.read(f"{PREDICTOR}/{SUMMARY}")
-    path = pipeline.workdir / FILES[kind]
+    predictor_digest(pipeline, kind)
     try:
-        flat = load_file(path)
+        flat = load_file(pipeline.workdir / FILES[kind])
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"cannot read the predictor {path}: {error}; remove {path.parent} to fit it anew") from error
+        raise _unreadable(pipeline, kind, error) from error
     layers = tuple(
         Dense(jnp.asarray(flat[f"{number}.kernel"]), jnp.asarray(flat[f"{number}.bias"]))
         for number in range(len(flat) // 2 - 1)
     )
     return Predictor(layers, jnp.asarray(flat["mean"]), jnp.asarray(flat["deviation"]))
+
+
+def predictor_digest(pipeline: Pipeline, kind: str = "quantized") -> str:
+    """The digest of the file of a predictor.
+
+    Raises:
+      ConfigError: it is not fitted yet, or its file is not as it was written.
+    """
+    written = pipeline.read(f"{PREDICTOR}/{SUMMARY}").get("files")  # None in those of earlier versions
+    try:
+        digest = file_digest(pipeline.workdir / FILES[kind])
+    except OSError as error:
+        raise _unreadable(pipeline, kind, error.strerror) from error
+    if written and written[kind] != digest:
+        raise _unreadable(pipeline, kind, f"its digest was {written[kind]}, and is {digest} now")
+    return digest
+
+
+def _unreadable(pipeline: Pipeline, kind: str, reason: Any) -> ConfigError:
+    path = pipeline.workdir / FILES[kind]
+    return ConfigError(f"cannot read the predictor {path}: {reason}; remove {path.parent} to fit it anew")
 
 
 def predict_accuracies(space: ArchitectureSpace, fitted: Predictor, genomes: jax.Array) -> jax.Array:

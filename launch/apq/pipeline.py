@@ -23,7 +23,8 @@ from launch.data.example_checks import Labels, check_arrays
 from launch.training import loop
 from launch.training.budgets import BudgetSetting, parse_budget, read_alternatives
 from launch.training.interruption import StopRequested
-from launch.training.run_directory import claim_directory, read_json, write_json
+from launch.training.provenance import inputs_of
+from launch.training.run_directory import CODE, Inputs, check_inputs, claim_directory, read_json, write_json
 from launch.training.settings import ConfigError, check_steps
 
 SUPERNET, PREDICTOR, SEARCH, SUMMARY = "supernet", "predictor", "search.json", "summary.json"
@@ -61,11 +62,18 @@ class Pipeline:
         """Claims the work directory for the config.
 
         Raises:
-          ConfigError: the directory is that of another config.
+          ConfigError: the directory is that of another config, or of other data.
         """
         # These may change in a work directory: records are extended, and predictor and search can be repeated.
         steps = [f"{step}.{key}" for step in ("predictor", "search") for key in self.config[step]]
-        claim_directory(self.workdir, self.config, free=[*steps, *(f"records.{kind}" for kind in RECORD_FILES)])
+        inputs = inputs_of(self.config, self.source)
+        claim_directory(
+            self.workdir,
+            self.config,
+            {key: digest for key, digest in inputs.items() if not key.removeprefix(CODE).startswith("search.")},
+            say=self.note,
+            free=[*steps, *(f"records.{kind}" for kind in RECORD_FILES)],
+        )
 
     def describe(self) -> None:
         """Prints what would be searched, within what, and what the largest network costs."""
@@ -112,16 +120,40 @@ class Pipeline:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, document)
 
-    def done(self, name: str, **made_from: Any) -> bool:
-        """Whether the document `name` exists and was made from equal inputs, `made_from`; prints a note if so."""
-        path = self.workdir / name
-        if not path.exists():
+    def has(self, name: str) -> bool:
+        """Whether the file `name` is there."""
+        return (self.workdir / name).exists()
+
+    def done(self, name: str, inputs: Inputs | None = None, **asked: Any) -> bool:
+        """Whether the document `name` exists and is what is `asked` for; prints a note if so.
+
+        Raises:
+          ConfigError: it is, but was made from other `inputs`, which nobody asked for; the message has the digests.
+        """
+        if not self.has(name):
             return False
         document = self.read(name)
-        if any(document.get(key) != value for key, value in made_from.items()):
+        if any(document.get(key) != value for key, value in asked.items()):
             return False
-        self.note(f"already complete: {path}")
+        if inputs is not None:
+            self.check_made_from(name, inputs)
+        self.note(f"already complete: {self.workdir / name}")
         return True
+
+    def check_made_from(self, name: str, inputs: Inputs) -> None:
+        """Checks that the document `name` was made from these inputs, among others; says so if it does not tell.
+
+        Raises:
+          ConfigError: it was not; the message has the digests.
+        """
+        stored = self.read(name).get("inputs")
+        if stored is None:
+            self.note(
+                f"{self.workdir / name} tells no digests of its inputs, as earlier versions: they may be others now"
+            )
+        else:
+            known = {key: stored[key] for key in inputs if key in stored}
+            check_inputs(self.workdir / name, known, inputs)
 
 
 def prepare_pipeline(

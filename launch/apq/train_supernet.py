@@ -20,6 +20,7 @@ from launch.training.checkpoints import Checkpoints, state_digest
 from launch.training.interruption import stop_on_signals
 from launch.training.mesh import compile_step, data_mesh, place_batch, replicated, split_batch
 from launch.training.run_directory import METRICS
+from launch.training.run_summary import environment_summary
 from launch.training.settings import ConfigError, check_steps
 
 
@@ -105,7 +106,6 @@ def run(pipeline: Pipeline) -> None:
             stop=stop,
             section="supernet.",
         )
-    checkpoints.close()
     record_batches = record_task.read_batches(pipeline, dataset)
     measure = record_task.make_measure(record_task.make_task("float", pipeline, state, record_batches))
     genomes = {"largest": space.largest, "smallest": space.smallest}
@@ -116,6 +116,8 @@ def run(pipeline: Pipeline) -> None:
             "seconds": round(recorder.seconds, 1),
             "state_sha256": state_digest(state),
             "validation_accuracy": {name: measure(genome) for name, genome in genomes.items()},
+            "bit_identical_on": recorder.devices,
+            **environment_summary(),
         },
     )
 
@@ -124,14 +126,18 @@ def read_supernet(pipeline: Pipeline) -> ShrinkingState:
     """The state of the trained once-for-all network.
 
     Raises:
-      ConfigError: it is not trained yet, or has no checkpoint.
+      ConfigError: it is not trained yet, or has no checkpoint, or that of another state.
       CheckpointError: its checkpoints are damaged, or of another network.
     """
-    pipeline.read(f"{SUPERNET}/{SUMMARY}")
+    expected = pipeline.read(f"{SUPERNET}/{SUMMARY}")["state_sha256"]
     checkpoints = Checkpoints(pipeline.workdir / SUPERNET / "checkpoints", read_only=True)
     template = jax.device_put(_initial(pipeline)[0], replicated(data_mesh()))
     restored = checkpoints.restore(template, say=pipeline.note)
-    checkpoints.close()
     if restored is None:
         raise ConfigError(f"{pipeline.workdir / SUPERNET} has no checkpoint")
+    if (digest := state_digest(restored[1])) != expected:
+        raise ConfigError(
+            f"the checkpoint of step {restored[0]} in {pipeline.workdir / SUPERNET} is not that of its {SUMMARY}: its "
+            f"digest is {digest}, expected {expected}; put it back, or remove the directory to train anew"
+        )
     return restored[1]

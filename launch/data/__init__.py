@@ -2,6 +2,9 @@
 
 The batch of step `i` is a pure function of the seed and `i`, so a resumed run needs no other record of its position in
 the data.
+
+A source may say what it holds in a text, `content`, such as a digest of its examples. A run keeps it
+(launch/training/provenance.py), and does not go on with other data.
 """
 
 from launch.data.arrays import Arrays, Split

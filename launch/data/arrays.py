@@ -1,6 +1,8 @@
 """Data sets that fit in memory."""
 
 import dataclasses
+import functools
+import hashlib
 import itertools
 import numbers
 from collections.abc import Callable, Iterator, Mapping
@@ -87,6 +89,16 @@ class Arrays:
     def train_examples(self) -> int:
         """See `Source.train_examples`."""
         return len(self.train)
+
+    @functools.cached_property
+    def content(self) -> str:
+        """Digest of all examples."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            for values in map(np.asarray, (split.inputs, split.labels)):
+                digest.update(f"{values.dtype.str}{values.shape}".encode())
+                digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
 
     def open(self, *, valid_examples: int, seed: int) -> "InMemory":
         """See `Source.open`."""

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -150,6 +152,12 @@ class TfdsImages:
         self.classes: int = label.num_classes
         self.class_names = tuple(label.names)
         self.train_examples: int = splits["train"].num_examples
+
+    @property
+    def content(self) -> str:
+        """Name, version, and digest of the record of what tfds prepared."""
+        record = pathlib.Path(self._builder.data_dir) / "dataset_info.json"
+        return f"{self._builder.info.full_name} {hashlib.sha256(record.read_bytes()).hexdigest()}"
 
     def open(self, *, valid_examples: int, seed: int) -> Dataset:
         """See `Source.open`; in memory, or as a stream if `config.stream` is true."""

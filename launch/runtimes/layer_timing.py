@@ -181,13 +181,15 @@ def _layer_program(call: _LayerCall, shape: tuple[int, ...], *, positive: bool) 
 class Samples:
     """Samples, in seconds, of all settings on one device at one batch size, stored in a journal."""
 
-    def __init__(self, path: pathlib.Path, *, device: str, batch: int) -> None:
-        """Opens or creates the file.
+    def __init__(
+        self, path: pathlib.Path, *, device: str, batch: int, say: Callable[[str], None] | None = None
+    ) -> None:
+        """Opens or creates the file; see `Journal` for `say`.
 
         Raises:
           JournalError: the file has samples of another device or batch size, or a damaged line.
         """
-        self._journal = Journal(path, {"device": device, "batch": batch}, option="--out")
+        self._journal = Journal(path, {"device": device, "batch": batch}, option="--out", say=say)
         self.seconds: dict[Setting, list[float]] = defaultdict(list)
         for entry in self._journal.entries:
             self.seconds[Setting(entry["key"], tuple(entry["bits"]))].append(float(entry["seconds"]))

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable
-from typing import Any
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,22 +13,26 @@ import orbax.checkpoint as ocp
 
 KEPT_CHECKPOINTS = 3
 _DIGESTS = "sha256.json"
+_STATE = "default"  # the part of a checkpoint that orbax writes
+_UNFINISHED = "unfinished-"
 _DAMAGED = "damaged-"
 _EARLIER = "policy/"  # which the states of earlier versions had
-_TOLD = 3  # differing shapes in a message
-# The arrays of a state by path, with their shapes.
-_Shapes = dict[str, tuple[int, ...]]
+_TOLD = 3  # differing arrays in a message
 
 
 class CheckpointError(RuntimeError):
     """There are checkpoints, and none can be used: all are damaged, or the model is not that of the run."""
 
 
+class _DamageError(ValueError):
+    """A file of a checkpoint is not as it was written."""
+
+
 class Checkpoints:
     """Checkpoints of one run in one directory; the newest `KEPT_CHECKPOINTS` are kept.
 
-    Orbax writes a checkpoint to a temporary directory and renames it, so a killed process leaves no partial checkpoint.
-    Digests of its files are added afterwards; they detect a damaged checkpoint before orbax reads it.
+    A checkpoint is written beside its place with the digests of its files, and renamed when it is complete, so a killed
+    process leaves none without digests. Only a file that differs from its digest is damage.
 
     Args:
       directory: where they are.
@@ -37,102 +42,105 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path, *, read_only: bool = False) -> None:
         self._directory = directory.absolute()
         self._read_only = read_only
-        self._manager = self._open()
 
-    def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT_CHECKPOINTS,
-            enable_async_checkpointing=False,
-            create=not self._read_only,
-            cleanup_tmp_directories=not self._read_only,
-        )
-        return ocp.CheckpointManager(self._directory, item_handlers=ocp.StandardCheckpointHandler(), options=options)
+    def _steps(self) -> list[int]:
+        """Steps with a checkpoint, in ascending order."""
+        return sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdecimal())
 
     def save(self, step: int, state: Any) -> None:
         """Writes the state after `step` steps, unless this step is stored already."""
-        if step in self._manager.all_steps():
-            return
-        self._manager.save(step, args=ocp.args.StandardSave(state))
         checkpoint = self._directory / str(step)
-        temporary = checkpoint / f"{_DIGESTS}.tmp"
-        temporary.write_text(json.dumps(_file_digests(checkpoint)))
-        temporary.rename(checkpoint / _DIGESTS)
+        if checkpoint.exists():
+            return
+        for left in self._directory.glob(f"{_UNFINISHED}*"):  # by a process that was killed
+            shutil.rmtree(left)
+        unfinished = self._directory / f"{_UNFINISHED}{step}"
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(unfinished / _STATE, args=ocp.args.StandardSave(state))
+        (unfinished / _DIGESTS).write_text(json.dumps(_file_digests(unfinished)))
+        unfinished.rename(checkpoint)
+        for old in self._steps()[:-KEPT_CHECKPOINTS]:
+            leaving = (self._directory / str(old)).rename(self._directory / f"{_UNFINISHED}{old}")
+            shutil.rmtree(leaving)
 
     def restore(self, like: Any, say: Callable[[str], None] = print, *, partly: bool = False) -> tuple[int, Any] | None:
         """Newest undamaged checkpoint as `(step, state)`, or None if there never was a checkpoint.
 
-        A damaged checkpoint is skipped. It is renamed, too, unless the checkpoints are only read.
+        A damaged checkpoint is told and passed over. Where an earlier one is found, the damaged ones are renamed, to be
+        out of the way of the run that goes on, unless the checkpoints are only read.
 
         Args:
-          like: a state of the same structure, shapes and shardings.
-          say: receives a message for each damaged checkpoint.
+          like: a state of the same structure, shapes, types and shardings.
+          say: receives a message for each checkpoint that is damaged or has no digests.
           partly: whether the checkpoint may have more than `like`, a dictionary of fields of the state.
 
         Raises:
-          CheckpointError: all checkpoints are damaged; or an undamaged one has other shapes than `like`, or cannot be
-            read for another reason. Undamaged checkpoints are never renamed.
+          CheckpointError: all checkpoints are damaged; or one that is not damaged has another structure than `like`, or
+            cannot be read. Nothing is renamed then.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        for step in steps:
-            checkpoint, intact = self._directory / str(step), False
+        damaged: list[int] = []
+        for step in reversed(self._steps()):
+            checkpoint = self._directory / str(step)
             try:
-                intact = _check_files(checkpoint)
-                stored, expected = _shapes_by_path(self._manager.item_metadata(step).tree), _shapes(like)
-                if partly:
-                    stored = {path: shape for path, shape in stored.items() if path in expected}
-                if not (differences := _differences(stored, expected)):
-                    return step, self._read(step, abstract, partly=partly)
-            except Exception as error:  # Damage causes any exception of orbax, tensorstore or json.
-                if intact:
-                    raise CheckpointError(f"{checkpoint} is as it was written, but {_reason(error)}") from error
-                self._set_aside(step, error, say)
-            else:
-                if any(path.startswith(_EARLIER) for path in stored):
-                    raise CheckpointError(
-                        f"the run in {self._directory.parent} is of an earlier version, and cannot go on: use a new "
-                        "directory. Its checkpoints are unchanged"
-                    )
-                raise CheckpointError(
-                    f"the model is not that of the run in {self._directory.parent}: these shapes differ: "
-                    f"{differences}. The checkpoints are unchanged: undo the edit of the model, or use a new directory"
-                )
-        damaged = [str(step) for step in steps] or self._set_aside_before()
-        if damaged:
+                if not _check_files(checkpoint):
+                    say(f"checkpoint of step {step} has no digests, as those of earlier versions: it is not checked")
+            except _DamageError as error:
+                say(f"checkpoint of step {step} is damaged ({error}): trying the one before")
+                damaged.append(step)
+                continue
+            except OSError as error:
+                raise CheckpointError(f"cannot read {checkpoint}: {error.strerror}") from error
+            restored = step, self._restored(checkpoint, like, partly=partly)
+            for each in () if self._read_only else damaged:
+                (self._directory / str(each)).rename(self._unused_name(f"{_DAMAGED}{each}"))
+            return restored
+        set_aside = sorted(path.name.removeprefix(_DAMAGED) for path in self._directory.glob(f"{_DAMAGED}*"))
+        if steps := [*map(str, damaged), *set_aside]:
             raise CheckpointError(
-                f"no checkpoint in {self._directory} can be read (steps {', '.join(damaged)} are damaged); "
-                "remove the run directory to start again"
+                f"no checkpoint in {self._directory} can be read (steps {', '.join(steps)} are damaged); put back a "
+                "copy, or remove the run directory to start again"
             )
         return None
 
-    def _read(self, step: int, abstract: Any, *, partly: bool) -> Any:
-        if not partly:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-            some = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
-            return checkpointer.restore(self._directory / str(step) / "default", args=some)
-
-    def _set_aside(self, step: int, error: Exception, say: Callable[[str], None]) -> None:
-        """Tells that a checkpoint is damaged, and renames it unless checkpoints are only read."""
-        say(f"checkpoint of step {step} is damaged ({_reason(error)}): trying the one before")
-        if self._read_only:
-            return
-        self._manager.close()
-        (self._directory / str(step)).rename(self._unused_name(f"{_DAMAGED}{step}"))
-        self._manager = self._open()
-
-    def _set_aside_before(self) -> list[str]:
-        """Names of the steps whose checkpoints were renamed earlier."""
-        return sorted(path.name.removeprefix(_DAMAGED) for path in self._directory.glob(f"{_DAMAGED}*"))
+    def _restored(self, checkpoint: pathlib.Path, like: Any, *, partly: bool) -> Any:
+        """The state in a checkpoint that is not damaged."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            stored, expected = _stored_arrays(checkpoint / _STATE), _arrays(like)
+            if partly:
+                stored = {path: array for path, array in stored.items() if path in expected}
+            if not (differing := differing_arrays(stored, expected, "the checkpoint")):
+                return _read(checkpoint / _STATE, abstract, partly=partly)
+        except Exception as error:  # Orbax, tensorstore and the file system raise any.
+            known = (checkpoint / _DIGESTS).exists()
+            state = (
+                "is as it was written, but" if known else "has no digests that would tell damage, and cannot be read:"
+            )
+            raise CheckpointError(f"{checkpoint} {state} {_reason(error)}. Nothing was changed") from error
+        run = checkpoint.parents[1]
+        if any(path.startswith(_EARLIER) for path in stored):
+            raise CheckpointError(
+                f"the run in {run} is of an earlier version, and cannot go on: use a new directory. Its checkpoints "
+                "are unchanged"
+            )
+        raise CheckpointError(
+            f"the model is not that of the run in {run}: these shapes differ: {differing}. The checkpoints are "
+            "unchanged: undo the edit of the model, or use a new directory"
+        )
 
     def _unused_name(self, name: str) -> pathlib.Path:
         taken = sum(path.name.startswith(name) for path in self._directory.iterdir())
         return self._directory / (f"{name}-{taken}" if taken else name)
 
-    def close(self) -> None:
-        """Releases the resources of orbax."""
-        self._manager.close()
+
+def _read(path: pathlib.Path, abstract: Any, *, partly: bool) -> Any:
+    if not partly:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path, args=ocp.args.StandardRestore(abstract))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+        some = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=True)
+        return checkpointer.restore(path, args=some)
 
 
 def _file_digests(checkpoint: pathlib.Path) -> dict[str, str]:
@@ -144,44 +152,77 @@ def _file_digests(checkpoint: pathlib.Path) -> dict[str, str]:
 
 
 def _check_files(checkpoint: pathlib.Path) -> bool:
-    """Whether there are digests, with which all files agree; a process killed right after orbax leaves none.
+    """Whether there are digests, with which all files agree; earlier versions may have left none.
 
     Raises:
-      ValueError: a file is not as it was written.
+      _DamageError: a file is not as it was written.
+      OSError: a file cannot be read.
     """
     if not (checkpoint / _DIGESTS).exists():
         return False
-    expected, actual = json.loads((checkpoint / _DIGESTS).read_text()), _file_digests(checkpoint)
-    if damaged := [name for name in expected if actual.get(name) != expected[name]]:
-        raise ValueError(f"{damaged[0]} is not as it was written")
+    try:
+        expected = dict(json.loads((checkpoint / _DIGESTS).read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise _DamageError(f"{_DIGESTS} is not as it was written") from error
+    actual = _file_digests(checkpoint)
+    if damaged := [name for name in expected if actual.get(name) != expected[name]] or [_DIGESTS] * (not expected):
+        raise _DamageError(f"{damaged[0]} is not as it was written")
     return True
 
 
-def _shapes(state: Any) -> _Shapes:
-    """Shapes of a state as orbax stores it, with PRNG keys as their data."""
+class ArrayKind(NamedTuple):
+    """Shape of an array, and the name of its type where types are compared."""
+
+    shape: tuple[int, ...]
+    dtype: str = ""
+
+
+def _arrays(state: Any) -> dict[str, ArrayKind]:
+    """The arrays of a state by path, as orbax stores them, with PRNG keys as their data."""
 
     def stored(leaf: Any) -> Any:
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
 
-    return _shapes_by_path(ocp.tree.serialize_tree(jax.tree.map(stored, state), keep_empty_nodes=True))
+    return _by_path(ocp.tree.serialize_tree(jax.tree.map(stored, state), keep_empty_nodes=True))
 
 
-def _shapes_by_path(tree: Any) -> _Shapes:
+def _stored_arrays(path: pathlib.Path) -> dict[str, ArrayKind]:
+    handler: Any = ocp.StandardCheckpointHandler()
+    return _by_path(handler.metadata(path).tree)
+
+
+def _by_path(tree: Any) -> dict[str, ArrayKind]:
     leaves = ocp.tree.to_flat_dict(tree, sep="/")
-    return {path: tuple(leaf.shape) for path, leaf in leaves.items() if hasattr(leaf, "shape")}
+    return {
+        path: ArrayKind(tuple(leaf.shape), np.dtype(leaf.dtype).name)
+        for path, leaf in leaves.items()
+        if hasattr(leaf, "shape")
+    }
 
 
-def _differences(stored: _Shapes, expected: _Shapes) -> str:
-    """The first few arrays whose shapes differ, parameters first; empty if none do."""
+def differing_arrays(stored: Mapping[str, ArrayKind], expected: Mapping[str, ArrayKind], place: str) -> str:
+    """The first few arrays whose shapes or types differ, parameters first; empty if none do.
+
+    Args:
+      stored: arrays in a file, by path.
+      expected: arrays of the model, by path.
+      place: name of the file, as in "the checkpoint".
+    """
     differing = [path for path in {**expected, **stored} if stored.get(path) != expected.get(path)]
     differing.sort(key=lambda path: not path.startswith("params/"))
-    told = [
-        f"{path} is {stored.get(path, 'absent')} in the checkpoint and {expected.get(path, 'absent')} in the model"
-        for path in differing[:_TOLD]
-    ]
+
+    def told(path: str) -> str:
+        there, here = stored.get(path), expected.get(path)
+        if there and here and there.shape == here.shape:
+            return f"{path} is {there.dtype} in {place} and {here.dtype} in the model"
+        return (
+            f"{path} is {there.shape if there else 'absent'} in {place} and {here.shape if here else 'absent'} in the "
+            "model"
+        )
+
     more = [f"and {len(differing) - _TOLD} more"] if len(differing) > _TOLD else []
-    return "; ".join(told + more)
+    return "; ".join([*map(told, differing[:_TOLD]), *more])
 
 
 def _reason(error: Exception) -> str:

@@ -35,10 +35,12 @@ from fliqs_jax.search import (
 from hwcost import carbon
 from hwcost.genome_file import Genome, read_genome
 from launch import data
+from launch.training.checkpoints import ArrayKind, differing_arrays
 from launch.training.controllers import NO_SEARCH
 from launch.training.earlier_configs import of_today
 from launch.training.experiment import Experiment, Trial, prepare_experiment
 from launch.training.mesh import data_mesh, place_batch, replicated, split_batch
+from launch.training.provenance import check_data, find_inputs
 from launch.training.run_directory import CONFIG, GENOME, NETWORK, SUMMARY, WEIGHTS, read_json
 from launch.training.run_summary import environment_summary, network_summary
 from launch.training.settings import ConfigError, known_settings, unknown_keys
@@ -63,7 +65,7 @@ def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
     """Experiment of a finished run, with some keys of its config changed.
 
     Raises:
-      ConfigError: `directory` has no finished run, or its config cannot be used.
+      ConfigError: `directory` has no finished run, its config cannot be used, or its data are others now.
     """
     if directory.is_file():
         raise ConfigError(f"{directory} is a file: expected the directory of a run")
@@ -79,12 +81,15 @@ def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
     for key in unknown_keys(config, known_settings(config)):  # Earlier versions let them pass; they have no effect.
         *sections, name = key.split(".")
         del functools.reduce(getattr, sections, config)[name]
+    find_inputs(directory, config)
     try:
         for key in data.unused_settings(config.data):  # Runs of earlier versions may have had them, to no effect.
             del config.data[key]
-        return prepare_experiment(config)
+        experiment = prepare_experiment(config)
     except ConfigError as error:
         raise ConfigError(f"{directory / CONFIG}: {error}") from error
+    check_data(directory, experiment.source)
+    return experiment
 
 
 def read_quality(directory: pathlib.Path) -> float:
@@ -251,15 +256,9 @@ def read_network(directory: pathlib.Path, experiment: Experiment) -> FrozenNetwo
 
 def _check_shapes(path: pathlib.Path, stored: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Raises ConfigError if the variables of a file are not those of the model."""
-    if differing := sorted(
-        name
-        for name in ours.keys() | stored.keys()
-        if name not in ours or name not in stored or stored[name].shape != ours[name].shape
-    ):
-        raise ConfigError(
-            f"the model is not that of {path}: {', '.join(differing[:5])} are in one of the two only, or have another "
-            "shape"
-        )
+    there, here = ({name: ArrayKind(array.shape) for name, array in arrays.items()} for arrays in (stored, ours))
+    if told := differing_arrays(there, here, "the file"):
+        raise ConfigError(f"the model is not that of {path}: these shapes differ: {told}")
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:

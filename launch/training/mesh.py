@@ -9,6 +9,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
 
+def device_text() -> str:
+    """Number and kind of the devices of this process."""
+    devices = jax.devices()
+    return f"{len(devices)} × {devices[0].device_kind}"
+
+
 def data_mesh() -> Mesh:
     """Mesh of all devices with one axis, `"data"`."""
     return jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))

@@ -4,12 +4,12 @@ import importlib.metadata
 import platform
 from typing import Any
 
-import jax
 import numpy as np
 
 from aqt_like.formats import parse_layer_format
 from hwcost import pricing
 from launch.training.experiment import Experiment
+from launch.training.mesh import device_text
 
 
 def network_summary(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
@@ -57,8 +57,7 @@ def environment_summary() -> dict[str, Any]:
     """Versions of packages, and devices of this process."""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
-    devices = jax.devices()
     return {
         "versions": {"python": platform.python_version()} | versions,
-        "device": f"{len(devices)} × {devices[0].device_kind}",
+        "device": device_text(),
     }

@@ -1,10 +1,11 @@
 """Runs of an experiment: trains and evaluates its trials in run directories, and resumes interrupted ones."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from hwcost import carbon
 from hwcost.genome_file import write_genome
 from launch import data
 from launch.data.example_checks import check_batch, check_evaluation_batch, check_present
+from launch.one_writer import only_writer
 from launch.training import finished, loop, progress
 from launch.training.budgets import ABSOLUTE
 from launch.training.checkpoints import Checkpoints, state_digest
@@ -36,13 +38,18 @@ from launch.training.controllers import reward_of
 from launch.training.experiment import RANDOM_SEARCH, SEARCHED, Experiment, Trial
 from launch.training.interruption import StopRequested, stop_on_signals
 from launch.training.mesh import compile_step, data_mesh, place_batch, replicated, split_batch
+from launch.training.provenance import inputs_of
 from launch.training.run_directory import (
     CHECKPOINTS,
+    CODE,
     GENOME,
     METRICS,
     NETWORK,
     SUMMARY,
+    Inputs,
+    check_inputs,
     claim_directory,
+    read_inputs,
     write_json,
 )
 from launch.training.run_summary import environment_summary, network_summary
@@ -155,19 +162,34 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
     """Runs all unfinished trials of an experiment; returns the run directories of all trials.
 
     Raises:
-      ConfigError: a directory belongs to another config.
+      ConfigError: a directory belongs to another config, or to other inputs.
+      one_writer.BusyError: another process writes to a directory.
       loop.NotFiniteError, loop.Stopped: see `loop.run`.
     """
+    say = progress.plainly(console)
+    inputs = []
+    with contextlib.ExitStack() as locks:
+        for trial in experiment.trials:
+            directory = workdir / trial.directory
+            locks.enter_context(only_writer(directory, say))
+            inputs.append(inputs_of(trial.config, experiment.source))
+            # Where a run goes on, its checkpoints are compared before its code: they tell the shapes that differ.
+            code = [key for key in inputs[-1] if key.startswith(CODE) and not (directory / SUMMARY).exists()]
+            claim_directory(directory, trial.config, inputs[-1], say=say, later=code)
+        return _run_unfinished(experiment, workdir, inputs, console, stop)
+
+
+def _run_unfinished(
+    experiment: Experiment, workdir: pathlib.Path, inputs: Sequence[Inputs], console: Console, stop: StopRequested
+) -> list[pathlib.Path]:
     directories = [workdir / trial.directory for trial in experiment.trials]
-    for trial, directory in zip(experiment.trials, directories, strict=True):
-        claim_directory(directory, trial.config)
     unfinished = [
-        (trial, directory)
-        for trial, directory in zip(experiment.trials, directories, strict=True)
+        (trial, directory, digests)
+        for trial, directory, digests in zip(experiment.trials, directories, inputs, strict=True)
         if not all((place / SUMMARY).exists() for place in _places(experiment, trial, directory))
     ]
     if len(unfinished) < len(directories):
-        done = ", ".join(t.name for t in experiment.trials if all(t is not trial for trial, _ in unfinished))
+        done = ", ".join(t.name for t in experiment.trials if all(t is not trial for trial, *_ in unfinished))
         console.print(f"already complete in {workdir}: {done}", markup=False)
     if unfinished:
         if remark := experiment.survey.remark():
@@ -181,8 +203,8 @@ def run_all(experiment: Experiment, workdir: pathlib.Path, console: Console, sto
         console.print(f"compiled in {compiled.seconds:.1f} s for {len(jax.devices())} device(s)")
         if remark := experiment.arithmetic.remark():
             console.print(remark)
-        for trial, directory in unfinished:
-            _run(_TrialRun(experiment, trial, compiled, dataset, directory, console), stop)
+        for trial, directory, digests in unfinished:
+            _run(_TrialRun(experiment, trial, compiled, dataset, directory, digests, console), stop)
     pairs = zip(experiment.trials, directories, strict=True)
     return [place for trial, directory in pairs for place in _places(experiment, trial, directory)]
 
@@ -205,11 +227,12 @@ class _TrialRun:
     compiled: Compiled
     dataset: data.Dataset
     directory: pathlib.Path
+    inputs: Inputs
     console: Console
 
     def say(self, text: str) -> None:
         """Prints a message with the name of this trial."""
-        self.console.print(f"{self.trial.name}: {text}", markup=False)
+        progress.plainly(self.console)(f"{self.trial.name}: {text}")
 
     def batches(self, split: str, batch_size: int, *, first_step: int, augmented: bool = False) -> Iterator[Batch]:
         """Endless batches of `"train"` or `"valid"`, split over the devices."""
@@ -224,8 +247,8 @@ class _TrialRun:
 
 def _run(run: _TrialRun, stop: StopRequested) -> None:
     """Trains a trial, chooses its genomes, and finishes one network per target; that of the work directory last."""
-    state, seconds = _train(run, stop)
-    trained: dict[str, Any] = {"state_sha256": state_digest(state)}
+    state, recorder = _train(run, stop)
+    trained: dict[str, Any] = {"state_sha256": state_digest(state), "bit_identical_on": recorder.devices}
     if run.trial.kind == SEARCHED:
         search = run.experiment.search
         trained["scores"] = _scores(run.experiment, state)
@@ -234,7 +257,7 @@ def _run(run: _TrialRun, stop: StopRequested) -> None:
     targets = [_of_target(run, number) for number in range(len(genomes))]
     for number in sorted(range(len(targets)), key=lambda number: targets[number].directory == run.directory):
         entropy = {"policy_entropy": float(state.policy(number).entropy())}
-        _finish(targets[number], state, genomes[number], seconds, trained | entropy)
+        _finish(targets[number], state, genomes[number], recorder.seconds, trained | entropy)
 
 
 def _scores(experiment: Experiment, state: SearchState) -> list[list[float]]:
@@ -257,7 +280,7 @@ def _of_target(run: _TrialRun, number: int) -> _TrialRun:
     )
     trial = dataclasses.replace(run.trial, name=f"{run.trial.name}, {own.target:g}{unit}", config=own)
     directory = target_directory(run.directory, config, own.target)
-    claim_directory(directory, own)
+    claim_directory(directory, own, run.inputs, say=progress.plainly(run.console))
     return dataclasses.replace(run, experiment=experiment, trial=trial, directory=directory)
 
 
@@ -279,14 +302,15 @@ def _finish(run: _TrialRun, state: SearchState, genome: jax.Array, seconds: floa
     write_json(run.directory / SUMMARY, _summary(run, genome, seconds) | trained)
 
 
-def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
-    """Trains from the newest checkpoint or from the start; returns the last state and the training time in seconds."""
+def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, progress.Recorder]:
+    """Trains from the newest checkpoint or from the start; returns the last state, and what recorded the time."""
     config, search, compiled = run.trial.config, run.experiment.search, run.compiled
     checkpoints = Checkpoints(run.directory / CHECKPOINTS)
     state = jax.device_put(finished.initial_state(run.experiment, run.trial), replicated(compiled.mesh))
     first_step = 0
     if restored := checkpoints.restore(state, say=run.say):
         first_step, state = restored
+        check_inputs(run.directory, read_inputs(run.directory) or run.inputs, run.inputs)
         run.say(f"going on from step {first_step}")
     elif config.init_from:
         state = _with_pretrained_weights(run, state)
@@ -331,10 +355,9 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, float]:
             ),
             stop=stop,
         )
-    checkpoints.close()
     if inputs_from >= search.total_steps:
         _check_inputs(run, state)
-    return state, recorder.seconds
+    return state, recorder
 
 
 def _in_turn(first: Callable[[Any], Any], second: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -387,10 +410,11 @@ def _summary(run: _TrialRun, genome: jax.Array, seconds: float) -> dict[str, Any
         f"validation_{name}": networks.quality(variables, "valid"),
         "seconds": round(seconds, 1),
         "footprint": carbon.footprint(seconds, carbon.Rates(**config.footprint))._asdict(),
-        "steps_per_second": round(run.experiment.search.total_steps / seconds, 2),
+        "steps_per_second": round(run.experiment.search.total_steps / seconds, 2) if seconds else 0.0,
         "compile_seconds": round(compiled.seconds, 1),
         "search_step_compilations": compiled.step_compilations(),
         "seed": config.seed,
         "config": json.loads(config.to_json_best_effort()),
+        "inputs": read_inputs(run.directory),
         **environment_summary(),
     }

@@ -1,7 +1,9 @@
 """APQ from end to end, in as few steps as there can be."""
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import itertools
 import json
 import pathlib
@@ -21,10 +23,11 @@ from hwcost.genome_file import read_genome
 from launch import data, report
 from launch.apq import evolve, finish, fit_predictor, measure_records, train_supernet
 from launch.apq.pipeline import RECORD_FILES, SEARCH, SUMMARY, prepare_pipeline
-from launch.journal import JournalError
+from launch.journal import Journal, JournalError, read_journal
 from launch.reports import apq_page
 from launch.training import loop
 from launch.training.budgets import BudgetSettingError
+from launch.training.finished import read_experiment
 from launch.training.settings import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -184,10 +187,14 @@ def test_what_is_done_is_not_done_again_and_another_search_needs_nothing_else(co
 def test_records_go_on_after_a_kill_and_more_may_be_asked_for(config, workdir):
     pipeline = prepare(config, workdir)
     path = workdir / RECORD_FILES["quantized"]
-    whole = path.read_text()
-    path.write_text(whole[:-40])  # half a line
+    whole, lines = read_journal(path), path.read_text().splitlines(keepends=True)
+    # One line removed, one edited, half of the last.
+    path.write_text("".join([*lines[:2], lines[3], lines[4].replace("accuracy", "accurate"), lines[5], lines[6][:-40]]))
+    with pytest.raises(JournalError, match=r"records-quantized\.jsonl, line 4: its checksum is another \(and 1 more\)"):
+        measure_records.read_records(pipeline, "quantized")
     measure_records.run(pipeline)
-    assert path.read_text() == whole
+    assert read_journal(path) == whole
+    whole = path.read_text()
 
     pipeline.stop.signal_number = signal.SIGINT  # after each record, nothing is lost
     with pytest.raises(loop.Stopped) as stopped:
@@ -215,6 +222,173 @@ def test_damage_and_too_few_records_are_told(config, workdir):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
     with pytest.raises(ConfigError, match=r"2 quantised records: expected more than predictor.held_out=2"):
         fit_predictor.run(pipeline)
+
+
+def rewrite(path, change):
+    """Changes a JSON document, or the records of a journal, whose lines keep their checksums."""
+    if path.suffix == ".json":
+        document = json.loads(path.read_text())
+        change(document)
+        path.write_text(json.dumps(document))
+        return
+    head, entries = read_journal(path)
+    path.unlink()
+    change(entries)
+    with Journal(path, head, option="") as journal:
+        for entry in entries:
+            journal.append(entry)
+
+
+def other_network(document):
+    document["state_sha256"] = "another"
+
+
+def other_inputs(document):
+    document["inputs"] = dict.fromkeys(document["inputs"], "another")
+
+
+def other_file(document):
+    document["files"] = dict.fromkeys(document["files"], "another")
+
+
+def other_records(entries):
+    for entry in entries:
+        entry["accuracy"] = 1 - entry["accuracy"]
+
+
+@pytest.fixture(scope="module")
+def copied(finished, tmp_path_factory):
+    """A copy for tests that put back what they change."""
+    return prepare(make_config(), shutil.copytree(finished, tmp_path_factory.mktemp("copied") / "run"))
+
+
+@contextlib.contextmanager
+def changed(path, change):
+    """Changes a file for a while."""
+    before = path.read_bytes()
+    rewrite(path, change)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "steps", "message"),
+    [
+        (
+            "records-float.jsonl",
+            other_records,
+            STEPS[2:],
+            r"predictor/summary.json was .*: float records had the digest",
+        ),
+        (
+            "records-quantized.jsonl",
+            other_records,
+            STEPS[2:],
+            r"predictor/summary.json .*: quantized records had the di",
+        ),
+        ("supernet/summary.json", other_network, STEPS[1:], r"records-float.jsonl is of .*, not of .*another"),
+        (
+            "predictor/summary.json",
+            other_file,
+            STEPS[3:],
+            r"quantized.safetensors: its digest was another, and is \w{64}",
+        ),
+        (
+            "search.json",
+            other_inputs,
+            STEPS[3:],
+            r"search.json was made from other inputs: .*predictor had the digest ano",
+        ),
+        (
+            "search.json",
+            other_inputs,
+            STEPS[3:4],
+            r"search.json was made from .*: costs bitfusion_latency had the digest a",
+        ),
+        (
+            "summary.json",
+            other_inputs,
+            STEPS[4:],
+            r"once-for-all network had the digest another, and has \w{64} now.*Put",
+        ),
+    ],
+)
+def test_what_was_made_from_other_inputs_is_refused(copied, place, change, steps, message):
+    before = {file: file.read_bytes() for file in copied.workdir.rglob("*.json*")}
+    for step in steps:
+        with changed(copied.workdir / place, change), pytest.raises((ConfigError, JournalError), match=message):
+            step(copied)
+    assert {file: file.read_bytes() for file in copied.workdir.rglob("*.json*")} == before
+
+
+def test_networks_cut_out_of_another_one_are_refused(config, workdir):
+    (workdir / SUMMARY).unlink()
+    (place,) = workdir.glob("found/*/inputs.json")
+    rewrite(place, lambda document: document.update({"once-for-all network": "another"}))
+    with pytest.raises(ConfigError, match=r"once-for-all network had the digest another, .* or remove .*found/"):
+        run(config, workdir, STEPS[4:])
+
+
+def test_other_data_are_refused(config, workdir):
+    (workdir / "inputs.json").write_text('{"data": "images/1.0.0 0"}')
+    with pytest.raises(ConfigError, match=r"data had the digest images/1\.0\.0 0, and has \(none\) now"):
+        prepare(config, workdir)
+
+
+def test_experiments_of_earlier_versions_are_read_and_told(config, workdir):
+    (workdir / "inputs.json").unlink()
+    for place in ("predictor/summary.json", SEARCH, SUMMARY):
+        rewrite(workdir / place, lambda document: document.pop("inputs"))
+    rewrite(workdir / SUMMARY, lambda document: document["search"].pop("inputs"))
+    console = Console(file=io.StringIO(), width=300)
+    pipeline = prepare_pipeline(config, workdir, console)
+    pipeline.claim()
+    for step in STEPS:
+        step(pipeline)
+    said = console.file.getvalue()
+    assert said.count("already complete") == 6
+    for place in (workdir, workdir / "predictor/summary.json", workdir / SEARCH, workdir / SUMMARY):
+        assert f"{place} tells no digests of its inputs" in said
+
+
+def test_a_work_directory_can_be_moved(config, finished, workdir, tmp_path):
+    moved = shutil.move(workdir, tmp_path / "elsewhere" / "moved")
+    before = json.loads((moved / SUMMARY).read_text())
+    (moved / SUMMARY).unlink()
+    (stored,) = moved.glob("found/*/run/config.json")
+    stored.write_text(stored.read_text().replace(str(finished), "/nowhere"))  # as it is where nothing was left behind
+    run(config, moved)
+    assert json.loads((moved / SUMMARY).read_text()) == before
+    read = read_experiment(stored.parent).config
+    assert read.genome == read.model.genome == str(stored.parents[1] / "genome.json")
+    assert read.init_from == str(stored.parents[1] / "initial.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entries: entries[3].update(genome=entries[4]["genome"]), "it is not of the genome that was drawn"),
+        (lambda entries: entries[3].update(accuracy=1.5), r"accuracy 1\.5: expected a share"),
+        (lambda entries: entries[3].pop("accuracy"), "accuracy None: expected a share"),
+        (lambda entries: entries[3].update(genome="0"), "it is not of the genome"),
+        (lambda entries: entries.pop(3), "it is not of the genome"),
+    ],
+)  # fmt: skip
+def test_records_are_those_of_the_genomes_drawn(copied, change, message):
+    with changed(copied.workdir / RECORD_FILES["float"], change):
+        for step in (measure_records, fit_predictor):
+            with pytest.raises(JournalError, match=rf"records-float\.jsonl, record 3: {message}"):
+                step.run(copied)
+
+
+def test_the_once_for_all_network_is_that_of_its_summary(config, workdir):
+    rewrite(workdir / "supernet" / "summary.json", other_network)
+    with pytest.raises(
+        ConfigError, match=r"checkpoint of step \d+ in .*supernet is not that of its summary.json: its di"
+    ):
+        train_supernet.read_supernet(prepare(config, workdir))
 
 
 def test_the_once_for_all_network_goes_on_after_a_stop(config, tmp_path, monkeypatch):

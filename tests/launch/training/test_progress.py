@@ -50,6 +50,99 @@ def test_resuming_drops_what_comes_after_the_checkpoint_and_keeps_the_time(tmp_p
     assert progress.read_metrics(path)[-1]["seconds"] > 40
 
 
+def written(path, steps=4):
+    record, _ = recorder(path)
+    with record:
+        for value in range(steps):
+            time.sleep(0.001)
+            record.record([metrics(value), metrics(value)], np.ones((1, 1)))
+    return path.read_text().splitlines(keepends=True)
+
+
+def foreign(lines):
+    """A good line of a longer run."""
+    line = {"step": 900, "since": 898, "seconds": 1.0}
+    return progress._as_text(line)
+
+
+CHANGES = {
+    "torn": (lambda lines: [lines[0], lines[1][:9] + "\n", *lines[2:]], [2, 6, 8], "line 2: "),
+    "swallowed": (lambda lines: [lines[0], lines[1][:9], *lines[2:]], [2, 8], "line 2: "),
+    "number": (lambda lines: [lines[0], "3\n", *lines[1:]], [2, 4, 6, 8], "line 2: "),
+    "binary": (lambda lines: [lines[0], "\x00\x01\n", *lines[1:]], [2, 4, 6, 8], "line 2: "),
+    "foreign": (lambda lines: [*lines[:2], foreign(lines), *lines[2:]], [2, 4, 6, 8], "line 3: step 900 has no place"),
+    "doubled": (lambda lines: [*lines[:2], *lines[1:]], [2, 4, 6, 8], "line 3: step 4 has no place after step 4"),
+    "doubled last": (lambda lines: [*lines, lines[3]], [2, 4, 6, 8], "line 5: step 8 has no place after step 8"),
+    "edited": (
+        lambda lines: [lines[0], lines[1].replace("1.0", "1.5"), *lines[2:]],
+        [2, 6, 8],
+        "line 2: its checksum is",
+    ),
+    "not finite": (
+        lambda lines: [lines[0], '{"step": NaN}\n', *lines[2:]],
+        [2, 6, 8],
+        "line 2: NaN is no finite number",
+    ),
+    "other keys": (
+        lambda lines: [lines[0], '{"step": 4}\n', *lines[2:]],
+        [2, 6, 8],
+        "line 2: it has no step and seconds",
+    ),
+    "text as step": (
+        lambda lines: [lines[0], '{"step": "4"}\n', *lines[2:]],
+        [2, 6, 8],
+        "line 2: step='4' is no number",
+    ),
+    "removed": (
+        lambda lines: [lines[0], *lines[2:]],
+        [2, 6, 8],
+        "line 2: the lines of the steps from 2 to 4 are missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_line_that_is_no_good_is_told_and_nothing_after_it_is_lost(tmp_path, change):
+    do, left, told = CHANGES[change]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(do(written(path))))
+    notices = []
+    assert [line["step"] for line in progress.read_metrics(path, notices.append)] == left
+    (notice,) = notices
+    assert notice.startswith(f"{path}, {told}")
+    record, console = recorder(path, first_step=8)
+    record._file.close()
+    assert told.split(":")[0] in console.file.getvalue().replace("\n", "")
+    assert [line["step"] for line in progress.read_metrics(path, lambda _: None)] == left
+
+
+def test_lines_that_are_missing_at_the_end_are_told(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(written(path)[:2]))
+    record, console = recorder(path, first_step=8)
+    record._file.close()
+    assert f"{path}: the lines from step 4 to step 8 are missing, and their time" in console.file.getvalue()
+
+
+def test_devices_are_kept_in_turn_and_a_change_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    written(path, steps=2)
+    monkeypatch.setattr(progress, "device_text", lambda: "8 × cpu")
+    record, console = recorder(path, first_step=4)
+    assert record.devices == ["1 × cpu"]
+    with record:
+        time.sleep(0.001)
+        record.record([metrics(1)], np.ones((1, 1)))
+    assert record.devices == ["1 × cpu", "8 × cpu"]
+    assert "run: goes on with 8 × cpu, after 1 × cpu: the bits of its result depend on it" in console.file.getvalue()
+
+
+def test_lines_of_earlier_versions_have_no_checksum(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step, "seconds": 1.0}) + "\n" for step in (3, 6)))
+    assert [line["step"] for line in progress.read_metrics(path, pytest.fail)] == [3, 6]
+
+
 def test_plain_lines_where_there_is_no_terminal(tmp_path):
     record, console = recorder(tmp_path / "m")
     with record:

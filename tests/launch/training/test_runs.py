@@ -1,6 +1,7 @@
 """Runs from end to end on the digits: what is written, and what happens when they are disturbed."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -35,10 +36,9 @@ from launch.data.images import TfdsImages
 from launch.data.stream import Stream
 from launch.reports import fliqs_page
 from launch.training import dry_run, finished, loop, progress, runs
-from launch.training.checkpoints import CheckpointError, Checkpoints, state_digest
 from launch.training.experiment import prepare_experiment
 from launch.training.interruption import stop_on_signals
-from launch.training.run_directory import claim_directory
+from launch.training.run_directory import claim_directory, read_inputs
 from launch.training.settings import ConfigError
 from tests import tiny_network
 from tests.launch.conftest import make_tiny_config
@@ -215,66 +215,57 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny_config, run_expe
     assert final_digest(workdir) == final_digest(uninterrupted)
 
 
-def test_damage_is_told_and_never_restored(tmp_path):
-    state = {"w": jnp.arange(4.0), "key": jax.random.key(0)}
-    checkpoints = Checkpoints(tmp_path / "c")
-    checkpoints.save(1, state)
-    step, restored = checkpoints.restore(state)
-    assert step == 1
-    assert state_digest(restored) == state_digest(state)
-    path = next(p for p in (tmp_path / "c" / "1").rglob("*") if p.is_file() and p.parent.name == "d")
-    flipped = bytearray(path.read_bytes())
-    flipped[len(flipped) // 2] ^= 1
-    path.write_bytes(flipped)
-    notices = []
-    readers = Checkpoints(tmp_path / "c", read_only=True)
-    for attempt, left in ((readers, "1"), (checkpoints, "damaged-1"), (checkpoints, "damaged-1")):
-        with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read \(steps 1 are damaged\)"):
-            attempt.restore(state, say=notices.append)
-        assert [p.name for p in (tmp_path / "c").iterdir()] == [left]
-    assert len(notices) == 2  # by the reader and the run; later there is nothing new
-    assert all("is not as it was written" in notice for notice in notices)
+@pytest.fixture
+def copy(uninterrupted, tmp_path):
+    """A copy of a finished run, in a work directory of its own."""
+    return shutil.copytree(uninterrupted, tmp_path / "found" / "x" / "run")
 
 
-def test_a_changed_model_is_told_with_its_shapes_and_damages_nothing(tmp_path):
-    def state(width, depth=1):
-        params = {f"layer{i}": {"kernel": jnp.ones((3, width))} for i in range(depth)}
-        return {"batch_stats": {"mean": jnp.ones(width)}, "params": params, "key": jax.random.key(0)}
-
-    for read_only in (True, False):
-        checkpoints = Checkpoints(tmp_path / "run" / "c")
-        checkpoints.save(1, state(4))
-        attempt = Checkpoints(tmp_path / "run" / "c", read_only=read_only)
-        for changed, told in (
-            (
-                state(5),
-                r"params/layer0/kernel is \(3, 4\) in the checkpoint and \(3, 5\) in the model; batch_stats/mean",
-            ),
-            (state(4, depth=2), r"params/layer1/kernel is absent in the checkpoint and \(3, 4\) in the model\. The"),
-            (state(5, depth=9), r"and 7 more\."),
-        ):
-            with pytest.raises(CheckpointError, match=rf"not that of the run in .*: these shapes differ: .*{told}"):
-                attempt.restore(changed, say=pytest.fail)
-        assert [p.name for p in (tmp_path / "run" / "c").iterdir()] == ["1"]
-        assert attempt.restore(state(4))[0] == 1
-    nothing = tmp_path / "nothing"
-    assert Checkpoints(nothing, read_only=True).restore(state(4)) is None
-    assert not nothing.exists()
+def rewrite(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_checkpoint_killed_before_its_digests_is_still_good(tmp_path):
-    state = {"w": jnp.arange(4.0)}
-    checkpoints = Checkpoints(tmp_path / "c")
-    checkpoints.save(1, state)
-    (tmp_path / "c" / "1" / "sha256.json").unlink()
-    assert checkpoints.restore(state)[0] == 1
+def test_a_finished_run_tells_what_it_was_made_from_and_on_how_many_devices(copy, tiny_config, run_experiment):
+    """It may be copied; without digests it is told to be of an earlier version."""
+    summary = summary_of(copy)
+    assert summary["inputs"] == read_inputs(copy)
+    assert summary["inputs"].keys() == {"code of model.name"}
+    assert summary["bit_identical_on"] == [summary["device"]] == ["1 × cpu"]
+    _, said = run_experiment(tiny_config, copy)
+    assert "already complete" in said and "digest" not in said
+    rewrite(copy / "inputs.json", **{"code of model.name": "0"})
+    with pytest.raises(ConfigError, match=r"code of model.name had the digest 0, and has"):
+        run_experiment(tiny_config, copy)
+    (copy / "inputs.json").unlink()
+    rewrite(copy / "summary.json", inputs=None)
+    _, said = run_experiment(tiny_config, copy)
+    assert "already complete" in said and "tells no digests of its inputs" in said
 
 
-def test_digests_tell_states_apart():
-    state = {"w": jnp.arange(4.0), "key": jax.random.key(0)}
-    assert state_digest(state) == state_digest(dict(state))
-    for other in (state | {"w": jnp.arange(4.0).at[0].set(1e-45)}, state | {"key": jax.random.key(1)}):
-        assert state_digest(other) != state_digest(state)
+def test_a_run_does_not_go_on_with_other_code(copy, tiny_config, run_experiment):
+    (copy / "summary.json").unlink()
+    rewrite(copy / "inputs.json", **{"code of model.name": "0"})
+    before = sorted(path.name for path in (copy / "checkpoints").iterdir())
+    with pytest.raises(ConfigError, match=r"code of model.name had the digest 0, and has"):
+        run_experiment(tiny_config, copy)
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == before
+
+
+def test_files_of_a_finished_run_are_found_beside_it_where_it_was_moved(copy):
+    genome = copy.parent / "genome.json"
+    shutil.copy(copy / "genome.json", genome)
+    config = {"policy": "fixed", "genome": "/nowhere/genome.json", "init_from": "/nowhere/initial.safetensors"}
+    rewrite(copy / "config.json", **config)
+    digest = hashlib.sha256(genome.read_bytes()).hexdigest()
+    rewrite(copy / "inputs.json", genome=digest, init_from="0")
+    read = finished.read_experiment(copy)
+    assert (read.config.genome, read.config.init_from) == (str(genome), "")
+    genome.write_text(genome.read_text() + " ")
+    rewrite(copy / "config.json", genome=str(genome))
+    with pytest.raises(ConfigError, match=rf"genome had the digest {digest}, and has"):
+        finished.read_experiment(copy)
+    rewrite(copy / "inputs.json", genome=hashlib.sha256(genome.read_bytes()).hexdigest(), data="images/1.0.0 0")
+    finished.read_experiment(copy)  # the digits say nothing of their content
 
 
 def test_nan_loss_stops_with_the_step_and_keeps_the_last_good_checkpoint(tiny_config, run_experiment, tmp_path):
@@ -366,8 +357,8 @@ def test_signals_ask_once_and_then_act_as_usual():
 
 
 def test_config_directories_are_claimed_atomically(tiny_config, tmp_path):
-    claim_directory(tmp_path / "new", tiny_config)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
+    claim_directory(tmp_path / "new", tiny_config, {}, say=pytest.fail)
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"config.json", "inputs.json"}
 
 
 @pytest.mark.parametrize(
@@ -439,7 +430,7 @@ def test_a_teacher_changes_what_is_learned_and_has_to_fit(uninterrupted, tiny_co
     dataclasses.replace(network, about=about).save(elsewhere / "network.safetensors")
     for teacher, message in {
         elsewhere: r"was trained on data.name 'mine:digits', here it is 'digits'",
-        other: r"the model is not that of .*network.safetensors: batch_stats/",
+        other: r"the model is not that of .*network.safetensors: these shapes differ: params/classifier/bias is absent",
         uninterrupted / "network.safetensors": "is a file: expected the directory of a run",
         tmp_path / "nobody": "nobody holds no run",
     }.items():
