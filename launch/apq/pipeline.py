@@ -13,10 +13,9 @@ from rich.console import Console
 
 from apq_jax import architectures, evolution, shrinking
 from apq_jax.architectures import ArchitectureSpace
-from apq_jax.block_network import BlockNetwork, network
 from apq_jax.selection import SELECTIONS
 from aqt_like.formats import LayerFormat
-from hwcost import pricing, workload
+from hwcost import pricing
 from hwcost.costs import find_cost
 from hwcost.workload import Workload
 from launch import data
@@ -39,7 +38,6 @@ class Pipeline:
       console: console for progress and notes.
       source: the data.
       space: the search space.
-      full: the largest network of the space.
       budgets: sets of limits by name of the cost, in its unit; each set is searched for.
       tables: cost tables by name of the cost, for all costs with budgets.
     """
@@ -49,7 +47,6 @@ class Pipeline:
     console: Console
     source: data.Source
     space: ArchitectureSpace
-    full: BlockNetwork
     budgets: tuple[dict[str, float], ...]
     tables: evolution.Tables
 
@@ -143,10 +140,9 @@ def prepare_pipeline(
         raise ConfigError(
             f"predictor.held_out={config.predictor.held_out}: expected some of the {config.records.quantized} records"
         )
-    full = network(space, space.largest)
     sets = read_alternatives(tuple(map(parse_budget, budgets)) if budgets else config.search.budgets)
-    limits = _limits(sets, workload.trace(full, expected, train=False))
-    return Pipeline(config, workdir, console, source, space, full, limits, _tables(space, limits))
+    limits = _limits(sets, space.layers)
+    return Pipeline(config, workdir, console, source, space, limits, _tables(space, limits))
 
 
 def _limits(sets: Sequence[Sequence[BudgetSetting]], largest: Workload) -> tuple[dict[str, float], ...]:
