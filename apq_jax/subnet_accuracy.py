@@ -16,7 +16,7 @@ import optax
 
 from apq_jax import supernet
 from apq_jax.architectures import BIT_DECISIONS, ArchitectureSpace
-from aqt_like import format_choice, granularity, interception, recalibration
+from aqt_like import calibration, format_choice, interception, recalibration
 from aqt_like.formats import LayerFormat, format_pair
 from aqt_like.recalibration import Sums
 from fliqs_jax.models.elastic import Params, Weights
@@ -82,12 +82,6 @@ def make_float_accuracy(space: ArchitectureSpace) -> Accuracy:
     return accuracy
 
 
-def _rms_of_present(x: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
-    """Root mean square over nonzero elements: the channels and kernel borders that a genome removes do not count."""
-    present = jnp.sum(x != 0, axis=axes, keepdims=axes is not None)
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=axes is not None) / jnp.maximum(present, 1))
-
-
 class GenomeFormats(NamedTuple):
     """The formats that the bits of a genome give to the L layers of the largest network.
 
@@ -134,7 +128,8 @@ def make_quantized_accuracy(
     paths, members = layer_choices.paths, layer_choices.members
     bank = format_choice.format_bank(members, use_unsigned=True)
     multiples = format_choice.precomputed_clip_multiples(members, len(paths), "gaussian", use_unsigned=True)
-    quantizer = interception.Quantizer(weight_clip=granularity.Clipping(_rms_of_present, granularity.per_channel(-1)))
+    clip = interception.kernel_clip("per_channel", calibration.root_mean_square_of_present)
+    quantizer = interception.Quantizer(weight_clip=clip)
 
     apply_variables = functools.partial(interception.apply_quantized, space.family.largest, quantizer=quantizer)
 

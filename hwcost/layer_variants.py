@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from hwcost.layer_spec import LayerSpec
+from hwcost.space import SearchSpace
 
 
 class LayerVariants(NamedTuple):
@@ -23,9 +24,30 @@ class LayerVariants(NamedTuple):
     specs: tuple[LayerSpec | None, ...]
     index: np.ndarray
 
+    def chosen(self, options: Mapping[str, int]) -> LayerSpec | None:
+        """The layer under the options of its decisions."""
+        return self.specs[self.index[tuple(options[name] for name in self.decisions)]]
+
     def spread(self, costs: Sequence[np.ndarray]) -> np.ndarray:
         """Costs of `specs`, each of shape `[…]`, as costs of all combinations: the shape of `index`, then `[…]`."""
         return np.stack(costs)[self.index]
+
+
+class Architecture(NamedTuple):
+    """An architecture that is searched beside formats.
+
+    Attributes:
+      space: its decisions.
+      base: option name of each, by name, of the network that costs are told relative to.
+      variants: what each layer may be, by path; layers that no decision shapes are absent.
+    """
+
+    space: SearchSpace
+    base: dict[str, str]
+    variants: dict[str, LayerVariants]
+
+
+NO_ARCHITECTURE = Architecture(SearchSpace(()), {}, {})
 
 
 def resized(layer: LayerSpec, *, in_channels: int, out_channels: int, kernel: int) -> LayerSpec:

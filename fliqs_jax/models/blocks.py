@@ -129,5 +129,5 @@ def elastic_layers(
         return ElasticLayer(f"{name}/{part}/conv", inputs, outputs, f"{name}/{part}/norm", gate=gate, **more)
 
     expansion = [layer("expand", before, inside)] if expands else []
-    depthwise = layer("depthwise", FIXED, inside, kernel=kernel)
+    depthwise = layer("depthwise", inside, inside, kernel=kernel)
     return [*expansion, depthwise, layer("project", inside, after, ends_branch=True)]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from hwcost.layer_variants import LayerVariants, resized
+from hwcost.layer_variants import Architecture, LayerVariants, resized
 from hwcost.space import Decision, SearchSpace
 from hwcost.workload import LayerSpec
 
@@ -75,7 +75,7 @@ class ElasticLayer(NamedTuple):
 
     Attributes:
       path: of the layer.
-      inputs, outputs: its channels. Of a depthwise convolution, the inputs are the outputs.
+      inputs, outputs: its channels.
       norm: path of the normalisation of its outputs, if any.
       kernel: name of the decision of its kernel's size, if any; options are sizes, ascending.
       gate: when it is there; always if None.
@@ -356,13 +356,25 @@ def _vectors(flat: Mapping[str, Any], layer: ElasticLayer) -> list[str]:
     return bias + [name for name in flat if layer.norm and name.startswith(f"{layer.norm}/")]
 
 
-def input_share(layer: ElasticLayer, options: Options) -> Any:
-    """The share of a layer's input channels that are there, of those of the largest network: float32 scalar."""
-    channels = layer.inputs if layer.inputs.decisions else layer.outputs if layer.kernel else FIXED
+def input_shares(family: Family, options: Options, paths: Sequence[str]) -> jax.Array:
+    """The share of each layer's input channels that are there, float32[L], of those of the largest network."""
+    shares = {layer.path: _input_share(layer, options) for layer in family.layers}
+    return jnp.stack([shares.get(path, jnp.float32(1)) for path in paths])
+
+
+def _input_share(layer: ElasticLayer, options: Options) -> jax.Array:
+    channels = layer.inputs
     if not channels.decisions:
         return jnp.float32(1)
     most = channels.factor * max(channels.least, *map(max, channels.values))
     return channels.count(options).astype(jnp.float32) / most
+
+
+def architecture(family: Family, layers: Sequence[LayerSpec]) -> Architecture:
+    """What a plan and cost models need of a family, given the layers of its largest network."""
+    found = {layer.path: variants(family, layer) for layer in layers}
+    shaped = {path: each for path, each in found.items() if each is not None}
+    return Architecture(family.space, family.space.decode(family.base), shaped)
 
 
 def variants(family: Family, layer: LayerSpec) -> LayerVariants | None:
@@ -383,7 +395,7 @@ def variants(family: Family, layer: LayerSpec) -> LayerVariants | None:
         return channels.factor * np.maximum(np.maximum.reduce(values), channels.least)
 
     outs = numbers(elastic.outputs, layer.out_channels)
-    ins = outs if layer.groups > 1 else numbers(elastic.inputs, layer.in_channels)
+    ins = numbers(elastic.inputs, layer.in_channels)
     sizes = np.asarray(family.sizes(kernel))[grid[kernel]] if kernel else np.zeros_like(ins)
     there = grid[gate.decision] >= gate.lowest if gate else np.ones_like(ins)
     shapes = np.stack([ins * there, outs * there, sizes * there, there], axis=-1)
