@@ -16,11 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqt_like.formats import format_pair
-from hwcost import pricing
+from fliqs_jax.models import elastic
+from fliqs_jax.models.blocks import elastic_layers
+from fliqs_jax.models.elastic import Channels, ElasticLayer, Family, Gate
+from fliqs_jax.models.inverted_residuals import BlockNetwork, BlockShape
+from hwcost import pricing, workload
 from hwcost.cost_model import CostModel
 from hwcost.pricing import CostTable, Term
 from hwcost.space import Decision, SearchSpace
-from hwcost.workload import LayerSpec
+from hwcost.workload import LayerSpec, Workload
 
 Genome = jax.Array | np.ndarray
 BIT_DECISIONS = ("pointwise_weights", "pointwise_inputs", "depthwise_weights", "depthwise_inputs")
@@ -229,26 +233,51 @@ class ArchitectureSpace:
         chosen = genome[..., decision] == option
         return (chosen & self.active(genome)[..., block]).astype(jnp.float32)
 
-    def fixed_layers(self) -> tuple[LayerSpec, ...]:
-        """The layers that all networks share: stem, block without expansion, head, classifier."""
-        size = _strided(self.image, self.stem_stride)
-        last = self.blocks[-1]
-        head_size = _strided(last.size, last.stride)
-        return (
-            _conv("stem", self.image_channels, self.stem, self.image, 3, self.stem_stride),
-            _conv("first_depthwise", self.stem, self.stem, size, 3, 1, groups=self.stem),
-            _conv("first_project", self.stem, self.first, size, 1, 1),
-            _conv("head", last.out_channels, self.head, head_size, 1, 1),
-            _dense("classifier", self.head, self.classes),
+    def network(self, genome: Genome) -> BlockNetwork:
+        """The network that a genome, int32[D], describes; skipped blocks are left out."""
+        genome = np.asarray(genome)
+        kernels, channels = self.options(genome, "kernel"), self.options(genome, "channels")
+        shapes = zip(self.blocks, kernels, channels, np.asarray(self.active(genome)), strict=True)
+        return BlockNetwork(
+            classes=self.classes,
+            stem=self.stem,
+            stem_stride=self.stem_stride,
+            first=self.first,
+            blocks=tuple(
+                BlockShape(block.name, block.channels[inside], block.out_channels, self.kernels[kernel], block.stride)
+                for block, kernel, inside, is_active in shapes
+                if is_active
+            ),
+            head=self.head,
         )
 
-    def block_layers(self, block: Block, kernel: int, channels: int) -> tuple[LayerSpec, LayerSpec, LayerSpec]:
-        """Expansion, depthwise convolution and projection of a block."""
-        return (
-            _conv(f"{block.name}/expand", block.in_channels, channels, block.size, 1, 1),
-            _conv(f"{block.name}/depthwise", channels, channels, block.size, kernel, block.stride, groups=channels),
-            _conv(f"{block.name}/project", channels, block.out_channels, _strided(block.size, block.stride), 1, 1),
-        )
+    @functools.cached_property
+    def family(self) -> Family:
+        """The networks as a family, whose genomes are those of this space: bits shape no layer."""
+        layers: list[ElasticLayer] = []
+        for block in self.blocks:
+            stage = self.stages[block.stage]
+            skipped_at = block.place - stage.shallowest + 1
+            layers += elastic_layers(
+                block.name,
+                inside=Channels((f"{block.name}.channels",), (block.channels,)),
+                expands=True,
+                kernel=f"{block.name}.kernel",
+                gate=Gate(_depth(block.stage), skipped_at) if skipped_at > 0 else None,
+            )
+        largest = self.network(self.largest)
+        return Family(self.search_space, largest, tuple(layers), self.network, self.largest, elastic.NESTED)
+
+    @functools.cached_property
+    def layers(self) -> Workload:
+        """The layers of the largest network, in the order in which they run."""
+        return workload.trace(self.family.largest, (self.image, self.image, self.image_channels), train=False)
+
+    @property
+    def fixed_layers(self) -> Workload:
+        """The layers that all networks share: stem, block without expansion, head, classifier."""
+        searched = {layer.path for layer in self.family.layers}
+        return tuple(layer for layer in self.layers if layer.path not in searched)
 
     def cost_table(self, model: CostModel) -> CostTable:
         """The lookup table of costs (APQ, §3.3): a term for all fixed layers, at the widest bits, and two per block.
@@ -258,52 +287,28 @@ class ArchitectureSpace:
         """
         if model.total == "mean":
             raise ValueError("a mean over layers cannot be searched by: the number of layers is searched as well")
-        add = max if model.total == "peak" else sum
-        pairs = [format_pair(f"int{w}", f"int{a}") for w in self.bits for a in self.bits]
-        widest = format_pair(f"int{self.bits[-1]}", f"int{self.bits[-1]}")
-        layer_costs = functools.cache(
-            lambda layer: model.layer_costs(layer, pairs).reshape(len(self.bits), len(self.bits))
-        )
+        names = [f"int{bits}" for bits in self.bits]
+        pairs = [format_pair(weights, inputs) for weights in names for inputs in names]
 
-        def cost(layer: LayerSpec) -> np.ndarray:
-            return layer_costs(dataclasses.replace(layer, path=""))  # layers of equal shapes cost the same
+        @functools.cache
+        def cost(layer: LayerSpec | None) -> np.ndarray:
+            costs = np.zeros(len(pairs)) if layer is None else model.layer_costs(layer, pairs)
+            return np.asarray(costs, np.float64).reshape(len(names), len(names))
 
-        fixed = add(float(model.layer_costs(layer, [widest])[0]) for layer in self.fixed_layers())
-        terms = [Term((), np.asarray(fixed))]
         combine = np.maximum if model.total == "peak" else np.add
-        for block in self.blocks:
-            pointwise = np.stack(
-                [
-                    combine(cost(expand), cost(project))
-                    for expand, _, project in (self.block_layers(block, 3, channels) for channels in block.channels)
-                ]
-            )
-            depthwise = np.stack(
-                [
-                    np.stack([cost(self.block_layers(block, kernel, channels)[1]) for channels in block.channels])
-                    for kernel in self.kernels
-                ]
-            )
-            name = block.name
-            gate, present = self._gate(block)
-            for decisions, values in (
-                ((f"{name}.channels", f"{name}.pointwise_weights", f"{name}.pointwise_inputs"), pointwise),
-                (
-                    (f"{name}.kernel", f"{name}.channels", f"{name}.depthwise_weights", f"{name}.depthwise_inputs"),
-                    depthwise,
-                ),
-            ):
-                gated = np.multiply.outer(present, values) if gate else values
-                terms.append(Term((*gate, *decisions), gated))
+        fixed = functools.reduce(combine, [cost(layer)[-1, -1] for layer in self.fixed_layers])
+        values: dict[tuple[str, ...], np.ndarray] = {(): fixed}
+        for layer in self.layers:
+            if (found := elastic.variants(self.family, layer)) is None:
+                continue
+            block, part, _ = layer.path.split("/")
+            kind = "depthwise" if part == "depthwise" else "pointwise"
+            decisions = (*found.decisions, f"{block}.{kind}_weights", f"{block}.{kind}_inputs")
+            # Layers of equal shapes cost the same.
+            costs = found.spread([cost(spec and dataclasses.replace(spec, path="")) for spec in found.specs])
+            values[decisions] = combine(values[decisions], costs) if decisions in values else costs
+        terms = [Term(decisions, costs) for decisions, costs in values.items()]
         return pricing.build(self.search_space, terms, peak=model.total == "peak")
-
-    def _gate(self, block: Block) -> tuple[tuple[str, ...], np.ndarray]:
-        """The depth decision that can skip a block, if any, and whether the block is present at each of its options."""
-        stage = self.stages[block.stage]
-        if block.place < stage.shallowest:
-            return (), np.ones(())
-        depths = np.arange(stage.shallowest, stage.deepest + 1)
-        return (_depth(block.stage),), (depths > block.place).astype(np.float64)
 
 
 def _depth(stage: int) -> str:
@@ -312,17 +317,6 @@ def _depth(stage: int) -> str:
 
 def _strided(size: int, stride: int) -> int:
     return math.ceil(size / stride)
-
-
-def _conv(path: str, ins: int, outs: int, size: int, kernel: int, stride: int, groups: int = 1) -> LayerSpec:
-    side = _strided(size, stride)
-    return LayerSpec.square_convolution(
-        f"{path}/conv", ins, outs, size=size, output_size=side, kernel=kernel, stride=stride, groups=groups
-    )
-
-
-def _dense(path: str, ins: int, outs: int) -> LayerSpec:
-    return LayerSpec(path, "dense", ins, outs, (), (), (), (), 1, ins * outs, ins * outs)
 
 
 def _stages(*rows: tuple[int, int, int, int]) -> tuple[Stage, ...]:

@@ -15,8 +15,7 @@ import optax
 
 from apq_jax import supernet
 from apq_jax.architectures import ArchitectureSpace
-from apq_jax.block_network import BlockNetwork
-from apq_jax.supernet import Params, Weights
+from fliqs_jax.models.elastic import Params, Weights
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Any]
@@ -95,12 +94,10 @@ def stage_starts(total_steps: int, shares: Mapping[str, float]) -> dict[str, int
     return dict(zip(STAGES, [0, *(round(end * total_steps) for end in ends[:-1])], strict=True))
 
 
-def init_state(
-    space: ArchitectureSpace, full: BlockNetwork, optimizer: optax.GradientTransformation, key: jax.Array
-) -> ShrinkingState:
+def init_state(space: ArchitectureSpace, optimizer: optax.GradientTransformation, key: jax.Array) -> ShrinkingState:
     """The initial state of training, with random weights."""
     init_key, run_key = jax.random.split(key)
-    weights, batch_stats = supernet.init(space, full, init_key)
+    weights, batch_stats = supernet.init(space, init_key)
     return ShrinkingState(
         step=jnp.zeros((), jnp.int32),
         key=run_key,
@@ -114,7 +111,6 @@ def init_state(
 
 def make_step(
     space: ArchitectureSpace,
-    full: BlockNetwork,
     *,
     optimizer: optax.GradientTransformation,
     objective: Objective,
@@ -122,19 +118,19 @@ def make_step(
     starts: Mapping[str, int],
 ) -> Callable[[ShrinkingState, Batch], tuple[ShrinkingState, Metrics]]:
     """The training step `(state, batch) → (state, metrics)`, to be jitted with `state` donated (APQ, §3.1)."""
-    elastic = jnp.asarray(elastic_decisions(space))
+    largest, elastic = space.family.largest, jnp.asarray(elastic_decisions(space))
     boundaries = jnp.asarray(list(starts.values()))
 
     def step_fn(state: ShrinkingState, batch: Batch) -> tuple[ShrinkingState, Metrics]:
         stage = jnp.sum(state.step >= boundaries) - 1
         genomes = sampling(space, jax.random.fold_in(state.key, state.step), elastic[stage])
-        teacher_logits: Any = full.apply(
+        teacher_logits: Any = largest.apply(
             {"params": state.teacher, "batch_stats": state.teacher_stats}, batch["input"], train=False
         )
 
         def subnet_loss(weights: Weights, genome: jax.Array, batch_stats: Params) -> tuple[jax.Array, Any]:
             variables = {"params": supernet.specialised(space, weights, genome), "batch_stats": batch_stats}
-            logits, updated = full.apply(variables, batch["input"], train=True, mutable=["batch_stats"])
+            logits, updated = largest.apply(variables, batch["input"], train=True, mutable=["batch_stats"])
             loss = jnp.where(
                 stage == 0, objective.loss(logits, batch), objective.distillation_loss(logits, batch, teacher_logits)
             )

@@ -16,11 +16,10 @@ import optax
 
 from apq_jax import supernet
 from apq_jax.architectures import BIT_DECISIONS, ArchitectureSpace
-from apq_jax.block_network import BlockNetwork
-from apq_jax.supernet import Params, Weights
-from aqt_like import format_choice, granularity, interception, recalibration
+from aqt_like import calibration, format_choice, interception, recalibration
 from aqt_like.formats import LayerFormat, format_pair
 from aqt_like.recalibration import Sums
+from fliqs_jax.models.elastic import Params, Weights
 
 Batch = Mapping[str, Any]
 
@@ -56,21 +55,22 @@ def _share_of_correct(count_correct: Callable[[Batch], jax.Array], validation: S
 # Loops over batches run in Python, since XLA's convolutions are slow inside loops on CPUs.
 
 
-def make_float_accuracy(space: ArchitectureSpace, full: BlockNetwork) -> Accuracy:
+def make_float_accuracy(space: ArchitectureSpace) -> Accuracy:
     """The accuracy of float subnetworks, evaluated without training after recalibration of batch statistics."""
+    largest = space.family.largest
     specialise = jax.jit(functools.partial(supernet.specialised, space))
 
     @jax.jit
     def batch_sums(params: Params, stats: Params, batch: Batch) -> dict[str, Sums]:
         def update(variables: dict[str, Any]) -> Any:
-            return full.apply(variables, batch["input"], train=True, mutable=["batch_stats"])[1]
+            return largest.apply(variables, batch["input"], train=True, mutable=["batch_stats"])[1]
 
         return recalibration.batch_sums(update, {"params": params, "batch_stats": stats})
 
     @jax.jit
     def count_correct(params: Params, stats: Params, batch: Batch) -> jax.Array:
         return _correct_predictions(
-            full.apply({"params": params, "batch_stats": stats}, batch["input"], train=False), batch
+            largest.apply({"params": params, "batch_stats": stats}, batch["input"], train=False), batch
         )
 
     def accuracy(weights: Weights, batch_stats: Params, data: Data, genome: jax.Array) -> float:
@@ -80,12 +80,6 @@ def make_float_accuracy(space: ArchitectureSpace, full: BlockNetwork) -> Accurac
         return _share_of_correct(functools.partial(count_correct, params, stats), data.validation)
 
     return accuracy
-
-
-def _rms_of_present(x: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
-    """Root mean square over nonzero elements: the channels and kernel borders that a genome removes do not count."""
-    present = jnp.sum(x != 0, axis=axes, keepdims=axes is not None)
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=axes is not None) / jnp.maximum(present, 1))
 
 
 class GenomeFormats(NamedTuple):
@@ -116,12 +110,11 @@ def genome_formats(space: ArchitectureSpace) -> GenomeFormats:
         fixed = jnp.full((3,), widest)
         return jnp.concatenate([fixed, inside, fixed[:2]])
 
-    return GenomeFormats(tuple(supernet.layer_paths(space)), members, choice)
+    return GenomeFormats(tuple(layer.path for layer in space.layers), members, choice)
 
 
 def make_quantized_accuracy(
     space: ArchitectureSpace,
-    full: BlockNetwork,
     *,
     optimizer: optax.GradientTransformation,
     loss: Callable[[jax.Array, Any], jax.Array],
@@ -135,9 +128,10 @@ def make_quantized_accuracy(
     paths, members = layer_choices.paths, layer_choices.members
     bank = format_choice.format_bank(members, use_unsigned=True)
     multiples = format_choice.precomputed_clip_multiples(members, len(paths), "gaussian", use_unsigned=True)
-    quantizer = interception.Quantizer(weight_clip=granularity.Clipping(_rms_of_present, granularity.per_channel(-1)))
+    clip = interception.kernel_clip("per_channel", calibration.root_mean_square_of_present)
+    quantizer = interception.Quantizer(weight_clip=clip)
 
-    apply_variables = functools.partial(interception.apply_quantized, full, quantizer=quantizer)
+    apply_variables = functools.partial(interception.apply_quantized, space.family.largest, quantizer=quantizer)
 
     def apply(weights: Weights, genome: jax.Array, collections: dict[str, Any], x: jax.Array, **how: Any) -> Any:
         return apply_variables({"params": supernet.specialised(space, weights, genome), **collections}, x, **how)

@@ -35,6 +35,12 @@ def root_mean_square(x: jax.Array, axes: Axes = None) -> jax.Array:
     return jnp.sqrt(jnp.mean(jnp.square(jnp.float32(x)), axis=axes, keepdims=axes is not None))
 
 
+def root_mean_square_of_present(x: jax.Array, axes: Axes = None) -> jax.Array:
+    """The root mean square of the values of `x` that are not zero: what elastic networks leave out does not count."""
+    present = jnp.sum(x != 0, axis=axes, keepdims=axes is not None)
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=axes is not None) / jnp.maximum(present, 1))
+
+
 class RunningAverage(NamedTuple):
     """An average over batches: its `value`, float32, and the number of `batches`, int32."""
 

@@ -127,7 +127,9 @@ def apply_quantized(
         layer = context.module
         ran[layer.path] = None
         if (*layer.path, "input") in calibration:
-            _observe(layer, next(numbers), InputStatistics.of(layer_input(layer, call_args, call_kwargs), profiling))
+            share = getattr(formats.get(layer.path), "input_share", None)
+            statistics = InputStatistics.of(layer_input(layer, call_args, call_kwargs), profiling, share)
+            _observe(layer, next(numbers), statistics)
         if layer.path not in formats:
             return call(*call_args, **call_kwargs)
         if call is not context.orig_method:

@@ -30,8 +30,11 @@ class InputStatistics(NamedTuple):
     boundary: jax.Array
 
     @classmethod
-    def of(cls, x: jax.Array, profiling: jax.Array | bool = True) -> "InputStatistics":
-        """The statistics of all values of `x`, any type, in float32; computed only while `profiling`, a bool scalar."""
+    def of(cls, x: jax.Array, profiling: jax.Array | bool = True, share: jax.Array | None = None) -> "InputStatistics":
+        """The statistics of all values of `x`, any type, in float32; computed only while `profiling`, a bool scalar.
+
+        With a `share`, float32 scalar, the mean is that over so many of the values; the others are zeros.
+        """
 
         def measured(x: jax.Array) -> tuple[jax.Array, jax.Array]:
             values = x.astype(jnp.float32)
@@ -43,7 +46,7 @@ class InputStatistics(NamedTuple):
 
         x = lax.stop_gradient(x)
         mean_square, smallest = measured(x) if profiling is True else lax.cond(profiling, measured, skipped, x)
-        return cls(mean_square, smallest, jnp.zeros((0,)))
+        return cls(mean_square if share is None else mean_square / share, smallest, jnp.zeros((0,)))
 
     def over_runs(self) -> tuple[jax.Array, jax.Array]:
         """Mean square and smallest value over all runs, float32 of the shape of the repetitions."""

@@ -38,12 +38,15 @@ class LayerFormats(NamedTuple):
       inputs: format row of the input.
       input_clip: float32 scalar, clip threshold of the input.
       probe: other formats, whose effect on the loss is to be measured in the backward pass.
+      input_share: float32 scalar, the share of the input's channels that an elastic network has; the others are zeros,
+        which do not count in profiles. None for all.
     """
 
     weights: FormatTable
     inputs: FormatTable
     input_clip: jax.Array
     probe: FormatProbe | None = None
+    input_share: jax.Array | None = None
 
 
 @functools.partial(
@@ -66,18 +69,22 @@ class FrozenLayer:
     kernel: tuple[tuple[int, ...], tuple[int, ...]] | None
 
 
-def kernel_clip(granularity_name: str) -> granularity.Clip:
+def kernel_clip(
+    granularity_name: str, statistic: calibration.Statistic = calibration.root_mean_square
+) -> granularity.Clip:
     """The clip threshold of kernels, a multiple of their root mean square, at a granularity by name.
 
     Raises:
       ValueError: an unknown granularity.
     """
-    return granularity.Clipping(calibration.root_mean_square, granularity.kernel_granularity(granularity_name))
+    return granularity.Clipping(statistic, granularity.kernel_granularity(granularity_name))
 
 
-def weight_clips(granularity_of: Mapping[str, str]) -> dict[str, granularity.Clip]:
+def weight_clips(
+    granularity_of: Mapping[str, str], statistic: calibration.Statistic = calibration.root_mean_square
+) -> dict[str, granularity.Clip]:
     """`Quantizer.weight_clip_of` for granularities by path; repetitions of a layer in a loop have the same."""
-    return {split_repetition(path)[0]: kernel_clip(name) for path, name in granularity_of.items()}
+    return {split_repetition(path)[0]: kernel_clip(name, statistic) for path, name in granularity_of.items()}
 
 
 class Quantizer(NamedTuple):

@@ -12,7 +12,7 @@ population and let all children compete, which takes no more time and can only h
 import copy
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from apq_jax.evolution import Settings
 from apq_jax.predictor import Predictor
 from aqt_like.formats import format_pair
 from hwcost.cost_model import CostModel
+from hwcost.layer_variants import resized
 from hwcost.pricing import CostTable
 from hwcost.workload import LayerSpec
 
@@ -44,6 +45,20 @@ def numpy_predictor(predictor: Predictor) -> Fitness:
     return run
 
 
+def layers_of(space: ArchitectureSpace, block: Block, kernel: int, channels: int) -> Iterator[LayerSpec]:
+    """Expansion, depthwise convolution and projection of a block."""
+    shapes = {
+        "expand": (block.in_channels, channels, 0),
+        "depthwise": (channels, channels, kernel),
+        "project": (channels, block.out_channels, 0),
+    }
+    for layer in space.layers:
+        name, _, part = layer.path.partition("/")
+        if name == block.name:
+            ins, outs, size = shapes[part.removesuffix("/conv")]
+            yield resized(layer, in_channels=ins, out_channels=outs, kernel=size)
+
+
 class AsReleased:
     """The search on lists and strings, as in the release."""
 
@@ -56,7 +71,7 @@ class AsReleased:
         self._starts = [next(i for i, b in enumerate(space.blocks) if b.stage == s) for s in range(len(space.stages))]
         self._table = dict(self._layer_costs(model))
         widest = format_pair(f"int{space.bits[-1]}", f"int{space.bits[-1]}")
-        self._fixed = sum(float(model.layer_costs(layer, [widest])[0]) for layer in space.fixed_layers())
+        self._fixed = sum(float(model.layer_costs(layer, [widest])[0]) for layer in space.fixed_layers)
         places = itertools.count()
         self._places: list[dict[str, dict[int, int]]] = [{} for _ in space.blocks]
         for names in (
@@ -75,7 +90,7 @@ class AsReleased:
         pairs = [format_pair(f"int{w}", f"int{a}") for w, a in bits]
         for block in self._space.blocks:
             for kernel, channels in itertools.product(self._space.kernels, block.channels):
-                for layer in self._space.block_layers(block, kernel, channels):
+                for layer in layers_of(self._space, block, kernel, channels):
                     for (w, a), cost in zip(bits, model.layer_costs(layer, pairs), strict=True):
                         yield _text(layer, w, a), float(cost)
 

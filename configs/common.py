@@ -28,6 +28,10 @@ def get_config() -> ConfigDict:
                 "workers": 0,  # decoding processes for stream; 0: threads of this process
             },
             "model": {"name": "cifar_resnet", "depth": 8, "width": 16},
+            # What is searched beside formats (FLIQS, §6), with options among which is what the model has: `widths` (1)
+            # and `kernels` (3) of each block of mobilenetv2, `widths` and `ranks` (1) of each layer of the recommender,
+            # as in {"widths": (0.5, 1.0, 1.5), "kernels": (3, 5)}.
+            "architecture": {},
             # Initial weights: a safetensors file with the names of torchvision or timm (whose ResNets need
             # model.project_first=False), or with Flax names. A classifier with other classes is initialised anew.
             "init_from": "",

@@ -7,7 +7,7 @@ search and training with a fixed genome differ only in `SearchState.policy`.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,6 +21,8 @@ from aqt_like.format_probe import fisher_scores
 from fliqs_jax import models, sampling
 from fliqs_jax.controller import Controller, Observation
 from fliqs_jax.losses import Batch, Loss
+from fliqs_jax.models import elastic
+from fliqs_jax.models.elastic import Family
 from fliqs_jax.policy import Policy, init_policy
 from fliqs_jax.quality import Quality
 from hwcost import pricing
@@ -49,6 +51,9 @@ class Search:
       input_quantization_step: first step at which inputs (activations) are quantised (FLIQS, A.2).
       profile_steps: first step at which inputs are no longer profiled.
       quantizer: gradient estimator, granularity and scales of the quantisation, and the type of codes.
+      family: the networks whose architecture is searched as well (FLIQS, §6), of which `model` is the largest.
+      joint_steps: over these first steps, the probability falls from 1 to 0 with which all sizes of a layer's kernel
+        are trained together (FLIQS, A.4).
     """
 
     model: nn.Module
@@ -64,6 +69,8 @@ class Search:
     input_quantization_step: int
     profile_steps: int
     quantizer: interception.Quantizer = interception.DEFAULT_QUANTIZER
+    family: Family | None = None
+    joint_steps: int = 0
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -105,7 +112,7 @@ class SearchState(NamedTuple):
     Attributes:
       step: int32, number of completed steps; also the position in the data.
       key: typed PRNG key of the run; each step folds in its number.
-      params, batch_stats, calibration: variable collections of the model.
+      params, batch_stats, calibration: variable collections of the model; of a family, `params` are `elastic.Weights`.
       opt_state: optimiser state of the weights.
       clip_multiples: clip thresholds in units of the root mean square, leaves `[L, K]`.
       policies: the policy that each target's next step samples from, leaves `[T, …]`.
@@ -144,17 +151,22 @@ def init_state(
       inputs: `[B, …]`, of which only shape and type are used.
     """
     init_key, run_key = jax.random.split(key)
-    variables = search.model.init(init_key, inputs, **models.mode(search.model, train=False))
+    mode = models.mode(search.model, train=False)
+    if search.family:
+        params, batch_stats = elastic.init(search.family, init_key, inputs, **mode)
+    else:
+        variables = search.model.init(init_key, inputs, **mode)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
     controller = search.controller.init()
     step = jnp.zeros((), jnp.int32)
     policies = jax.tree.map(lambda leaf: jnp.stack([leaf] * search.target_count), policy)
     return SearchState(
         step=step,
         key=run_key,
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
+        params=params,
+        batch_stats=batch_stats,
         calibration=interception.empty_calibration(search.paths),
-        opt_state=search.optimizer.init(variables["params"]),
+        opt_state=search.optimizer.init(params),
         # Copied because a step donates its state, while other runs start from the same multiples.
         clip_multiples=jax.tree.map(jnp.copy, clip_multiples),
         policies=sampling.next_policies(search.controller, search.option_costs, policies, controller, step),
@@ -180,12 +192,19 @@ def freeze_genomes(search: Search, state: SearchState) -> SearchState:
 
 
 def quantized_variables(
-    search: Search, state: SearchState, genome: jax.Array, quantize_inputs: Any, *, probed: jax.Array | None = None
+    search: Search,
+    state: SearchState,
+    genome: jax.Array,
+    quantize_inputs: Any,
+    *,
+    probed: jax.Array | None = None,
+    joint: Mapping[str, jax.Array] | None = None,
 ) -> dict[str, Any]:
     """Variables of the model with the formats of `genome`, int32[D], for `interception.apply_quantized`.
 
-    The gradient of the loss with respect to `probed`, float32[L, 2, K] of zeros, tells what other formats would do, as
-    long as the policies learn (`format_choice.probe_all_formats`).
+    Of a family, they are those under which the largest network computes that of the genome; `joint` is that of
+    `elastic.specialised`. The gradient of the loss with respect to `probed`, float32[L, 2, K] of zeros, tells what
+    other formats would do, as long as the policies learn (`format_choice.probe_all_formats`).
     """
     bank, multiples = search.bank, state.clip_multiples
     profile = interception.stacked_calibration(search.paths, state.calibration)
@@ -194,12 +213,26 @@ def quantized_variables(
         active, examples = state.policies.learns[0], search.controller.examples
         probe = format_choice.probe_all_formats(bank, multiples, profile, probed, active=active, examples=examples)
         formats = formats._replace(probe=probe)
+    params = state.params
+    if search.family:
+        options = elastic.options_of(search.plan.space, genome)
+        params = elastic.specialised(search.family, params, options, joint)
+        formats = formats._replace(input_share=elastic.input_shares(search.family, options, search.paths))
     return {
-        "params": state.params,
+        "params": params,
         "batch_stats": state.batch_stats,
         "calibration": state.calibration,
         "formats": interception.by_layer(search.paths, formats),
     }
+
+
+def joint_kernels(search: Search, key: jax.Array, step: jax.Array) -> dict[str, jax.Array] | None:
+    """Whether all sizes of a layer's kernel run together, bools by decision, drawn for a step (FLIQS, A.4)."""
+    if not search.family or not search.joint_steps:
+        return None
+    names = [layer.kernel for layer in search.family.layers if layer.kernel]
+    drawn = jax.random.uniform(key, (len(names),)) < 1 - step / search.joint_steps
+    return dict(zip(names, drawn, strict=True))
 
 
 def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, Metrics]]:
@@ -216,6 +249,10 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
     def step_fn(state: SearchState, train_batch: Batch, valid_batch: Batch) -> tuple[SearchState, Metrics]:
         quantize_inputs = state.step >= search.input_quantization_step
 
+        def own_key(use: int) -> jax.Array:
+            """A key of this step for another use than that of the trained genome."""
+            return jax.random.fold_in(state.key, use * search.total_steps + state.step)
+
         # Sample a genome. Targets take turns.
         turn = state.step % search.target_count if search.targets else 0
         policy, budgets = state.policy(turn), search.budgets_of(turn)
@@ -223,12 +260,13 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
 
         # Train the weights with the formats of this genome.
         profiling = state.step < search.profile_steps
+        joint = joint_kernels(search, own_key(controller.draws + 1), state.step)
 
         def train_loss(params: Any, probed: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             own_state = state._replace(params=params)
             logits, updated = apply(
                 search.model,
-                quantized_variables(search, own_state, genome, quantize_inputs, probed=probed),
+                quantized_variables(search, own_state, genome, quantize_inputs, probed=probed, joint=joint),
                 train_batch["input"],
                 **training,
                 mutable=["batch_stats", "calibration"],
@@ -261,10 +299,6 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
                 mutable=["batch_stats"],
             )
             return search.quality.on_batch(valid_logits, valid_batch)
-
-        def own_key(use: int) -> jax.Array:
-            """A key of this step for another use than that of the trained genome."""
-            return jax.random.fold_in(state.key, use * search.total_steps + state.step)
 
         drawn = [genome, *(policy.sample(own_key(use)) for use in range(2, controller.draws + 1))]
         relative_costs = [pricing.price_relative(budgets, each) for each in drawn]
@@ -299,6 +333,32 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
         ), metrics
 
     return step_fn
+
+
+def make_profile(search: Search) -> Callable[[SearchState, jax.Array, Iterable[Any]], SearchState]:
+    """Makes `(state, genome, train_batches) -> state`, which profiles inputs anew under a genome, int32[D].
+
+    The profiles that a search ends with are those of many networks. The function jits its pass over a batch and is not
+    to be jitted itself.
+    """
+    training = models.mode(search.model, train=True)
+
+    @jax.jit
+    def updated(state: SearchState, genome: jax.Array, profile: Any, batch: Batch) -> Any:
+        variables = quantized_variables(search, state, genome, True) | {"calibration": profile}
+        mutable = ["batch_stats", "calibration"]
+        found = interception.apply_quantized(
+            search.model, variables, batch["input"], **training, mutable=mutable, quantizer=search.quantizer
+        )
+        return found[1]["calibration"]
+
+    def profile(state: SearchState, genome: jax.Array, batches: Iterable[Any]) -> SearchState:
+        found = interception.empty_calibration(search.paths)
+        for batch in batches:
+            found = updated(state, genome, found, batch)
+        return state._replace(calibration=found)
+
+    return profile
 
 
 def make_recalibrate(search: Search) -> Callable[[dict[str, Any], Iterable[Any]], dict[str, Any]]:

@@ -12,6 +12,7 @@ import numpy as np
 from aqt_like.formats import Format, LayerFormat
 from hwcost import pricing
 from hwcost.format_plan import FormatPlan
+from hwcost.layer_variants import LayerVariants
 from hwcost.workload import LayerSpec, Workload
 
 LayerCosts = Callable[[LayerSpec, Sequence[LayerFormat]], np.ndarray]
@@ -34,14 +35,23 @@ class CostModel(NamedTuple):
     estimates: Callable[[LayerSpec], bool] = lambda _: False
 
     def table(self, plan: FormatPlan) -> pricing.CostTable:
-        """The cost table of a plan: one term per layer, the C_l of FLIQS, Eq. 1."""
+        """The cost table of a plan: one term per layer, the C_l of FLIQS, Eq. 1.
+
+        Raises:
+          ValueError: the cost is a mean over layers whose number is searched.
+        """
         formats = {f.name: f for f in plan.formats}
         share = len(plan.workload) if self.total == "mean" else 1
         terms = []
         for layer, index in zip(plan.workload, plan.decision_of, strict=True):
             decision = plan.space.decisions[index]
-            costs = self.layer_costs(layer, [formats[option] for option in decision.options])
-            terms.append(pricing.Term((decision.name,), np.asarray(costs, np.float64) / share))
+            options = [formats[option] for option in decision.options]
+            variants = plan.architecture.variants.get(layer.path, LayerVariants((), (layer,), np.zeros((), np.int32)))
+            if self.total == "mean" and None in variants.specs:
+                raise ValueError("a mean over layers cannot be searched by where the number of layers is searched")
+            costs = [self.layer_costs(spec, options) if spec else np.zeros(len(options)) for spec in variants.specs]
+            values = variants.spread([np.asarray(cost, np.float64) for cost in costs]) / share
+            terms.append(pricing.Term((*variants.decisions, decision.name), values))
         return pricing.build(plan.space, terms, peak=self.total == "peak")
 
     def uniform(self, workload: Workload, fmt: LayerFormat) -> float:

@@ -1,11 +1,11 @@
-"""The search space of formats, built from a workload and rules over layer paths.
+"""The search space of formats, and of an architecture if that is searched too, from a workload and rules over paths.
 
 Rules are those of `aqt_like/path_rules.py`. Layers that no rule matches may use all formats.
 """
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,9 @@ from aqt_like.formats import LayerFormat
 from aqt_like.layer_calls import split_repetition
 from aqt_like.path_rules import Rule, RuleError, check_repetitions, decide, parse_rule
 from hwcost.genome_file import Genome, GenomeFileError, LayerChoice, format_decision
+from hwcost.layer_variants import NO_ARCHITECTURE, Architecture
 from hwcost.space import Decision, SearchSpace
-from hwcost.workload import Workload
+from hwcost.workload import LayerSpec, Workload
 
 USUAL_GRANULARITY = "per_channel"
 
@@ -26,10 +27,10 @@ class FormatPlan:
     """A search space of formats, and the mapping from its genomes to the formats of L layers.
 
     Attributes:
-      workload: the L searched layers.
+      workload: the L searched layers; where an architecture is searched, those of the largest network.
       formats: all K formats.
-      space: the D decisions; their options are format names.
-      decision_of: int32[L], decision index of each layer.
+      space: the D decisions: those whose options are format names, then those of the architecture.
+      decision_of: int32[L], decision index of each layer's format.
       format_of_option: int32[D, Kmax], index into `formats` of each option; padded with 0.
       granularity_of: granularity names (`kernel_granularity`) by path, for layers that a rule gives one.
     """
@@ -40,6 +41,26 @@ class FormatPlan:
     decision_of: np.ndarray
     format_of_option: np.ndarray
     granularity_of: dict[str, str] = dataclasses.field(default_factory=dict)
+    architecture: Architecture = NO_ARCHITECTURE
+
+    @property
+    def base_workload(self) -> Workload:
+        """The layers of the network that costs are told relative to."""
+        decisions = self.architecture.space.decisions
+        base = {d.name: d.options.index(self.architecture.base[d.name]) for d in decisions}
+        return tuple(self._layers_under(base).values())
+
+    def layers_of(self, genome: Sequence[int] | np.ndarray) -> dict[str, LayerSpec]:
+        """What each of the L layers is in the network of a genome, int32[D], by path; without those that it lacks."""
+        return self._layers_under(dict(zip((d.name for d in self.space.decisions), map(int, genome), strict=True)))
+
+    def _layers_under(self, options: Mapping[str, int]) -> dict[str, LayerSpec]:
+        variants = self.architecture.variants
+        layers = {
+            layer.path: variants[layer.path].chosen(options) if layer.path in variants else layer
+            for layer in self.workload
+        }
+        return {path: layer for path, layer in layers.items() if layer is not None}
 
     def choice(self, genome: jax.Array) -> jax.Array:
         """Index into `formats` of each layer, int32[L], for a genome, int32[D], which may be traced."""
@@ -82,8 +103,8 @@ class FormatPlan:
         """
         formats = self.layer_formats(genome)
         layers = {
-            layer.path: LayerChoice(formats[layer.path], self.granularity(layer.path), layer.macs)
-            for layer in self.workload
+            path: LayerChoice(formats[path], self.granularity(path), layer.macs)
+            for path, layer in self.layers_of(genome).items()
         }
         return Genome(self.space.decode(genome), layers)
 
@@ -105,7 +126,7 @@ class FormatPlan:
         paths = [layer.path for layer in self.workload]
         if unknown := sorted(set(paths) ^ set(genome.layers)):
             raise GenomeFileError(f"a genome of another network: only one of the two has {', '.join(unknown)}")
-        choices: dict[str, str] = {}
+        choices = {name: genome.choices.get(name, option) for name, option in self.architecture.base.items()}
         for path, index in zip(paths, self.decision_of, strict=True):
             decision, choice = self.space.decisions[index], genome.layers[path]
             if choice.format not in decision.options:
@@ -119,16 +140,23 @@ class FormatPlan:
                     f"{path} is to have {choice.granularity} weights, but has {self.granularity(path)} ones here: add "
                     f"the rule '{_expression(path)}: {choice.granularity}'"
                 )
-        return self.space.encode(choices)
+        try:
+            return self.space.encode(choices)
+        except ValueError as error:
+            raise GenomeFileError(f"a genome of another search space: {error}") from error
 
     def uniform_genome(self, name: str) -> np.ndarray:
         """The genome, int32[D], with all layers in the format `name`, except layers pinned to another format.
 
+        Its architecture is the base.
+
         Raises:
           ValueError: a layer may use several formats, but not this one.
         """
-        choices = {}
+        choices = dict(self.architecture.base)
         for decision in self.space.decisions:
+            if decision.name in choices:
+                continue
             if name not in decision.options and len(decision.options) > 1:
                 raise ValueError(
                     f"format {name!r} is not in the search space: {decision.name} is one of "
@@ -144,8 +172,15 @@ def _expression(path: str) -> str:
     return re.escape(layer) + (r"\[" if repetition else "$")
 
 
-def format_plan(workload: Workload, formats: Sequence[LayerFormat], rules: Sequence[str] = ()) -> FormatPlan:
+def format_plan(
+    workload: Workload,
+    formats: Sequence[LayerFormat],
+    rules: Sequence[str] = (),
+    architecture: Architecture = NO_ARCHITECTURE,
+) -> FormatPlan:
     """The plan of a workload under rules; without rules, each layer decides among all `formats` (FLIQS, §3 and A.5).
+
+    Decisions of an architecture follow those of formats (FLIQS, §6).
 
     Raises:
       RuleError: a rule cannot be parsed, uses a format that is not in `formats`, or applies to no layer; all layers are
@@ -167,9 +202,10 @@ def format_plan(workload: Workload, formats: Sequence[LayerFormat], rules: Seque
         decision_names.append(name)
     if not searched_layers:
         raise RuleError("the rules ignore every layer: none is left to search")
-    space = SearchSpace(tuple(Decision(name, allowed) for name, allowed in options.items()))
+    of_formats = tuple(Decision(name, allowed) for name, allowed in options.items())
+    space = SearchSpace((*of_formats, *architecture.space.decisions))
     table = np.zeros((len(space), space.option_counts.max()), np.int32)
-    for row, decision in zip(table, space.decisions, strict=True):
+    for row, decision in zip(table, of_formats, strict=False):
         row[: len(decision.options)] = [names.index(option) for option in decision.options]
     return FormatPlan(
         workload=tuple(searched_layers),
@@ -178,6 +214,7 @@ def format_plan(workload: Workload, formats: Sequence[LayerFormat], rules: Seque
         decision_of=np.asarray([space.index(name) for name in decision_names], np.int32),
         format_of_option=table,
         granularity_of={path: rule.granularity for path, rule in rule_of.items() if rule.granularity},
+        architecture=architecture,
     )
 
 

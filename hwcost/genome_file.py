@@ -60,6 +60,11 @@ def format_decision(path: str) -> str:
     return path + _FORMAT_DECISION
 
 
+def decides_format(decision: str) -> bool:
+    """Whether a decision, by its name, is on the format of a layer, not on an architecture."""
+    return decision.endswith(_FORMAT_DECISION)
+
+
 def names_genome_file(text: str) -> bool:
     """Whether `text`, a format name or the path of a genome file, is a path."""
     return text.endswith(".json")

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from fliqs_jax.models import efficientnet
+from fliqs_jax.models import efficientnet, mobilenet, recommender
 from fliqs_jax.models.deit import DeiT
+from fliqs_jax.models.elastic import Family
 from fliqs_jax.models.imagenet_resnet import ImageNetResNet
 from fliqs_jax.models.inception import InceptionV3
 from fliqs_jax.models.mobilenet import MobileNetV2
@@ -16,7 +17,7 @@ from fliqs_jax.models.recommender import CATEGORIES, NUMBERS, Recommender
 from fliqs_jax.models.resnet import ResNet
 from hwcost import registry
 
-__all__ = ["MODELS", "Network", "create", "find", "input_shape", "mode"]
+__all__ = ["MODELS", "Network", "create", "family", "find", "input_shape", "mode"]
 
 
 class Network(NamedTuple):
@@ -26,6 +27,7 @@ class Network(NamedTuple):
       build: `(classes, **settings) → module`.
       input_shape: published shape of one example, `(H, W, C)` for images; () if unknown.
       uncounted: patterns of layer paths that the paper neither searches nor counts (squeeze-and-excitation).
+      family: `(module, **settings) → Family`, the networks like one of these whose architecture is searched; or None.
       classes: published number of classes; None if unknown.
     """
 
@@ -33,6 +35,7 @@ class Network(NamedTuple):
     input_shape: tuple[int, ...]
     uncounted: tuple[str, ...] = ()
     classes: int | None = 1000
+    family: Callable[..., Family] | None = None
 
 
 def _images(size: int) -> tuple[int, int, int]:
@@ -42,7 +45,7 @@ def _images(size: int) -> tuple[int, int, int]:
 MODELS: dict[str, Network] = {
     "cifar_resnet": Network(ResNet, _images(32)),
     **{f"resnet{depth}": Network(partial(ImageNetResNet, depth=depth), _images(224)) for depth in (18, 34, 50)},
-    "mobilenetv2": Network(MobileNetV2, _images(224)),
+    "mobilenetv2": Network(MobileNetV2, _images(224), family=mobilenet.family),
     "inception_v3": Network(InceptionV3, _images(299)),
     **{
         f"efficientnet_b{i}": Network(
@@ -53,7 +56,7 @@ MODELS: dict[str, Network] = {
     "deit_ti16": Network(partial(DeiT, channels=192, heads=3), _images(224)),
     "deit_s16": Network(partial(DeiT, channels=384, heads=6), _images(224)),
     "deit_b16": Network(partial(DeiT, channels=768, heads=12), _images(224)),
-    "recommender": Network(Recommender, (NUMBERS + CATEGORIES,), classes=1),
+    "recommender": Network(Recommender, (NUMBERS + CATEGORIES,), classes=1, family=recommender.family),
 }
 
 
@@ -126,6 +129,22 @@ def _check_types(build: Callable[..., nn.Module], settings: Mapping[str, Any]) -
             raise TypeError(f"{setting}: expected a whole number above 0")
         if meant is float and not (number and _WIDTHS[0] <= value <= _WIDTHS[1]):
             raise TypeError(f"{setting}: expected a number in {_WIDTHS[0]}…{_WIDTHS[1]}")
+
+
+def family(name: str, model: nn.Module, settings: Mapping[str, Any]) -> Family:
+    """The family of the network `name` around `model`, for `settings` such as widths and kernels to choose from.
+
+    Raises:
+      ValueError: unknown name, a network without a family, or settings that it does not have or cannot use.
+    """
+    build, given = find(name).family, ", ".join(f"{key}={value!r}" for key, value in settings.items())
+    if build is None:
+        known = ", ".join(known for known, network in MODELS.items() if network.family)
+        raise ValueError(f"architecture ({given}): model {name!r} has none to search; expected one of {known}")
+    try:
+        return build(model, **settings)
+    except TypeError as error:
+        raise ValueError(f"architecture ({given}): {error}") from error
 
 
 def mode(model: nn.Module, *, train: bool) -> dict[str, Any]:

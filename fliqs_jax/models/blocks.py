@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fliqs_jax.models import fast_convolution
+from fliqs_jax.models.elastic import FIXED, Channels, ElasticLayer, Gate
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -64,11 +66,18 @@ class SqueezeExcite(nn.Module):
         return x * nn.sigmoid(nn.Conv(x.shape[-1], (1, 1), name="expand")(hidden))
 
 
+def sum_of_prefixes(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The sum of two inputs; channels that only one has are added to nothing, so it is as wide as the wider."""
+    channels = max(x.shape[-1], y.shape[-1])
+    x, y = (jnp.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, channels - part.shape[-1])]) for part in (x, y))
+    return x + y
+
+
 class InvertedResidual(nn.Module):
-    """Expansion, depthwise convolution, squeeze-and-excitation if any, projection; a shortcut where shapes agree.
+    """Expansion, depthwise convolution, squeeze-and-excitation if any, projection, and a shortcut.
 
     Sandler et al., 2018. `inside` is the number of channels between expansion and projection; None leaves the expansion
-    out.
+    out. There is a shortcut where shapes agree, or where `shortcut` says so (`sum_of_prefixes`).
     """
 
     channels: int
@@ -78,10 +87,11 @@ class InvertedResidual(nn.Module):
     squeeze: bool = False
     activation: Activation = nn.relu6
     epsilon: float = 1e-5
+    shortcut: bool | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """→ float32[B, ⌈H / stride⌉, ⌈W / stride⌉, channels]."""
+        """→ float32[B, ⌈H / stride⌉, ⌈W / stride⌉, channels], or with a shortcut the channels of `x` if more."""
         conv = partial(ConvNorm, activation=self.activation, epsilon=self.epsilon)
         y = x
         if self.inside is not None:
@@ -91,4 +101,33 @@ class InvertedResidual(nn.Module):
         if self.squeeze:
             y = SqueezeExcite(max(1, x.shape[-1] // 4), self.activation, name="squeeze_excite")(y)
         y = conv(self.channels, (1, 1), activation=None, name="project")(y, train=train)
-        return x + y if x.shape == y.shape else y
+        shortcut = x.shape == y.shape if self.shortcut is None else self.shortcut
+        return sum_of_prefixes(x, y) if shortcut else y
+
+
+def elastic_layers(
+    name: str,
+    *,
+    before: Channels = FIXED,
+    inside: Channels,
+    after: Channels = FIXED,
+    expands: bool,
+    kernel: str = "",
+    gate: Gate | None = None,
+) -> list[ElasticLayer]:
+    """The layers of the `InvertedResidual` called `name` in a family.
+
+    Args:
+      name: of the block.
+      before, inside, after: channels of its input, between expansion and projection, and of its projection.
+      expands: whether it has an expansion.
+      kernel: name of the decision of its kernel, if any.
+      gate: when the block is there; its shortcut remains.
+    """
+
+    def layer(part: str, inputs: Channels, outputs: Channels, **more: Any) -> ElasticLayer:
+        return ElasticLayer(f"{name}/{part}/conv", inputs, outputs, f"{name}/{part}/norm", gate=gate, **more)
+
+    expansion = [layer("expand", before, inside)] if expands else []
+    depthwise = layer("depthwise", inside, inside, kernel=kernel)
+    return [*expansion, depthwise, layer("project", inside, after, ends_branch=True)]

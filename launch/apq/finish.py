@@ -12,7 +12,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from apq_jax import subnet_accuracy, supernet
-from apq_jax.block_network import block_shapes
 from apq_jax.shrinking import ShrinkingState
 from fliqs_jax.models import pretrained
 from hwcost import carbon
@@ -127,7 +126,7 @@ def _genome_of(pipeline: Pipeline, network: dict[str, Any]) -> Genome:
     """The genome of a network found, with the format of each of its layers."""
     space = pipeline.space
     genome = space.search_space.encode(network["choices"])
-    skipped = {block.name for block in space.blocks} - {shape.name for shape in block_shapes(space, genome)}
+    skipped = {block.name for block in space.blocks} - {shape.name for shape in space.network(genome).blocks}
     layer_choices = subnet_accuracy.genome_formats(space)
     names = [layer_choices.members[index].name for index in np.asarray(layer_choices.choice(jnp.asarray(genome)))]
     layers = {

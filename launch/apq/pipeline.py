@@ -12,9 +12,8 @@ from rich.console import Console
 
 from apq_jax import architectures, evolution
 from apq_jax.architectures import ArchitectureSpace
-from apq_jax.block_network import BlockNetwork, network
 from aqt_like.formats import LayerFormat
-from hwcost import pricing, workload
+from hwcost import pricing
 from hwcost.costs import find_cost
 from hwcost.workload import Workload
 from launch import data
@@ -42,7 +41,6 @@ class Pipeline:
       console: console for progress and notes.
       source: the data.
       space: the search space.
-      full: the largest network of the space.
       budgets: sets of limits by name of the cost, in its unit; each set is searched for.
       tables: cost tables by name of the cost, for all costs with budgets.
       stop: request to stop, see `stop_if_asked`.
@@ -53,7 +51,6 @@ class Pipeline:
     console: Console
     source: data.Source
     space: ArchitectureSpace
-    full: BlockNetwork
     budgets: tuple[dict[str, float], ...]
     tables: evolution.Tables
     stop: StopRequested = dataclasses.field(default_factory=StopRequested)
@@ -182,12 +179,11 @@ def prepare_pipeline(
     _check_examples(config, source)
     if isinstance(source, data.Arrays):
         check_arrays(source, Labels((), space.classes, padding=source.padding))
-    full = network(space, space.largest)
     sets = read_alternatives(tuple(map(parse_budget, budgets)) if budgets else config.search.budgets)
-    limits = _limits(sets, workload.trace(full, expected, train=False))
+    limits = _limits(sets, space.layers)
     if repeated := [limit for number, limit in enumerate(limits) if limit in limits[:number]]:
         raise ConfigError(f"budgets: {repeated[0]} is there twice, in other words")
-    return Pipeline(config, workdir, console, source, space, full, limits, _tables(space, limits))
+    return Pipeline(config, workdir, console, source, space, limits, _tables(space, limits))
 
 
 def _check_examples(config: ConfigDict, source: data.Source) -> None:

@@ -11,7 +11,6 @@ import optax
 
 from apq_jax import subnet_accuracy
 from apq_jax.architectures import ArchitectureSpace
-from apq_jax.block_network import network
 from apq_jax.shrinking import ShrinkingState
 from apq_jax.supernet import Params, Weights
 from fliqs_jax import losses
@@ -73,13 +72,11 @@ def make_task(kind: str, pipeline: Pipeline, state: ShrinkingState, batches: sub
 
 def make_measure(task: RecordTask) -> Callable[[np.ndarray], float]:
     """The function from a genome, int32[D], to its accuracy; its first call compiles it for all genomes."""
-    full = network(task.space, task.space.largest)
     if task.kind == "float":
-        measure = subnet_accuracy.make_float_accuracy(task.space, full)
+        measure = subnet_accuracy.make_float_accuracy(task.space)
     else:
         measure = subnet_accuracy.make_quantized_accuracy(
             task.space,
-            full,
             optimizer=optax.sgd(task.fine_tuning_rate, momentum=0.9),
             loss=losses.cross_entropy(task.label_smoothing),
         )

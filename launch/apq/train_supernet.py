@@ -43,7 +43,7 @@ def _initial(pipeline: Pipeline) -> tuple[ShrinkingState, optax.GradientTransfor
     steps = max(steps, len(shrinking.STAGES))
     optimizer = optimizers.weight_optimizer(config.optimizer, steps)
     key = jax.random.key(pipeline.config.seed)
-    return shrinking.init_state(pipeline.space, pipeline.full, optimizer, key), optimizer, steps
+    return shrinking.init_state(pipeline.space, optimizer, key), optimizer, steps
 
 
 def run(pipeline: Pipeline) -> None:
@@ -65,7 +65,6 @@ def run(pipeline: Pipeline) -> None:
         pipeline.note(f"once-for-all network: going on from step {first_step}")
     step = shrinking.make_step(
         space,
-        pipeline.full,
         optimizer=optimizer,
         objective=_objective(config),
         sampling=shrinking.SAMPLINGS[config.sampling],

@@ -341,13 +341,47 @@ def scores(scores: Sequence[Sequence[float]], decisions: Sequence[Mapping[str, A
         return as_svg(figure, "Distance of each format's score from the best of its layer, in percent of the largest")
 
 
+def architecture(decisions: Sequence[Mapping[str, Any]], genome: Sequence[int]) -> str:
+    """The sizes that blocks chose, as bars among the options, a row for each kind of size (FLIQS, Figure 6, right).
+
+    Args:
+      decisions: the D decisions, with `"name"`, as in `stage1_block1.width`, and `"options"`, which are numbers.
+      genome: chosen option of each decision.
+    """
+    kinds: dict[str, dict[str, float]] = {}
+    options: dict[str, list[float]] = {}
+    for decision, chosen in zip(decisions, genome, strict=True):
+        part, _, kind = decision["name"].rpartition(".")
+        kinds.setdefault(kind, {})[part] = float(decision["options"][chosen])
+        options[kind] = [float(option) for option in decision["options"]]
+    with matplotlib.rc_context(STYLE):
+        parts = list(dict.fromkeys(part for chosen in kinds.values() for part in chosen))
+        names = _LayerNames([{"path": part} for part in parts])
+        figure = blank(width=names.width, height=1.2 * len(kinds) + names.height)
+        rows = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (kind, chosen) in zip(rows, kinds.items(), strict=True):
+            sizes = [chosen.get(part, np.nan) for part in parts]
+            axes.bar(range(len(parts)), sizes, color=SECOND, width=0.86)
+            for place, size in enumerate(sizes):
+                axes.annotate(
+                    f"{size:g}", (place, size), xytext=(0, 1.5), textcoords="offset points", ha="center", va="bottom",
+                    fontsize=8, color=INK,
+                )  # fmt: skip
+            axes.set_yticks(options[kind])
+            axes.set_ylim(0, 1.25 * options[kind][-1])
+            axes.grid(axis="x", visible=False)
+            axes.set_ylabel(kind)
+        names.write(rows[-1])
+        return as_svg(figure, f"{' and '.join(kinds)} of each block")
+
+
 def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]]) -> str:
     """A heat map of the policy over steps: a band per decision and a row per option, darker for higher probability.
 
     Args:
       lines: logged metrics; `"policy"` holds probabilities, [D, Kmax].
-      decisions: the D decisions, with `"name"`, `"options"` (formats) and the `"bits"` of each option. Decisions with a
-        single option are left out.
+      decisions: the D decisions, with `"name"`, `"options"`, and the `"bits"` of each option, if options are formats;
+        sizes are the darker, the larger. Decisions with a single option are left out.
     """
     with matplotlib.rc_context(STYLE):
         probabilities = np.asarray([line["policy"] for line in lines])  # [T, D, K]
@@ -355,7 +389,10 @@ def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]
         for d, decision in enumerate(decisions):
             count = len(decision["options"])
             if count > 1:
-                colours = np.asarray([to_rgb(bit_colour(b)) for b in decision["bits"]])  # [K, 3]
+                shades = [bit_colour(b) for b in decision["bits"]] or [
+                    f"{0.75 - 0.7 * k / count}" for k in range(count)
+                ]
+                colours = np.asarray([to_rgb(shade) for shade in shades])  # [K, 3]
                 # White where improbable; a white row after each band.
                 bands += [1 - probabilities[:, d, :count, None] * (1 - colours), np.ones((len(lines), 1, 3))]
                 ticks.append(height + count / 2)
@@ -369,7 +406,7 @@ def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]
         axes.set_yticks(ticks, short_names(names), fontsize=8)
         axes.set_xlabel("step")
         bits_by_label = {
-            name: b for decision in decisions for name, b in zip(decision["options"], decision["bits"], strict=True)
+            name: b for decision in decisions for name, b in zip(decision["options"], decision["bits"], strict=False)
         }
         if len(bits_by_label) > 6:
             bits_by_label = {f"{b} bits": b for b in sorted(set(bits_by_label.values()))}

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from aqt_like.formats import parse_layer_format
 from aqt_like.frozen_network import FrozenNetwork
+from hwcost.genome_file import decides_format
 from hwcost.workload import Outside, remark
 from launch.reports import charts, figures
 from launch.reports.figures import quality_on_test
@@ -141,6 +142,7 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
             figures.formats_over_depth(same_layers),
             wide=True,
         ),
+        *_architecture_card(main),
         *_scores_card(main),
         picture_card("Where the cost is", _shares_of(main), figures.cost_shares(main), wide=True),
         *_file_card(runs[0]),
@@ -240,11 +242,12 @@ def _training_cards(summary: dict[str, Any], lines: Sequence[dict[str, Any]]) ->
     cards += _curve_card("Step time", "", timed, {"milliseconds": "step time"}, "step time (ms)")
     if summary["kind"] == SEARCHED and _all_have(lines, "policy"):
         decisions = [
-            decision | {"bits": [parse_layer_format(option).bits for option in decision["options"]]}
+            decision
+            | {"bits": [parse_layer_format(o).bits for o in decision["options"] if decides_format(decision["name"])]}
             for decision in summary["decisions"]
         ]
         picture = figures.policy_over_time(lines[:: max(len(lines) // _HEATMAP_LINES, 1)], decisions)
-        explanation = "A band per decision, a row per format in it: the stronger, the more probable."
+        explanation = "A band per decision, a row per option in it: the stronger, the more probable."
         cards.append(picture_card("The policy over time", explanation, picture, wide=True))
     return cards
 
@@ -267,6 +270,22 @@ def _all_have(lines: Sequence[dict[str, Any]], name: str) -> bool:
     return bool(lines) and all(name in line for line in lines)
 
 
+def _decided(summary: dict[str, Any], *, formats: bool) -> tuple[list[dict[str, Any]], list[int]]:
+    """The decisions on formats, or those on an architecture, and their numbers."""
+    numbers = [n for n, each in enumerate(summary["decisions"]) if decides_format(each["name"]) == formats]
+    return [summary["decisions"][number] for number in numbers], numbers
+
+
+def _architecture_card(summary: dict[str, Any]) -> list[str]:
+    """A card with the sizes of blocks; none if no architecture was searched."""
+    decisions, numbers = _decided(summary, formats=False)
+    if not decisions:
+        return []
+    picture = figures.architecture(decisions, [summary["genome"][number] for number in numbers])
+    text = "What each block chose, relative to the network that the search began with; kernels in pixels."
+    return [picture_card("Sizes of blocks", text, picture, wide=True)]
+
+
 def _scores_card(summary: dict[str, Any]) -> list[str]:
     """A card with the scores of a controller; none if a run of an earlier version stored none."""
     if "scores" not in summary:
@@ -275,7 +294,9 @@ def _scores_card(summary: dict[str, Any]) -> list[str]:
         "How far the controller holds a format to be behind the best of its layer, in percent of the largest distance "
         "there is. Framed: chosen."
     )
-    picture = figures.scores(summary["scores"], summary["decisions"], summary["genome"])
+    decisions, numbers = _decided(summary, formats=True)
+    scores, genome = ([summary[key][number] for number in numbers] for key in ("scores", "genome"))
+    picture = figures.scores(scores, decisions, genome)
     return [picture_card("Scores of layers and formats", text, picture, wide=True)]
 
 

@@ -11,18 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from aqt_like import format_choice, gradients
+from aqt_like import calibration, format_choice, gradients
 from aqt_like.calibration import CRITERIA, Criterion
 from aqt_like.formats import LayerFormat, format_space, parse_layer_format
-from aqt_like.interception import Quantizer, weight_clips
+from aqt_like.interception import Quantizer, kernel_clip, weight_clips
 from fliqs_jax import assignment, models
-from fliqs_jax.models import pretrained
+from fliqs_jax.models import elastic, pretrained
+from fliqs_jax.models.elastic import Family
 from fliqs_jax.search import Search
 from hwcost import pricing, workload
 from hwcost.cost_model import CostModel
 from hwcost.costs import find_cost
-from hwcost.format_plan import FormatPlan, format_plan
+from hwcost.format_plan import USUAL_GRANULARITY, FormatPlan, format_plan
 from hwcost.genome_file import Genome, GenomeFileError, names_genome_file, read_genome
+from hwcost.layer_variants import NO_ARCHITECTURE
 from hwcost.workload import Survey
 from launch import data
 from launch.training import optimizers
@@ -102,9 +104,12 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     network = models.find(settings["name"])
     model = models.create(settings.pop("name"), classes=source.classes, **settings)
     task = _task(config, model, source)
+    family = _family(config, model)
     _check_pretrained(config, model, source)
+    model = family.largest if family else model
     found = _survey(config, model, network.uncounted, source.example)
-    plan = format_plan(found.layers, formats, config.rules)
+    architecture = elastic.architecture(family, found.layers) if family else NO_ARCHITECTURE
+    plan = format_plan(found.layers, formats, config.rules, architecture)
     costs, budgets = _budgets(config, plan)
     arithmetic = choose_arithmetic(config, plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
@@ -124,6 +129,8 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         input_quantization_step=max(round(config.input_quantization_fraction * total_steps), 1),
         profile_steps=max(round(config.profile_fraction * total_steps), 1),
         quantizer=_quantizer(config, plan, arithmetic),
+        family=family,
+        joint_steps=round(config.controller.reinforce.warmup_fraction * total_steps),
     )
     _check_sampling(config, search)
     multiples = format_choice.precomputed_clip_multiples(
@@ -185,11 +192,27 @@ def _survey(config: ConfigDict, model: nn.Module, uncounted: Sequence[str], exam
     return found
 
 
+def _family(config: ConfigDict, model: nn.Module) -> Family | None:
+    """The family whose architecture is searched; None if only formats are."""
+    if not config.architecture:
+        return None
+    if config.init_from:
+        raise ConfigError(f"init_from={config.init_from!r}: with an architecture to search, training starts anew")
+    if config.clip.source != PRECOMPUTED:
+        raise ConfigError(
+            f"clip.source={config.clip.source!r}: expected {PRECOMPUTED!r}, since the tensors of a network whose "
+            "architecture is searched have other values at each step"
+        )
+    return models.family(config.model.name, model, config.architecture.to_dict())
+
+
 def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic) -> Quantizer:
-    clips = weight_clips(plan.granularity_of)
+    statistic = calibration.root_mean_square_of_present if config.architecture else calibration.root_mean_square
+    clips = weight_clips(plan.granularity_of, statistic)
     estimator = gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through
     return Quantizer(
         estimator,
+        weight_clip=kernel_clip(USUAL_GRANULARITY, statistic),
         weight_clip_of=clips,
         operands=jnp.dtype(arithmetic.operands),
         precision=arithmetic.precision,
@@ -213,7 +236,7 @@ def _budgets(config: ConfigDict, plan: FormatPlan) -> tuple[dict[str, CostModel]
 
 def _budget(config: ConfigDict, plan: FormatPlan, model: CostModel, setting: BudgetSetting) -> pricing.Budget:
     """Budget in the unit of its cost; raises ConfigError if no genome of the plan can meet it."""
-    unit = setting._replace(target=1.0).amount(lambda fmt: model.uniform(plan.workload, fmt))
+    unit = setting._replace(target=1.0).amount(lambda fmt: model.uniform(plan.base_workload, fmt))
     target, table = setting.target * unit, model.table(plan)
     lowest, highest = pricing.reachable_interval(table, plan.space)
     pricing.check_total(setting.cost, lowest, highest)
@@ -307,7 +330,8 @@ def _trials(config: ConfigDict, plan: FormatPlan, given: Genome | None) -> tuple
     elif config.policy == "uniform":
         requested = Trial(f"random search {_short(config.formats)}", RANDOM_SEARCH, "", config, None)
     else:
-        requested = Trial(f"FLIQS {_short(config.formats)}", SEARCHED, "", config, None)
+        method = "FLIQNAS" if config.architecture else "FLIQS"
+        requested = Trial(f"{method} {_short(config.formats)}", SEARCHED, "", config, None)
     baselines = []
     for baseline in config.baselines:
         baseline_config = config.copy_and_resolve_references()

@@ -28,6 +28,7 @@ from fliqs_jax.search import (
     SearchState,
     init_state,
     make_evaluate,
+    make_profile,
     make_recalibrate,
     quality_over,
     quantized_variables,
@@ -35,6 +36,7 @@ from fliqs_jax.search import (
 from hwcost import carbon
 from hwcost.genome_file import Genome, read_genome
 from launch import data
+from launch.training import found_network
 from launch.training.checkpoints import ArrayKind, differing_arrays
 from launch.training.controllers import NO_SEARCH
 from launch.training.earlier_configs import of_today
@@ -62,7 +64,7 @@ def initial_state(experiment: Experiment, trial: Trial) -> SearchState:
 
 
 def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
-    """Experiment of a finished run, with some keys of its config changed.
+    """Experiment of a finished run, with some keys of its config changed; of a searched architecture, that found.
 
     Raises:
       ConfigError: `directory` has no finished run, its config cannot be used, or its data are others now.
@@ -86,6 +88,8 @@ def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
         for key in data.unused_settings(config.data):  # Runs of earlier versions may have had them, to no effect.
             del config.data[key]
         experiment = prepare_experiment(config)
+        if config.architecture:
+            experiment = found_network.experiment_of(experiment, directory / GENOME)
     except ConfigError as error:
         raise ConfigError(f"{directory / CONFIG}: {error}") from error
     check_data(directory, experiment.source)
@@ -117,6 +121,7 @@ class Networks:
         search = experiment.search
         self._experiment, self._dataset, self._mesh = experiment, dataset, data_mesh()
         self._evaluate, self._recalibrate = jax.jit(make_evaluate(search)), make_recalibrate(search)
+        self._profile = make_profile(search)
         self.variables_of_genome = jax.jit(lambda state, genome: quantized_variables(search, state, genome, True))
         """`(state, genome) -> variables` with formats, of a network that is not frozen."""
 
@@ -172,6 +177,11 @@ class Networks:
         )
         genome_by_name = self._experiment.plan.named(np.asarray(genome))
         return dataclasses.replace(frozen, about=_about(self._experiment, self._dataset, genome_by_name))
+
+    def profiled(self, state: SearchState, genome: jax.Array) -> SearchState:
+        """The state with its inputs profiled on training batches under a genome, int32[D]; see `make_profile`."""
+        batches = self._recalibration_batches() if self._experiment.config.recalibration_batches else None
+        return self._profile(state, genome, batches) if batches else state
 
     def variables(self, network: FrozenNetwork) -> dict[str, Any]:
         """The variables of a frozen network with its codes, on all devices."""

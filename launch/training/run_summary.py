@@ -25,7 +25,8 @@ def network_summary(experiment: Experiment, genome: np.ndarray) -> dict[str, Any
         for (name, model), budget in zip(experiment.costs.items(), experiment.search.budgets, strict=True)
     ]
     main = budgets[0]
-    terms = pricing.price_layers(experiment.search.budgets[0].table, genome)
+    terms = pricing.price_layers(experiment.search.budgets[0].table, genome).tolist()
+    cost_of = dict(zip(experiment.search.paths, terms, strict=True))
     return {
         "cost": main["cost"],
         "target": main["target"],
@@ -44,10 +45,10 @@ def network_summary(experiment: Experiment, genome: np.ndarray) -> dict[str, Any
                 "granularity": experiment.plan.granularity(layer.path),
                 "macs": layer.macs,
                 "weights": layer.weights,
-                "cost": cost,
+                "cost": cost_of[layer.path],
                 "cost_is_estimate": next(iter(experiment.costs.values())).estimates(layer),
             }
-            for layer, cost in zip(experiment.plan.workload, terms.tolist(), strict=True)
+            for layer in experiment.plan.layers_of(genome).values()
         ],
         "outside": experiment.survey.figures(),
     }

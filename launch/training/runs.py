@@ -31,7 +31,7 @@ from hwcost.genome_file import write_genome
 from launch import data
 from launch.data.example_checks import check_batch, check_evaluation_batch, check_present
 from launch.one_writer import only_writer
-from launch.training import finished, loop, progress
+from launch.training import finished, found_network, loop, progress
 from launch.training.budgets import ABSOLUTE
 from launch.training.checkpoints import Checkpoints, state_digest
 from launch.training.controllers import reward_of
@@ -291,15 +291,32 @@ def target_directory(directory: pathlib.Path, config: ConfigDict, target: float)
 
 def _finish(run: _TrialRun, state: SearchState, genome: jax.Array, seconds: float, trained: dict[str, Any]) -> None:
     """Freezes, recalibrates and evaluates the network of a genome, int32[D], and writes all of it."""
+    experiment, own_genome = run.experiment, np.asarray(genome)
+    settings = found_network.settings_of(experiment, own_genome)
+    named = dataclasses.replace(experiment.plan.named(own_genome), architecture=settings)
+    write_genome(run.directory / GENOME, named)
+    if settings:
+        run, state, genome = _cut_out(run, state, own_genome)
     networks = run.compiled.networks
     network = networks.frozen(state, genome)
     before = networks.quality(networks.variables(network), "test")
     network = networks.recalibrated(network)
     network.save(run.directory / NETWORK)
     finished.write_weights(run.directory, state._replace(batch_stats=network.variables["batch_stats"]))
-    write_genome(run.directory / GENOME, run.experiment.plan.named(np.asarray(genome)))
-    trained = {**trained, f"{run.experiment.search.quality.name}_before_recalibration": before}
-    write_json(run.directory / SUMMARY, _summary(run, genome, seconds) | trained)
+    summary = _summary(run, dataclasses.replace(experiment, survey=run.experiment.survey), own_genome, seconds)
+    trained = {**trained, f"{experiment.search.quality.name}_before_recalibration": before}
+    write_json(run.directory / SUMMARY, summary | trained)
+
+
+def _cut_out(run: _TrialRun, state: SearchState, genome: np.ndarray) -> tuple[_TrialRun, SearchState, jax.Array]:
+    """The network of a searched architecture as a run of its own, with its state, and its genome of formats alone."""
+    found = found_network.experiment_of(run.experiment, run.directory / GENOME)
+    (trial,) = found.trials
+    state = found_network.cut_out(run.experiment, state, genome, finished.initial_state(found, trial))
+    networks = finished.Networks(found, run.dataset)
+    formats = jnp.asarray(trial.genome)
+    compiled = dataclasses.replace(run.compiled, networks=networks)
+    return dataclasses.replace(run, experiment=found, compiled=compiled), networks.profiled(state, formats), formats
 
 
 def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, progress.Recorder]:
@@ -395,14 +412,14 @@ def _chosen_genomes(run: _TrialRun, state: SearchState) -> list[jax.Array]:
     return [best]
 
 
-def _summary(run: _TrialRun, genome: jax.Array, seconds: float) -> dict[str, Any]:
-    """Summary of a finished trial; qualities are those of the network in its file."""
-    config, compiled, name = run.trial.config, run.compiled, run.experiment.search.quality.name
+def _summary(run: _TrialRun, experiment: Experiment, genome: np.ndarray, seconds: float) -> dict[str, Any]:
+    """Summary of a finished trial of an experiment; qualities are those of the network in its file."""
+    config, compiled, name = run.trial.config, run.compiled, experiment.search.quality.name
     networks = compiled.networks
     variables = networks.variables(FrozenNetwork.load(run.directory / NETWORK))
     return {
         name: networks.quality(variables, "test"),
-        **network_summary(run.experiment, np.asarray(genome)),
+        **network_summary(experiment, genome),
         "name": run.trial.name,
         "kind": run.trial.kind,
         "policy": config.policy,
@@ -410,7 +427,7 @@ def _summary(run: _TrialRun, genome: jax.Array, seconds: float) -> dict[str, Any
         f"validation_{name}": networks.quality(variables, "valid"),
         "seconds": round(seconds, 1),
         "footprint": carbon.footprint(seconds, carbon.Rates(**config.footprint))._asdict(),
-        "steps_per_second": round(run.experiment.search.total_steps / seconds, 2) if seconds else 0.0,
+        "steps_per_second": round(experiment.search.total_steps / seconds, 2) if seconds else 0.0,
         "compile_seconds": round(compiled.seconds, 1),
         "search_step_compilations": compiled.step_compilations(),
         "seed": config.seed,

@@ -162,6 +162,13 @@ _CONTROLLERS = section(
 FLIQS = {
     "seed": SEED,
     "model.name": NAME,
+    "architecture": Range(
+        "options by setting of the model, such as {'widths': (0.5, 1.0)}",
+        lambda value: (
+            isinstance(value, ConfigDict | Mapping)
+            and all(_is_sequence(options, ABOVE_0.holds) and len(options) > 0 for options in value.values())
+        ),
+    ),
     "init_from": TEXT,
     "epochs": ABOVE_0,
     "batch_size": WHOLE_ABOVE_0,

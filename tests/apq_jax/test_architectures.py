@@ -5,7 +5,6 @@ import pytest
 
 from apq_jax import architectures
 from apq_jax.architectures import BIT_DECISIONS
-from apq_jax.block_network import network
 from aqt_like.formats import format_pair, parse_format
 from hwcost import pricing, workload
 from hwcost.costs import COSTS
@@ -89,7 +88,7 @@ def test_the_table_prices_what_the_network_s_own_layers_cost(cost):
     table = space.cost_table(model)
     for genome in (space.smallest, space.largest, *samples(space, 4)):
         choices = space.search_space.decode(genome)
-        layers = workload.trace(network(space, genome), (8, 8, 1), train=False)
+        layers = workload.trace(space.network(genome), (8, 8, 1), train=False)
 
         def fmt(path, choices=choices):
             block, _, part = path.partition("/")
@@ -109,7 +108,7 @@ def test_costs_reach_from_where_to_where_the_original_s_do():
         table = PAPER.cost_table(model)
         left_out = sum(
             float(model.layer_costs(layer, [parse_format("int8")])[0])
-            for layer in PAPER.fixed_layers()
+            for layer in PAPER.fixed_layers
             if layer.path.startswith(("first", "classifier"))
         )
         ends = [pricing.price_exactly(table, genome) - left_out for genome in (PAPER.smallest, PAPER.largest)]

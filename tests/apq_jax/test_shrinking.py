@@ -8,10 +8,9 @@ import pytest
 
 from apq_jax import architectures, shrinking
 from apq_jax.architectures import Stage
-from apq_jax.block_network import network
 
 SPACE = dataclasses.replace(architectures.find("digits"), stages=(Stage(8, 1, 1, 2),))  # two blocks
-FULL = network(SPACE, SPACE.largest)
+FULL = SPACE.family.largest
 SHARES = {"full": 1, "kernel": 1, "channels": 1, "depth": 1}
 
 
@@ -60,12 +59,12 @@ def test_one_compiled_step_goes_through_all_stages():
     optimizer = optax.sgd(0.05, momentum=0.9)
     step = jax.jit(
         shrinking.make_step(
-            SPACE, FULL, optimizer=optimizer, objective=OBJECTIVE, sampling=shrinking.one_random, starts=starts
+            SPACE, optimizer=optimizer, objective=OBJECTIVE, sampling=shrinking.one_random, starts=starts
         )
     )
     changes = shrinking.before_steps(SPACE, starts)
     assert sorted(changes) == [2, 4]
-    state = shrinking.init_state(SPACE, FULL, optimizer, jax.random.key(0))
+    state = shrinking.init_state(SPACE, optimizer, jax.random.key(0))
     start, stages = state, []
     for number in range(8):
         if number in changes:
@@ -77,11 +76,15 @@ def test_one_compiled_step_goes_through_all_stages():
             )
         state, metrics = step(state, BATCH)
         stages.append(int(metrics["stage"]))
-        moved = state.params.kernel_maps["stage1_block1"]["5to3"] != start.params.kernel_maps["stage1_block1"]["5to3"]
+        moved = (
+            state.params.kernels["stage1_block1.kernel"]["5to3"] != start.params.kernels["stage1_block1.kernel"]["5to3"]
+        )
         if number < 2:
             assert not bool(moved.any())  # nothing but the largest network is trained
     assert stages == [0, 0, 1, 1, 2, 2, 3, 3]
     assert step._cache_size() == 1
     jax.tree.map(np.testing.assert_array_equal, state.teacher, teacher)
     assert np.isfinite(float(metrics["loss"]))
-    assert any(bool((state.params.kernel_maps[block.name]["5to3"] != jnp.eye(9)).any()) for block in SPACE.blocks)
+    assert any(
+        bool((state.params.kernels[f"{block.name}.kernel"]["5to3"] != jnp.eye(9)).any()) for block in SPACE.blocks
+    )

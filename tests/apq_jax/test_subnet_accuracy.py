@@ -8,10 +8,9 @@ import pytest
 
 from apq_jax import architectures, subnet_accuracy, supernet
 from apq_jax.architectures import Stage
-from apq_jax.block_network import network
 
 SPACE = dataclasses.replace(architectures.find("digits"), stages=(Stage(8, 1, 1, 2),))  # two blocks
-FULL = network(SPACE, SPACE.largest)
+FULL = SPACE.family.largest
 
 
 def batches(count, seed, size=16):
@@ -24,7 +23,7 @@ def batches(count, seed, size=16):
 
 @pytest.fixture(scope="module")
 def weights_and_stats():
-    return supernet.init(SPACE, FULL, jax.random.key(0))
+    return supernet.init(SPACE, jax.random.key(0))
 
 
 def test_float_accuracy_is_that_of_the_network_cut_out_and_recalibrated(weights_and_stats):
@@ -33,7 +32,7 @@ def test_float_accuracy_is_that_of_the_network_cut_out_and_recalibrated(weights_
     validation[-1]["label"][10:] = -1
     data = subnet_accuracy.Data(calibration=batches(3, seed=2), training=[], validation=validation)
     genome = np.asarray(SPACE.sample(jax.random.key(3)))
-    found = subnet_accuracy.make_float_accuracy(SPACE, FULL)(weights, stats, data, jnp.asarray(genome))
+    found = subnet_accuracy.make_float_accuracy(SPACE)(weights, stats, data, jnp.asarray(genome))
 
     smaller, variables = supernet.cut_out(SPACE, weights, stats, genome)
     # One update from zero is a tenth of what a batch has.
@@ -69,7 +68,6 @@ def test_quantised_accuracy_fine_tunes_and_leaves_the_once_for_all_network_alone
     data = subnet_accuracy.Data(calibration=examples, training=examples * 20, validation=examples)
     measure = subnet_accuracy.make_quantized_accuracy(
         SPACE,
-        FULL,
         optimizer=optax.sgd(0.05, momentum=0.9),
         loss=lambda logits, b: optax.softmax_cross_entropy_with_integer_labels(logits, b["label"]).mean(),
     )

@@ -7,18 +7,16 @@ import pytest
 
 from apq_jax import architectures, supernet
 from apq_jax.architectures import Stage
-from apq_jax.block_network import network
-from hwcost import workload
 
 SPACE = dataclasses.replace(architectures.find("digits"), stages=(Stage(8, 1, 1, 2),))  # two blocks
-FULL = network(SPACE, SPACE.largest)
+FULL = SPACE.family.largest
 X = jax.random.normal(jax.random.key(9), (4, 8, 8, 1))
 
 
 @pytest.fixture(scope="module")
 def trained():
     """Weights in which nothing is at its start, kernel maps included."""
-    weights, stats = supernet.init(SPACE, FULL, jax.random.key(0))
+    weights, stats = supernet.init(SPACE, jax.random.key(0))
     leaves, structure = jax.tree.flatten((weights, stats))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [leaf + 0.1 * jax.random.uniform(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
@@ -55,12 +53,12 @@ def test_small_kernels_are_made_of_the_inside_of_large_ones(trained):
     genome[SPACE.search_space.index("stage1_block1.kernel")] = 0
     kernel = supernet.specialised(SPACE, weights, genome)["stage1_block1"]["depthwise"]["conv"]["kernel"]
     large = np.asarray(weights.params["stage1_block1"]["depthwise"]["conv"]["kernel"])
-    mapped = np.asarray(weights.kernel_maps["stage1_block1"]["5to3"]) @ large[1:4, 1:4].reshape(9, -1)
+    mapped = np.asarray(weights.kernels["stage1_block1.kernel"]["5to3"]) @ large[1:4, 1:4].reshape(9, -1)
     np.testing.assert_allclose(kernel[1:4, 1:4], mapped.reshape(3, 3, 1, -1), rtol=1e-5, atol=1e-6)
     assert not np.asarray(kernel).sum(axis=(2, 3))[[0, 0, 4, 4], [0, 4, 0, 4]].any()
     of_map = jax.grad(lambda w: jnp.sum(supernet.specialised(SPACE, w, genome)["stage1_block1"]["depthwise"]["conv"]["kernel"]))(weights)  # fmt: skip  # noqa: E501
-    assert bool(jnp.any(of_map.kernel_maps["stage1_block1"]["5to3"] != 0))
-    assert not bool(jnp.any(of_map.kernel_maps["stage1_block2"]["5to3"] != 0))
+    assert bool(jnp.any(of_map.kernels["stage1_block1.kernel"]["5to3"] != 0))
+    assert not bool(jnp.any(of_map.kernels["stage1_block2.kernel"]["5to3"] != 0))
 
 
 def test_sorting_by_importance_changes_the_order_alone(trained):
@@ -71,11 +69,3 @@ def test_sorting_by_importance_changes_the_order_alone(trained):
         assert (np.diff(importance) <= 0).all()
     largest = jnp.asarray(SPACE.largest)
     np.testing.assert_allclose(under(ordered, ordered_stats, largest), under(weights, stats, largest), atol=2e-6)
-
-
-@pytest.mark.parametrize("name", ["digits", "cifar"])
-def test_paths_are_those_of_the_layers(name):
-    space = architectures.find(name)
-    full = network(space, space.largest)
-    traced = workload.trace(full, (space.image, space.image, space.image_channels), train=False)
-    assert tuple(layer.path for layer in traced) == supernet.layer_paths(space)

@@ -472,7 +472,7 @@ def test_all_budgets_of_a_set_are_those_of_the_finished_run(config, workdir):
     """A unit that is a format stands for that format in all layers of the largest network."""
     sets = (budget("bitfusion_latency", 2.0, "int8"), budget("weight_bytes", 1.0, "int8"))
     pipeline = prepare(config, workdir, [repr(sets)])
-    layers = workload.trace(pipeline.full, (8, 8, 1), train=False)
+    layers = workload.trace(pipeline.space.family.largest, (8, 8, 1), train=False)
     assert pipeline.budgets[0]["weight_bytes"] == sum(layer.weights for layer in layers)
     evolve.run(pipeline)
     finish.run(pipeline)

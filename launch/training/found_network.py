@@ -1,0 +1,71 @@
+"""What a search of architectures ends with: the network that it found, cut out, as an experiment of its own."""
+
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from aqt_like import interception
+from fliqs_jax.models import elastic
+from fliqs_jax.search import SearchState
+from hwcost.genome_file import read_genome
+from launch.training.budgets import ABSOLUTE
+from launch.training.experiment import Experiment, prepare_experiment
+
+
+def settings_of(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
+    """The settings of the model that a genome, int32[D], chose, such as widths and kernels; empty without a family."""
+    if not (family := experiment.search.family):
+        return {}
+    network = family.network(_architecture(experiment, genome))
+    return {name: list(getattr(network, name)) for name in experiment.config.architecture}
+
+
+def experiment_of(experiment: Experiment, file: pathlib.Path) -> Experiment:
+    """The experiment of the network of a genome file: its model is plain, and only that genome is in it.
+
+    Budgets are absolute: formats as units would be of the network found, not of that which the search began with.
+    """
+    config = experiment.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.update(read_genome(file).architecture)
+        config.architecture = ConfigDict()
+        main, *further = (
+            {"cost": name, "target": budget.target, "target_unit": ABSOLUTE}
+            for name, budget in zip(experiment.costs, experiment.search.budgets, strict=True)
+        )
+        config.update({**main, "budgets": tuple(further), "targets": (), "baselines": ()})
+        config.policy, config.genome = "fixed", str(file)
+    return prepare_experiment(config, experiment.source)
+
+
+def cut_out(experiment: Experiment, state: SearchState, genome: np.ndarray, like: SearchState) -> SearchState:
+    """The state of the network found, with the weights of a family's `state`; the rest is from `like`, one of its own.
+
+    Args:
+      experiment: the search.
+      state: at its end.
+      genome: int32[D], of the search.
+      like: an initial state of the network found (`experiment_of`).
+    """
+    search = experiment.search
+    assert search.family
+    chosen = _architecture(experiment, genome)
+    _, variables = elastic.cut_out(search.family, state.params, state.batch_stats, chosen)
+    paths = list(experiment.plan.layers_of(genome))
+    profiles = interception.stacked_calibration(paths, state.calibration)
+    rows = jnp.asarray([search.paths.index(path) for path in paths])
+    return like._replace(
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        calibration=interception.by_layer(paths, profiles, "input"),
+        clip_multiples=type(state.clip_multiples)(*(leaf[rows] for leaf in state.clip_multiples)),
+    )
+
+
+def _architecture(experiment: Experiment, genome: np.ndarray) -> np.ndarray:
+    """The genome of the family, of one of the search, int32[D]."""
+    space = experiment.plan.architecture.space
+    return np.asarray([genome[experiment.plan.space.index(decision.name)] for decision in space.decisions], np.int32)

@@ -1,0 +1,127 @@
+"""A search of formats and of an architecture, from end to end: what is served is the network that was cut out."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from fliqs_jax.search import joint_kernels, make_logits, make_profile, quantized_variables
+from hwcost import pricing, workload
+from hwcost.costs import COSTS
+from hwcost.genome_file import read_genome, write_genome
+from launch.reports import fliqs_page
+from launch.training import finished, found_network, runs
+from launch.training.experiment import prepare_experiment
+from tests.launch.conftest import make_tiny_config, run_in
+
+LAYERS = 9
+
+
+def make_config():
+    config = make_tiny_config()
+    config.model = {"name": "mobilenetv2", "stages": ((2, 4, 2, 1),), "stem": 4, "head": 8, "multiple": 2}
+    config.architecture = {"widths": (0.5, 1.0, 1.5), "kernels": (3, 5)}
+    config.profile_fraction = 1.0
+    return config
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """The directory of a finished search of nine layers, two widths and two kernels."""
+    return run_in(tmp_path_factory.mktemp("found") / "run", make_config())[0][0]
+
+
+def read(directory):
+    experiment = finished.read_experiment(directory)
+    return experiment, finished.read_genome_of(directory, experiment)
+
+
+def test_the_network_found_is_a_plain_run_of_its_own(ended):
+    summary = json.loads((ended / "summary.json").read_text())
+    experiment, genome = read(ended)
+    settings = read_genome(ended / "genome.json").architecture
+    assert set(settings) == {"widths", "kernels"}
+    assert experiment.search.family is None
+    assert len(experiment.plan.space) == LAYERS
+    assert [decision["name"] for decision in summary["decisions"][LAYERS:]] == [
+        f"stage1_block{block}.{kind}" for block in (1, 2) for kind in ("width", "kernel")
+    ]
+    # Its price is that of its own layers, in the search and here.
+    layers = workload.trace(experiment.search.model, (8, 8, 1), train=False)
+    formats = experiment.plan.layer_formats(genome)
+    by_name = {fmt.name: fmt for fmt in experiment.plan.formats}
+    costs = [float(COSTS["bit_operations"].layer_costs(each, [by_name[formats[each.path]]])[0]) for each in layers]
+    assert summary["cost"] == pytest.approx(sum(costs))
+    assert pricing.price_exactly(experiment.search.budgets[0].table, genome) == pytest.approx(sum(costs))
+    assert [(layer["path"], layer["macs"]) for layer in summary["layers"]] == [(e.path, e.macs) for e in layers]
+    assert summary["name"].startswith("FLIQNAS")
+    assert summary["search_step_compilations"] == 1
+    # The file is that of the plain network, and does what the summary says.
+    networks = finished.Networks(experiment, runs.open_data(experiment))
+    network = finished.read_network(ended, experiment)
+    assert networks.quality(networks.variables(network), "test") == summary["accuracy"]
+    assert network.about["model"]["widths"] == settings["widths"]
+    again = networks.frozen(finished.read_weights(ended, experiment), jnp.asarray(genome))
+    jax.tree.map(np.testing.assert_array_equal, again.layers, network.layers)
+    assert "Sizes of blocks" in fliqs_page.write([ended], ended.parent / "report.html").read_text()
+
+
+def test_under_a_genome_the_largest_network_has_the_thresholds_of_the_one_cut_out(tmp_path):
+    experiment = prepare_experiment(make_config())
+    search, plan = experiment.search, experiment.plan
+    rng = np.random.default_rng(0)
+    genome = rng.integers(0, plan.space.option_counts).astype(np.int32)
+    genome[plan.space.index("stage1_block1.width")] = 0
+    images = {"input": jnp.asarray(rng.standard_normal((8, 8, 8, 1)), jnp.float32)}
+    before = finished.initial_state(experiment, experiment.trials[0])
+    before = make_profile(search)(before, jnp.asarray(genome), [images])
+    state = make_profile(search)(before, jnp.asarray(genome), [images])
+
+    settings = found_network.settings_of(experiment, genome)
+    write_genome(tmp_path / "genome.json", dataclasses.replace(plan.named(genome), architecture=settings))
+    found = found_network.experiment_of(experiment, tmp_path / "genome.json")
+    (trial,) = found.trials
+    cut = found_network.cut_out(experiment, before, genome, finished.initial_state(found, trial))
+    own = make_profile(found.search)(cut, jnp.asarray(trial.genome), [images])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), own.calibration, state.calibration)
+
+    def logits(search, state, genome):
+        variables = quantized_variables(search, state, jnp.asarray(genome), True)
+        return jax.jit(make_logits(search))(variables, images["input"])
+
+    np.testing.assert_allclose(logits(search, state, genome), logits(found.search, own, trial.genome), atol=1e-3)
+
+
+def test_kernels_are_trained_together_in_warm_up_and_never_later():
+    search = prepare_experiment(make_config()).search
+    assert search.joint_steps == 4  # a quarter of 16
+    drawn = [joint_kernels(search, jax.random.key(seed), jnp.int32(1)) for seed in range(200)]
+    share = np.mean([[bool(value) for value in each.values()] for each in drawn])
+    assert share == pytest.approx(0.75, abs=0.08)
+    assert all(joint_kernels(search, jax.random.key(0), jnp.int32(0)).values())
+    assert not any(joint_kernels(search, jax.random.key(0), jnp.int32(4)).values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy": "fisher"}, "policy='fisher': .*"),
+        ({"clip.source": "profiled"}, "clip.source='profiled': expected 'precomputed'"),
+        ({"init_from": "x.safetensors"}, "init_from='x.safetensors': with an architecture to search"),
+        ({"architecture": {"depths": (1, 2)}}, r"architecture \(depths=\(1, 2\)\): .*unexpected keyword"),
+        ({"model": {"name": "cifar_resnet"}}, "model 'cifar_resnet' has none to search; expected one of mobilenetv2"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(changes, message):
+    config = make_config()
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            config[key] = ConfigDict(value)
+        else:
+            config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        prepare_experiment(config)
