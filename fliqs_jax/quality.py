@@ -75,7 +75,7 @@ def _area_under_curve(scores_and_labels: tuple[jax.Array, jax.Array]) -> jax.Arr
     # The share of negatives below each score; pairs of equal scores count half.
     shares = (below + up_to) / (2 * jnp.maximum(negatives, 1))
     area = jnp.sum(jnp.where(positive, shares, 0.0)) / jnp.maximum(positives, 1)
-    area = jnp.where(negatives * positives > 0, area, 0.5)
+    area = jnp.where((negatives > 0) & (positives > 0), area, 0.5)
     return jnp.where(jnp.any(jnp.isnan(scores) & (label >= 0)), jnp.nan, area)
 
 

@@ -44,6 +44,11 @@ def test_auc_is_the_share_of_ordered_pairs_whatever_the_ties():
     assert np.isnan(auc.on_batch(jnp.asarray([[jnp.nan], [0.0]]), {"label": jnp.asarray([0, 1])}))
 
 
+def test_auc_of_more_pairs_than_an_int32_can_count():
+    label = jnp.arange(100_000) % 2
+    assert auc.on_batch(label[:, None].astype(jnp.float32), {"label": label}) == 1
+
+
 @pytest.mark.parametrize("quality", QUALITIES.values(), ids=QUALITIES)
 @pytest.mark.parametrize(
     "label", [np.zeros((4, 1), int), np.zeros((4, 2), int), np.zeros(3, int), np.zeros(4), np.zeros((), int)]
