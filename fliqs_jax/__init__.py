@@ -17,8 +17,8 @@ _HOMES = {
     "SearchState": "fliqs_jax.search",
     "init_policy": "fliqs_jax.policy",
     "init_state": "fliqs_jax.search",
-    "make_evaluate": "fliqs_jax.search",
-    "make_recalibrate": "fliqs_jax.search",
+    "make_evaluate": "fliqs_jax.evaluation",
+    "make_recalibrate": "fliqs_jax.evaluation",
     "make_search_step": "fliqs_jax.search",
 }
 __all__ = list(_HOMES)

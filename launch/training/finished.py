@@ -23,16 +23,9 @@ from aqt_like import tensor_file
 from aqt_like.freezing import check_freezable
 from aqt_like.frozen_network import FrozenNetwork
 from fliqs_jax import models
+from fliqs_jax.evaluation import make_evaluate, make_profile, make_recalibrate, quality_over
 from fliqs_jax.policy import init_policy
-from fliqs_jax.search import (
-    SearchState,
-    init_state,
-    make_evaluate,
-    make_profile,
-    make_recalibrate,
-    quality_over,
-    quantized_variables,
-)
+from fliqs_jax.search import SearchState, init_state, quantized_variables
 from hwcost import carbon
 from hwcost.genome_file import Genome, read_genome
 from launch import data

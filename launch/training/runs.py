@@ -17,15 +17,10 @@ from rich.console import Console
 from aqt_like import interception
 from aqt_like.frozen_network import FrozenNetwork
 from fliqs_jax import random_search
+from fliqs_jax.evaluation import make_profile_clip_multiples
 from fliqs_jax.losses import Batch
 from fliqs_jax.models import pretrained
-from fliqs_jax.search import (
-    SearchState,
-    freeze_genomes,
-    make_profile_clip_multiples,
-    make_search_step,
-    settled_genomes,
-)
+from fliqs_jax.search import SearchState, freeze_genomes, make_search_step, settled_genomes
 from hwcost import carbon
 from hwcost.genome_file import write_genome
 from launch import data

@@ -9,8 +9,8 @@ import numpy as np
 from rich.console import Console
 
 from fliqs_jax.distillation import TEACHER_LOGITS
+from fliqs_jax.evaluation import make_logits
 from fliqs_jax.losses import Batch
-from fliqs_jax.search import make_logits
 from launch import data
 from launch.data.contract import Normalization
 from launch.training import finished

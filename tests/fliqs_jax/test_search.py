@@ -13,20 +13,11 @@ import pytest
 from aqt_like import calibration, format_choice, gradients, interception
 from aqt_like.formats import format_space
 from fliqs_jax import assignment, fisher, layer_sensitivity, losses, random_search, reinforce
+from fliqs_jax.evaluation import make_evaluate, make_profile_clip_multiples, make_recalibrate
 from fliqs_jax.policy import init_policy
 from fliqs_jax.quality import accuracy
 from fliqs_jax.reward import absolute
-from fliqs_jax.search import (
-    Search,
-    freeze_genomes,
-    init_state,
-    make_evaluate,
-    make_profile_clip_multiples,
-    make_recalibrate,
-    make_search_step,
-    quantized_variables,
-    settled_genomes,
-)
+from fliqs_jax.search import Search, freeze_genomes, init_state, make_search_step, quantized_variables, settled_genomes
 from hwcost import analytic, pricing, workload
 from hwcost.format_plan import format_plan
 from tests.fliqs_jax.test_reinforce import SETTINGS, TOTAL, WARMUP
