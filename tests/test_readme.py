@@ -140,6 +140,7 @@ def first_seed(rows):
         summary = network_summary(experiment, experiment.plan.encode(Genome({}, layers)))
         kind = "uniform" if row["network"].startswith("uniform") else "searched"
         summary |= {"name": row["network"], "kind": kind, "quality": "accuracy", "accuracy": row["accuracy"][0]}
+        summary["config"] = experiment.config.to_dict()
         runs.append(RecordedRun(ROOT, summary))
     return runs
 

@@ -24,7 +24,7 @@ ENVIRONMENT["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
 MODEL = """
 import flax.linen as nn
 def make_model():
-    return nn.Sequential([nn.Dense(4), nn.Dense(2)])
+    return nn.Sequential([nn.Dense(4), nn.Dense(10)])
 """
 IMPORT_ALL = """
 import importlib, sys
@@ -127,7 +127,7 @@ def test_a_config_and_a_model_of_ones_own(programs, elsewhere):
     said = output(
         programs / "python", "-m", "launch.layers", "--model=my_models:make_model", "--input=8", cwd=elsewhere
     )
-    assert "2 layers, 40 MACs" in said
+    assert "2 layers, 72 MACs" in said
 
 
 def test_modules_run(programs, elsewhere):

@@ -68,8 +68,10 @@ class SqueezeExcite(nn.Module):
 
 def sum_of_prefixes(x: jax.Array, y: jax.Array) -> jax.Array:
     """The sum of two inputs; channels that only one has are added to nothing, so it is as wide as the wider."""
-    channels = max(x.shape[-1], y.shape[-1])
-    x, y = (jnp.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, channels - part.shape[-1])]) for part in (x, y))
+    missing = y.shape[-1] - x.shape[-1]
+    if missing:
+        narrow, wide = (x, y) if missing > 0 else (y, x)
+        return wide + jnp.pad(narrow, [(0, 0)] * (x.ndim - 1) + [(0, abs(missing))])
     return x + y
 
 

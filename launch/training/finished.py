@@ -29,6 +29,7 @@ from fliqs_jax.search import SearchState, init_state, quantized_variables
 from hwcost import carbon
 from hwcost.genome_file import Genome, read_genome
 from launch import data
+from launch.config_files import load_config
 from launch.training import found_network
 from launch.training.checkpoints import ArrayKind, differing_arrays
 from launch.training.controllers import NO_SEARCH
@@ -78,8 +79,9 @@ def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
         del functools.reduce(getattr, sections, config)[name]
     find_inputs(directory, config)
     try:
+        defaults = load_config("common").data
         for key in data.unused_settings(config.data):  # Runs of earlier versions may have had them, to no effect.
-            del config.data[key]
+            config.data[key] = defaults[key]
         experiment = prepare_experiment(config)
         if config.architecture:
             experiment = found_network.experiment_of(experiment, directory / GENOME)

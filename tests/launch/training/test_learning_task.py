@@ -87,6 +87,13 @@ def stated(logits, batch):
 stated.label = jax.ShapeDtypeStruct((3,), jnp.float32)
 
 
+def misstated(logits, batch):
+    return mean_square(logits, batch)
+
+
+misstated.label = (3,)
+
+
 def explained(logits, batch):
     return jnp.sum((logits - batch["label"]) ** 2), jnp.sum(batch["label"] ** 2)
 
@@ -97,7 +104,7 @@ def mine(monkeypatch):
     members = {
         "mean_square": mean_square,
         "stated": stated,
-        "misstated": types.SimpleNamespace(label=(3,)),
+        "misstated": misstated,
         "vector": lambda logits, batch: logits[:, 0],
         "weighted": lambda logits, batch: jnp.mean(logits * batch["weight"]),
         "plain": lambda logits, batch: jnp.mean(logits),
@@ -129,7 +136,7 @@ def test_a_loss_states_labels_that_are_no_class_numbers(mine, tiny_config):
         ("mine_for_tests:vector", r"loss='mine_for_tests:vector' gives ShapeDtypeStruct.*: expected a scalar"),
         ("mine_for_tests:weighted", "loss='mine_for_tests:weighted' on 3 logits: KeyError: 'weight'"),
         ("mine_for_tests:misstated", r"has label \(3,\): expected a jax.ShapeDtypeStruct"),
-        ("os:sep", "loss='os:sep' on 3 logits: TypeError: 'str' object is not callable"),
+        ("os:sep", r"loss 'os:sep': expected a function of \(logits, batch\), got str"),
     ],
 )
 def test_losses_that_fail_are_named(loss, message, mine, tiny_config):

@@ -17,37 +17,37 @@ def config():
 
 def test_a_directory_without_results_does_not_hold_up_the_corrected_command(config, tmp_path):
     config.distillation.teacher = "nowhere"
-    claim_directory(tmp_path / "run", config)
+    claim_directory(tmp_path / "run", config, {}, say=pytest.fail)
     (tmp_path / "run" / "checkpoints").mkdir()
     (tmp_path / "run" / "metrics.jsonl").touch()
     config.distillation.teacher = ""
-    claim_directory(tmp_path / "run", config)
+    claim_directory(tmp_path / "run", config, {}, say=pytest.fail)
     assert read_json(tmp_path / "run" / CONFIG)["distillation"]["teacher"] == ""
     (tmp_path / "run" / "checkpoints" / "20").mkdir()
     config.seed = 3
     with pytest.raises(ConfigError, match="holds a run of another config: seed is 0 there and 3 here"):
-        claim_directory(tmp_path / "run", config)
+        claim_directory(tmp_path / "run", config, {}, say=pytest.fail)
 
 
 def test_what_is_not_of_a_run_is_left_as_it_is(config, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match=r"--workdir=.*file is a file: expected a directory"):
-        claim_directory(tmp_path / "file", config)
+        claim_directory(tmp_path / "file", config, {}, say=pytest.fail)
     for name, contents in (("summary.json", "{}"), (CONFIG, '{"architectures": ["Bert"]}'), (CONFIG, "[1]")):
         place = tmp_path / f"foreign-{len(contents)}"
         place.mkdir()
         (place / name).write_text(contents)
         with pytest.raises(ConfigError, match=r"but no config.json of a run: expected a new directory|is damaged"):
-            claim_directory(place, config)
+            claim_directory(place, config, {}, say=pytest.fail)
         assert [path.name for path in place.iterdir()] == [name]
         assert (place / name).read_text() == contents
 
 
 def test_only_the_first_keys_that_differ_are_told(config, tmp_path):
-    claim_directory(tmp_path, config)
+    claim_directory(tmp_path, config, {}, say=pytest.fail)
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"holds a run of another config: .*; and \d+ more\. Use another") as refused:
-        claim_directory(tmp_path, apq_digits.get_config())
+        claim_directory(tmp_path, apq_digits.get_config(), {}, say=pytest.fail)
     assert str(refused.value).count("there and") == 8
 
 
