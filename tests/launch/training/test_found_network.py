@@ -49,7 +49,8 @@ def test_the_network_found_is_a_plain_run_of_its_own(ended):
     assert experiment.search.family is None
     assert len(experiment.plan.space) == LAYERS
     assert [decision["name"] for decision in summary["decisions"][LAYERS:]] == [
-        f"stage1_block{block}.{kind}" for block in (1, 2) for kind in ("width", "kernel")
+        "stage1_block1.width",
+        "stage1_block1.kernel",
     ]
     # Its price is that of its own layers, in the search and here.
     layers = workload.trace(experiment.search.model, (8, 8, 1), train=False)
