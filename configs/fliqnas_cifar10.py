@@ -4,8 +4,8 @@
         --config.data.data_dir=TFDS_DIR
 
 The network is of MobileNetV2's blocks, with the stem, the stages and the head of APQ's space for CIFAR-10: 32 formats,
-10 widths and 10 kernels. `--config.architecture="{}"` searches formats alone (FLIQS), `--config.formats=int8` the
-architecture alone, at one format (the paper's quantised NAS).
+10 widths and 10 kernels. `--config.architecture="{}"` searches formats alone (FLIQS), `--config.rules="('.*: int8',)"`
+the architecture alone, at one format (the paper's quantised NAS).
 """
 
 from ml_collections import ConfigDict
