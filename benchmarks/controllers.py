@@ -94,7 +94,7 @@ CASES = {
         LOW_BITS | {"epochs": 6.0, "cost": "weight_bytes"},
         targets=(1.6,),
         uniform=("int2", "int3"),
-        policies=("reinforce", CHOSEN),
+        policies=("reinforce", CHOSEN, "fisher, frozen at 0.5"),
         genomes=("rule", "random 0"),
     ),
     "deit_low": Case(

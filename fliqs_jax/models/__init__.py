@@ -140,11 +140,11 @@ def family(name: str, model: nn.Module, settings: Mapping[str, Any]) -> Family:
     build, given = find(name).family, ", ".join(f"{key}={value!r}" for key, value in settings.items())
     if build is None:
         known = ", ".join(known for known, network in MODELS.items() if network.family)
-        raise ValueError(f"architecture ({given}): model {name!r} has none to search; expected one of {known}")
+        raise ValueError(f"model {name!r} has none to search ({given}); expected one of {known}")
     try:
         return build(model, **settings)
     except TypeError as error:
-        raise ValueError(f"architecture ({given}): {error}") from error
+        raise ValueError(f"{given}: {error}") from error
 
 
 def mode(model: nn.Module, *, train: bool) -> dict[str, Any]:

@@ -203,7 +203,10 @@ def _family(config: ConfigDict, model: nn.Module) -> Family | None:
             f"clip.source={config.clip.source!r}: expected {PRECOMPUTED!r}, since the tensors of a network whose "
             "architecture is searched have other values at each step"
         )
-    return models.family(config.model.name, model, config.architecture.to_dict())
+    try:
+        return models.family(config.model.name, model, config.architecture.to_dict())
+    except ValueError as error:
+        raise ConfigError(f"architecture: {error}") from error
 
 
 def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic) -> Quantizer:
