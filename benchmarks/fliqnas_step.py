@@ -35,7 +35,7 @@ def _prepared(*, architecture: bool = True, **model: Any) -> Experiment:
     images = rng.standard_normal((4 * BATCH, 12, 12, 3)).astype(np.float32)
     split = data.Split(images, rng.integers(0, 10, len(images)).astype(np.int32))
     config = fliqnas_cifar10.get_config()
-    config.data = ConfigDict({"name": "images", "valid_examples": BATCH})
+    config.data = ConfigDict({"name": "mine:images", "valid_examples": BATCH})
     config.update({"baselines": (), "batch_size": BATCH, "valid_batch_size": BATCH})
     if not architecture:
         config.architecture = ConfigDict()

@@ -109,9 +109,9 @@ _FINISH = (  # settings of launch.fliqs that have a meaning for a given genome
 
 def known_settings(config: ConfigDict) -> Known:
     """The settings that a config of `launch.apq` has."""
-    of_data = data_settings(config)
+    used, others = data_settings(config)
     finish = section("finish", {key: values for key, values in FLIQS.items() if key.split(".")[0] in _FINISH})
-    return Known({**_RANGES, **finish, **of_data.ranges}, of_data.optional, of_data.is_free)
+    return Known({**_RANGES, **finish, **used}, others, lambda _: False)
 
 
 def check_settings(config: ConfigDict) -> None:

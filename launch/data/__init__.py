@@ -9,6 +9,6 @@ A source may say what it holds in a text, `content`, such as a digest of its exa
 
 from launch.data.arrays import Arrays, Split
 from launch.data.contract import Batch, DataError, Dataset, Source
-from launch.data.sources import find, unused_settings
+from launch.data.sources import find, settings_of, unused_settings
 
-__all__ = ["Arrays", "Batch", "DataError", "Dataset", "Source", "Split", "find", "unused_settings"]
+__all__ = ["Arrays", "Batch", "DataError", "Dataset", "Source", "Split", "find", "settings_of", "unused_settings"]

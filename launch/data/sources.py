@@ -21,7 +21,7 @@ def find(config: ConfigDict) -> Source:
     Raises:
       DataError: there is no such data set, it cannot be used, lacks a setting, or does not use one.
     """
-    if missing := [key for key in _settings(config.name) if key not in config]:
+    if missing := [key for key in settings_of(config.name) if key not in (*config, *_SETTINGS_OF_ALL)]:
         raise DataError(f"data.name={config.name!r}: config.data lacks {', '.join(missing)}, see configs/common.py")
     for key, expected in unused_settings(config).items():
         raise DataError(f"data.{key}={config[key]!r}: data.name={config.name!r} does not use it, expected {expected}")
@@ -44,13 +44,13 @@ def find(config: ConfigDict) -> Source:
 
 def unused_settings(config: ConfigDict) -> dict[str, str]:
     """Settings that the data set does not use, and that are not as in `configs/common.py`; what is expected, by key."""
-    used, defaults = (*_SETTINGS_OF_ALL, *_settings(config.name)), load_config("common").data
+    used, defaults = settings_of(config.name), load_config("common").data
     unused = [key for key in config if key not in used and (key not in defaults or config[key] != defaults[key])]
     return {key: repr(defaults[key]) if key in defaults else "no such key" for key in unused}
 
 
-def _settings(name: str) -> tuple[str, ...]:
-    """The settings that a data set uses beside those of all."""
+def settings_of(name: str) -> tuple[str, ...]:
+    """The settings in `config.data` that a data set uses, by its name; a function of the user takes none."""
     if name in SOURCES or ":" in name:
-        return getattr(SOURCES.get(name), "settings", ())
-    return tuple(key for key in load_config("common").data if key not in _SETTINGS_OF_ALL)
+        return (*_SETTINGS_OF_ALL, *getattr(SOURCES.get(name), "settings", ()))
+    return tuple(load_config("common").data)

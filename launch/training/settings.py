@@ -4,7 +4,6 @@ Their meanings are in configs/common.py; those of APQ are in configs/apq_common.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 
 from aqt_like.calibration import CRITERIA
 from aqt_like.clip_multiples import DISTRIBUTIONS
+from launch import data
 from launch.config_files import meant
 from launch.training.compute import COMPUTE, PRECISIONS
 from launch.training.controllers import CONTROLLERS, NO_SEARCH
@@ -22,7 +22,6 @@ PRECOMPUTED = "precomputed"  # the only clip.source that needs no batch
 _LARGEST = float(np.finfo(np.float32).max)
 _LARGEST_WHOLE = 2**31 - 1
 _MOST_STEPS = 2**28
-_ALIKE = 0.93  # `difflib`'s likeness of a misspelt key
 _TOLD = 200  # characters of a value in a message
 
 
@@ -108,13 +107,12 @@ OPTIMIZER = {
     "decay_to": _number("a number above 0, up to 1", lambda number: 0 < number <= 1),
 }
 DISTILLATION = {"weight": SHARE, "temperature": ABOVE_0}
-DATA = {
-    "data.name": NAME,
-    "data.valid_examples": WHOLE_FROM_0,
-}
-_IMAGES = section(
+_DATA = section(
     "data",
     {
+        "name": NAME,
+        "valid_examples": WHOLE_FROM_0,
+        # Images.
         "data_dir": TEXT_OR_NONE,
         "download": FLAG,
         "test_split": NAME,
@@ -127,11 +125,7 @@ _IMAGES = section(
         "erasing": SHARE,
         "stream": FLAG,
         "workers": WHOLE_FROM_0,
-    },
-)
-_CLICK_LOG = section(
-    "data",
-    {
+        # Click logs.
         "file": TEXT_OR_NONE,
         "buckets": WHOLE_ABOVE_0,
         "test_fraction": _number("a share between 0 and 1", lambda number: 0 < number < 1),
@@ -234,18 +228,11 @@ class Known(NamedTuple):
     is_free: Callable[[str], bool]
 
 
-def data_settings(config: ConfigDict) -> Known:
-    """The settings of the data that `config.data.name` names.
-
-    Those of a data set of the user's are free, unless they look like a misspelt one of ours.
-    """
-    name = dict(flattened(config, DATA)).get("data.name")
-    if name == "click_log":  # Those of images have no effect there; configs that start from common.py have them.
-        return Known(DATA | _CLICK_LOG, _IMAGES, lambda _: False)
-    if isinstance(name, str) and ":" in name:
-        ours = [*DATA, *_IMAGES]
-        return Known(DATA, _IMAGES, lambda key: key.startswith("data.") and not get_close_matches(key, ours, 1, _ALIKE))
-    return Known(DATA | _IMAGES, {}, lambda _: False)
+def data_settings(config: ConfigDict) -> tuple[dict[str, Range], dict[str, Range]]:
+    """The settings that the data set of a config uses, and those that others use."""
+    name = dict(flattened(config, _DATA)).get("data.name")
+    used = {f"data.{key}" for key in data.settings_of(name if isinstance(name, str) else "")}
+    return {key: _DATA[key] for key in _DATA if key in used}, {key: _DATA[key] for key in _DATA if key not in used}
 
 
 def flattened(config: Any, ranges: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -260,16 +247,16 @@ def flattened(config: Any, ranges: Mapping[str, Any], prefix: str = "") -> Itera
 
 def known_settings(config: ConfigDict) -> Known:
     """The settings that a config of `launch.fliqs` has."""
-    of_data = data_settings(config)
+    used, others = data_settings(config)
     policy = config.get("policy")
     ours = isinstance(policy, str) and ":" not in policy and policy not in NO_SEARCH
 
     def is_free(key: str) -> bool:
         first, _, rest = key.partition(".")
         own_controller = first == "controller" and not ours and rest.split(".")[0] not in CONTROLLERS
-        return first == "model" or own_controller or of_data.is_free(key)
+        return first == "model" or own_controller
 
-    return Known({**FLIQS, **of_data.ranges}, {**_OPTIONAL, **of_data.optional}, is_free)
+    return Known({**FLIQS, **used}, {**_OPTIONAL, **others}, is_free)
 
 
 def unknown_keys(config: ConfigDict, known: Known) -> list[str]:

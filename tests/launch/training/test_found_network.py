@@ -115,7 +115,10 @@ def test_kernels_are_trained_together_in_warm_up_and_never_later():
         ({"clip.source": "profiled"}, "clip.source='profiled': expected 'precomputed'"),
         ({"init_from": "x.safetensors"}, "init_from='x.safetensors': with an architecture to search"),
         ({"architecture": {"depths": (1, 2)}}, r"architecture: depths=\(1, 2\): .*unexpected keyword"),
-        ({"model": {"name": "cifar_resnet"}}, r"architecture: model 'cifar_resnet' has none to search \(.*\); expected one of mobilenetv2"),
+        (
+            {"model": {"name": "cifar_resnet"}},
+            r"architecture: model 'cifar_resnet' has none to search \(.*\); expected one of mobilenetv2",
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_refused(changes, message):
