@@ -67,6 +67,11 @@ class FormatPlan:
         option = genome[jnp.asarray(self.decision_of)]
         return jnp.asarray(self.format_of_option)[jnp.asarray(self.decision_of), option]
 
+    def architecture_of(self, genome: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The options of the architecture's decisions, int32[A], in a genome, int32[D]."""
+        decisions = self.architecture.space.decisions
+        return np.asarray([genome[self.space.index(decision.name)] for decision in decisions], np.int32)
+
     def option_sums(self, values: jax.Array) -> jax.Array:
         """Sums over the layers of each decision, float32[D, Kmax], of values per layer and format, float32[L, K]."""
         decision_of, format_of_option = jnp.asarray(self.decision_of), jnp.asarray(self.format_of_option)
@@ -126,7 +131,9 @@ class FormatPlan:
         paths = [layer.path for layer in self.workload]
         if unknown := sorted(set(paths) ^ set(genome.layers)):
             raise GenomeFileError(f"a genome of another network: only one of the two has {', '.join(unknown)}")
-        choices = {name: genome.choices.get(name, option) for name, option in self.architecture.base.items()}
+        if missing := [name for name in self.architecture.base if name not in genome.choices]:
+            raise GenomeFileError(f"a genome of another search space: it has no {', '.join(missing)}")
+        choices = {name: genome.choices[name] for name in self.architecture.base}
         for path, index in zip(paths, self.decision_of, strict=True):
             decision, choice = self.space.decisions[index], genome.layers[path]
             if choice.format not in decision.options:

@@ -57,24 +57,26 @@ def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
     """The lines of a CSV file by the names in its first line.
 
     Raises:
-      LutError: two columns have one name, columns are separated by something else, or a line has more or fewer fields.
+      LutError: two columns have one name, columns are separated by something else, a line has more or fewer fields, or
+        is none of a table.
     """
     lines = csv.reader(io.StringIO(read_text(path)))
-    names = next(lines, [])
+    try:
+        numbered = [(lines.line_num, fields) for fields in lines if fields]
+    except csv.Error as error:
+        raise LutError(f"{path}, line {lines.line_num}: {error}") from error
+    names = numbered[0][1] if numbered else []
     if len(set(names)) < len(names):
         raise LutError(f"{path}: two columns have one name: {', '.join(names)}")
     if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
         raise LutError(f"{path}: expected commas between columns, got {names[0]!r}")
-    rows = []
-    for fields in lines:
-        if fields and len(fields) != len(names):
+    for number, fields in numbered:
+        if len(fields) != len(names):
             raise LutError(
-                f"{path}, line {lines.line_num}: {len(fields)} fields for {len(names)} columns: expected numbers with "
-                "a decimal point, not a comma"
+                f"{path}, line {number}: {len(fields)} fields for {len(names)} columns: expected numbers with a "
+                "decimal point, not a comma"
             )
-        if fields:
-            rows.append(dict(zip(names, fields, strict=True)))
-    return rows
+    return [dict(zip(names, fields, strict=True)) for _, fields in numbered[1:]]
 
 
 def read_number(told: str, value: Any, *, lowest: float = 0.0) -> float:

@@ -24,7 +24,7 @@ from launch import ending
 from launch.one_writer import only_writer
 from launch.training import finished, runs
 from launch.training.checkpoints import CheckpointError, Checkpoints
-from launch.training.run_directory import CHECKPOINTS, NETWORK, WEIGHTS
+from launch.training.run_directory import CHECKPOINTS, CONFIG, NETWORK, WEIGHTS, read_json
 from launch.training.settings import ConfigError
 
 
@@ -45,6 +45,10 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
     if not missing:
         raise ConfigError(f"{directory} has {NETWORK} and {WEIGHTS}: remove the one to make anew")
     experiment = finished.read_experiment(directory, **changes)
+    if read_json(directory / CONFIG).get("architecture"):
+        raise ConfigError(
+            f"{directory} is a search of an architecture: the command that trained it makes {', '.join(missing)} anew"
+        )
     # One training of several targets has its checkpoints where its work directory is.
     places = [directory, *([directory.parent] if experiment.search.targets else [])]
     kept = next((place for place in places if (place / CHECKPOINTS).exists()), directory)

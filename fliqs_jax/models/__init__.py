@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 import flax.linen as nn
 
@@ -121,14 +121,32 @@ def _check_types(build: Callable[..., nn.Module], settings: Mapping[str, Any]) -
     """Raises TypeError for a setting of one of our networks, all of which are flags or sizes, that is neither."""
     parameters = inspect.signature(build).parameters
     for setting in settings.keys() & parameters:
-        value, meant = settings[setting], parameters[setting].annotation
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if meant is bool and not isinstance(value, bool):
-            raise TypeError(f"{setting}: expected True or False")
-        if meant is int and not (number and isinstance(value, int) and 0 < value < 2**31):
-            raise TypeError(f"{setting}: expected a whole number above 0")
-        if meant is float and not (number and _WIDTHS[0] <= value <= _WIDTHS[1]):
-            raise TypeError(f"{setting}: expected a number in {_WIDTHS[0]}…{_WIDTHS[1]}")
+        if not _fits(settings[setting], meant := parameters[setting].annotation):
+            raise TypeError(f"{setting}: expected {_expected(meant)}")
+
+
+def _fits(value: Any, meant: Any) -> bool:
+    if get_origin(meant) is tuple:
+        members = get_args(meant)
+        if not isinstance(value, tuple | list):
+            return False
+        if members[-1] is Ellipsis:
+            return all(_fits(each, members[0]) for each in value)
+        return len(value) == len(members) and all(map(_fits, value, members))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if meant is int:
+        return isinstance(value, int) and number and 0 < value < 2**31
+    if meant is float:
+        return number and _WIDTHS[0] <= value <= _WIDTHS[1]
+    return isinstance(value, bool) if meant is bool else True
+
+
+def _expected(meant: Any) -> str:
+    if get_origin(meant) is tuple:
+        members = get_args(meant)
+        return f"tuples of {'these' if members[-1] is Ellipsis else len(members)}: {_expected(members[0])}"
+    whole, real = "a whole number above 0", f"a number in {_WIDTHS[0]}…{_WIDTHS[1]}"
+    return {bool: "True or False", int: whole, float: real}.get(meant, str(meant))
 
 
 def family(name: str, model: nn.Module, settings: Mapping[str, Any]) -> Family:

@@ -139,6 +139,9 @@ class Family(NamedTuple):
         return tuple(map(int, self.space.decisions[self.space.index(decision)].options))
 
 
+MOST_CHANNELS = 2**20
+
+
 class Choice(NamedTuple):
     """A setting that parts of a network choose one by one.
 
@@ -159,7 +162,13 @@ class Choice(NamedTuple):
         return f"{part}.{self.kind}" if len(self.options) > 1 else ""
 
     def channels(self, part: str, values: Sequence[int]) -> Channels:
-        """The channels of a part, given those of each option."""
+        """The channels of a part, given those of each option.
+
+        Raises:
+          ValueError: an option gives none, or too many.
+        """
+        if not 0 < min(values) <= max(values) < MOST_CHANNELS:
+            raise ValueError(f"{self.setting}={self.options} gives {part} {min(values)} to {max(values)} channels")
         return Channels((self.decision(part),), (tuple(values),)) if len(values) > 1 else Channels(least=values[0])
 
 

@@ -74,6 +74,9 @@ class MobileNetV2(nn.Module):
             self.rounded(self.stem * self.width), stride=1 if self.small_images else 2, activation=nn.relu6, name="stem"
         )
         x = stem(x, train=train)
+        for name, given in (("widths", self.widths), ("kernels", self.kernels)):
+            if given and len(given) != len(blocks):
+                raise ValueError(f"{name}={tuple(given)}: expected one for each of the {len(blocks)} blocks")
         widths, kernels = self.widths or (1.0,) * len(blocks), self.kernels or (3,) * len(blocks)
         for block, width, kernel in zip(blocks, widths, kernels, strict=True):
             x = InvertedResidual(
@@ -97,6 +100,8 @@ def family(base: MobileNetV2, widths: Sequence[float] = (1.0,), kernels: Sequenc
     Raises:
       ValueError: see `elastic.family_of_settings`.
     """
+    if wrong := [size for size in kernels if not isinstance(size, int) or size % 2 == 0 or not 0 < size < 32]:
+        raise ValueError(f"kernels={tuple(kernels)}: {wrong[0]}: expected odd whole numbers, up to 31")
     width, kernel = Choice("width", "widths", tuple(widths), 1.0), Choice("kernel", "kernels", tuple(kernels), 3)
     layers, before = [], Channels(least=base.rounded(base.stem * base.width))
     for block in base.blocks():

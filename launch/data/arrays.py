@@ -29,14 +29,21 @@ class Split:
     labels: np.ndarray
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", _array("inputs", self.inputs))
+        object.__setattr__(self, "inputs", _unwritable(_array("inputs", self.inputs)))
         labels = _array("labels", self.labels)
         if labels.dtype.kind in "iub" and (labels.astype(np.int32) == labels).all():  # others are told later
             labels = labels.astype(np.int32)
-        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "labels", _unwritable(labels))
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def _unwritable(values: np.ndarray) -> np.ndarray:
+    """A view that functions which make batches of it cannot write to."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 def _array(name: str, values: Any) -> np.ndarray:
@@ -46,6 +53,9 @@ def _array(name: str, values: Any) -> np.ndarray:
         return np.asarray(values)
     except ValueError as error:
         raise DataError(f"{name} are no array: {error}") from error
+
+
+MOST_CLASSES = 2**24
 
 
 def unchanged_batch(inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None) -> Batch:
@@ -66,7 +76,7 @@ class Arrays:
       padding: whether labels of −1 are padding, as in sequences of several lengths.
 
     Raises:
-      DataError: `classes` is no whole number above 0.
+      DataError: `classes` is no whole number in 1 … `MOST_CLASSES`.
     """
 
     train: Split
@@ -76,8 +86,8 @@ class Arrays:
     padding: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.classes, numbers.Integral) or self.classes < 1:
-            raise DataError(f"classes={self.classes!r}: expected a whole number above 0")
+        if not isinstance(self.classes, numbers.Integral) or not 1 <= self.classes <= MOST_CLASSES:
+            raise DataError(f"classes={self.classes!r}: expected a whole number above 0, up to {MOST_CLASSES}")
         object.__setattr__(self, "classes", int(self.classes))  # of NumPy, as in max(labels) + 1, JSON takes none
 
     @property

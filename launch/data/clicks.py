@@ -53,12 +53,17 @@ class ClickLog:
                 lines, ending = lines + block.count(b"\n"), block[-1:]
             lines += ending != b"\n"
         self._delimiter = "\t" if "\t" in first else ","
-        fields = next(csv.reader([first], delimiter=self._delimiter), [])
+        try:
+            fields = next(csv.reader([first], delimiter=self._delimiter), [])
+        except csv.Error as error:
+            raise DataError(f"{self._path}: its first line cannot be read as text with fields: {error}") from error
         self._header = "Label" in fields
         if not self._header and "label" in map(str.lower, fields):
             raise DataError(f"{self._path}: its header is {first[:40]!r} …: expected Label, I1 … I13, C1 … C26")
         if missing := [name for name in COLUMNS if name not in fields] if self._header else []:
             raise DataError(f"{self._path}: its header lacks {', '.join(missing)}")
+        if repeated := [name for name in COLUMNS if fields.count(name) > 1]:
+            raise DataError(f"{self._path}: its header has {', '.join(repeated)} twice")
         if not self._header and len(fields) != len(COLUMNS):
             raise DataError(
                 f"{self._path}: its first line has {len(fields)} fields: expected {len(COLUMNS)} (a label, {NUMBERS} "

@@ -46,8 +46,31 @@ def check_arrays(source: Arrays, expected: Labels) -> None:
             raise DataError(f"{name}: there are no examples")
         for first in range(0, len(split), _BLOCK):
             part = slice(first, first + _BLOCK)
-            batch = source.make_batch(inputs[part], labels[part], None)
+            batch = made_batch(source, inputs[part], labels[part], None)
             check_batch(name, batch, source.example, expected, first=first)
+            if len(batch["label"]) != len(labels[part]):
+                raise DataError(f"make_batch gives {len(batch['label'])} of {len(labels[part])} examples: expected all")
+            if first == 0:
+                again = made_batch(source, inputs[part], labels[part], None)
+                if any(not np.array_equal(batch[key], again[key]) for key in ("input", "label")):
+                    raise DataError("make_batch without rng gives another batch each time: draw from rng only")
+
+
+def made_batch(
+    source: Arrays, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None
+) -> dict[str, Any]:
+    """A batch of arrays, augmented if there is an `rng`.
+
+    Raises:
+      DataError: the function that makes it fails, which is the user's, or gives no batch.
+    """
+    try:
+        batch = source.make_batch(inputs, labels, rng)
+    except Exception as error:
+        raise DataError(f"make_batch(inputs, labels, rng) fails: {type(error).__name__}: {error}") from error
+    if not isinstance(batch, dict):
+        raise DataError(f"make_batch gives a {type(batch).__name__}: expected a dict with input and label")
+    return batch
 
 
 def check_present(dataset: Dataset, batch_size: int, expected: Labels) -> None:

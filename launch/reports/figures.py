@@ -48,8 +48,13 @@ def quality_on_test(run: Run) -> float:
 
 
 def network_of(run: Run) -> tuple[Any, ...]:
-    """What tells networks apart: the model of the config, if the summary has it, and the layers with their MACs."""
-    return run.get("config", {}).get("model"), [(layer["path"], layer["macs"]) for layer in run["layers"]]
+    """What tells networks apart: the model of the config, if the summary has it, and the layers with their MACs.
+
+    Networks of one searched architecture count as one.
+    """
+    config = run.get("config", {})
+    searched = config.get("architecture")
+    return config.get("model"), searched or [(layer["path"], layer["macs"]) for layer in run["layers"]]
 
 
 def pareto(runs: Sequence[Run], *, width: float = WIDTH) -> str:

@@ -161,7 +161,8 @@ def _data_of(run: RecordedRun) -> tuple[Any, ...]:
     """What says which examples a run was tested on; a file may have moved to another folder."""
     settings = run.summary["config"]["data"]
     own = (settings.get(key) for key in ("name", "test_split", "test_fraction", "image_size"))
-    return (*own, pathlib.Path(settings.get("file") or "").name)
+    digests = run.summary.get("inputs") or {}  # Summaries of earlier versions have none.
+    return (*own, pathlib.Path(settings.get("file") or "").name, digests.get("data"), digests.get("data.file"))
 
 
 def uniform_gap(runs: Sequence[RecordedRun]) -> Gap | None:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -103,6 +104,9 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     settings = config.model.to_dict()
     network = models.find(settings["name"])
     model = models.create(settings.pop("name"), classes=source.classes, **settings)
+    buckets = getattr(model, "buckets", None)
+    if buckets is not None and buckets < config.data.get("buckets", 0):
+        raise ConfigError(f"model.buckets={buckets}: expected at least data.buckets={config.data.buckets}")
     task = _task(config, model, source)
     family = _family(config, model)
     _check_pretrained(config, model, source)
@@ -146,7 +150,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         search=search,
         clip_multiples=multiples,
         clip_criterion=None if config.clip.source == PRECOMPUTED else CRITERIA[config.clip.source],
-        trials=_trials(config, plan, given),
+        trials=_trials(config, plan, given, family),
         arithmetic=arithmetic,
     )
 
@@ -320,12 +324,39 @@ def _formats(config: ConfigDict, given: Genome | None) -> tuple[LayerFormat, ...
     return format_space(sorted({choice.format for choice in given.layers.values()}))
 
 
-def _trials(config: ConfigDict, plan: FormatPlan, given: Genome | None) -> tuple[Trial, ...]:
+def _check_architecture(
+    config: ConfigDict, family: Family | None, plan: FormatPlan, given: Genome, genome: np.ndarray
+) -> None:
+    """Checks that a genome of a searched architecture is for the network of the config.
+
+    Raises:
+      GenomeFileError: the network has other settings than the file tells.
+    """
+    if "genome" in config.model:  # The model is built from a genome file, as those that APQ found.
+        return
+    settings = config.model.to_dict()
+    if family:
+        network = family.network(plan.architecture_of(genome))
+        settings |= {name: getattr(network, name) for name in config.architecture}
+    for name, value in given.architecture.items():
+        if _plain(settings.get(name)) != _plain(value):
+            raise GenomeFileError(
+                f"it is of a network with {name}={value}, and model.{name} is {_plain(settings.get(name))} here"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def _trials(config: ConfigDict, plan: FormatPlan, given: Genome | None, family: Family | None) -> tuple[Trial, ...]:
     """The trial that `config` describes, followed by its uniform baselines."""
     if given is not None:
         name = "/".join(pathlib.Path(config.genome).parts[-2:])
         try:
-            requested = Trial(name, FIXED, "", config, plan.encode(given))
+            genome = plan.encode(given)
+            _check_architecture(config, family, plan, given, genome)
+            requested = Trial(name, FIXED, "", config, genome)
         except GenomeFileError as error:
             raise ConfigError(f"genome={config.genome!r}: {error}") from error
     elif config.policy == "fixed":

@@ -19,7 +19,7 @@ def settings_of(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
     """The settings of the model that a genome, int32[D], chose, such as widths and kernels; empty without a family."""
     if not (family := experiment.search.family):
         return {}
-    network = family.network(_architecture(experiment, genome))
+    network = family.network(experiment.plan.architecture_of(genome))
     return {name: list(getattr(network, name)) for name in experiment.config.architecture}
 
 
@@ -52,7 +52,7 @@ def cut_out(experiment: Experiment, state: SearchState, genome: np.ndarray, like
     """
     search = experiment.search
     assert search.family
-    chosen = _architecture(experiment, genome)
+    chosen = experiment.plan.architecture_of(genome)
     _, variables = elastic.cut_out(search.family, state.params, state.batch_stats, chosen)
     paths = list(experiment.plan.layers_of(genome))
     profiles = interception.stacked_calibration(paths, state.calibration)
@@ -63,9 +63,3 @@ def cut_out(experiment: Experiment, state: SearchState, genome: np.ndarray, like
         calibration=interception.by_layer(paths, profiles, "input"),
         clip_multiples=type(state.clip_multiples)(*(leaf[rows] for leaf in state.clip_multiples)),
     )
-
-
-def _architecture(experiment: Experiment, genome: np.ndarray) -> np.ndarray:
-    """The genome of the family, of one of the search, int32[D]."""
-    space = experiment.plan.architecture.space
-    return np.asarray([genome[experiment.plan.space.index(decision.name)] for decision in space.decisions], np.int32)

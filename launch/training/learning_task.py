@@ -13,7 +13,8 @@ from fliqs_jax.quality import QUALITIES, Quality
 from hwcost import registry
 from launch.config_files import load_config
 from launch.data import Arrays, Source
-from launch.data.example_checks import Labels, check_arrays, check_type
+from launch.data.example_checks import Labels, check_arrays, check_type, made_batch
+from launch.training.run_directory import SUMMARY_KEYS
 
 _EXAMPLES = 2  # of the batch on which loss and quality are tried
 
@@ -116,7 +117,7 @@ def make_task(config: ConfigDict, model: nn.Module, source: Source) -> Task:
     if isinstance(source, Arrays):
         check_arrays(source, task.labels)
         part = slice(0, _EXAMPLES)
-        made = source.make_batch(source.train.inputs[part], source.train.labels[part], np.random.default_rng(0))
+        made = made_batch(source, source.train.inputs[part], source.train.labels[part], np.random.default_rng(0))
         task.check(_with_teacher(config, task, {name: jax.typeof(np.asarray(made[name])) for name in made}))
     return task
 
@@ -145,6 +146,8 @@ def _quality(name: str) -> Quality:
     quality = registry.lookup("quality", name, QUALITIES)
     if not isinstance(quality, Quality):
         raise ValueError(f"quality={name!r}: expected a fliqs_jax.quality.Quality, got {type(quality).__name__}")
+    if quality.name in SUMMARY_KEYS:
+        raise ValueError(f"quality={name!r} is called {quality.name!r}, which summaries use for something else")
     return quality
 
 

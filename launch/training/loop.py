@@ -26,8 +26,11 @@ _LIKELY = {  # what to try if a metric is not finite; the first of these that is
 }
 
 
+_QUALITIES, _ROUNDING = ("train_quality", "valid_quality"), 1e-5
+
+
 class NotFiniteError(RuntimeError):
-    """The loss, a weight, or what the controller computes became NaN or infinite."""
+    """The loss, a weight, or what the controller computes became NaN or infinite; or a quality is not in 0 … 1."""
 
 
 class Stopped(SystemExit):
@@ -96,6 +99,9 @@ def run(
                 if name in row and not np.isfinite(row[name]).all():
                     told, advice = name.replace("_", " "), _LIKELY.get(name, _CONTROLLER)
                     raise NotFiniteError(_message(f"the {told} is {row[name]} at step {number}", advice, section))
+                if name in _QUALITIES and name in row and not -_ROUNDING <= row[name] <= 1 + _ROUNDING:
+                    told = f"the {name.replace('_', ' ')} is {row[name]} at step {number}: expected 0 … 1"
+                    raise NotFiniteError(_message(told, _LIKELY[name], section))
         if rows:
             probabilities = saving.policy_probabilities(state)
             if not np.isfinite(probabilities).all():

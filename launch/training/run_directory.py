@@ -29,6 +29,40 @@ _TOLD = 8  # differing keys in a message
 Inputs = dict[str, str]
 """Digests of what goes into a run (launch/training/provenance.py), by key of the config, or by what they are of."""
 
+SUMMARY_KEYS = {
+    "arithmetic",
+    "bit_identical_on",
+    "budgets",
+    "compile_seconds",
+    "config",
+    "cost",
+    "cost_name",
+    "cost_unit",
+    "decisions",
+    "device",
+    "footprint",
+    "frozen_from_step",
+    "genome",
+    "inputs",
+    "kind",
+    "layers",
+    "name",
+    "outside",
+    "policy",
+    "policy_entropy",
+    "quality",
+    "relative_cost",
+    "scores",
+    "search_step_compilations",
+    "seconds",
+    "seed",
+    "state_sha256",
+    "steps_per_second",
+    "target",
+    "versions",
+}
+"""What a summary has beside qualities, which are stored under their own names."""
+
 CODE = "code of "  # begins the keys of digests of code
 
 # Keys that do not change what a run computes: they may differ when it is resumed.

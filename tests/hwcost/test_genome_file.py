@@ -94,7 +94,15 @@ def test_a_genome_that_does_not_fit_is_refused(genome, message):
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[1]", "{}", '{"choices": {}}', '{"choices": {"a": 1}}', '{"choices": {"a": "x"}, "layers": {"a": 1}}'],
+    [
+        "{",
+        "[1]",
+        "{}",
+        '{"choices": {"a": "x", "a": "y"}, "layers": {}, "architecture": {}}',
+        '{"choices": {}}',
+        '{"choices": {"a": 1}}',
+        '{"choices": {"a": "x"}, "layers": {"a": 1}}',
+    ],
 )
 def test_other_files_are_refused(tmp_path, text):
     path = tmp_path / "genome.json"

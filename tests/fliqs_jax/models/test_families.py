@@ -144,9 +144,17 @@ def test_decisions_of_the_papers_networks():
     [
         (TINY, {"widths": (0.5, 1.5)}, r"widths=\(0.5, 1.5\): expected ascending numbers with 1 among them"),
         (TINY, {"kernels": (5, 3)}, r"kernels=\(5, 3\): expected ascending numbers with 3 among them"),
+        (TINY, {"kernels": (3, 4)}, r"kernels=\(3, 4\): 4: expected odd whole numbers, up to 31"),
+        (TINY, {"kernels": (3.0, 5.0)}, "3.0: expected odd whole numbers"),
+        (TINY, {"widths": (1.0, 1e30)}, r"widths=\(1.0, 1e\+30\) gives stage1_block1 4 to 4\d+ channels"),
         (TINY.clone(kernels=(3, 3, 5)), {}, r"kernels=\(3, 3, 5\): a family is made from a network without"),
     ],
 )
 def test_what_is_no_family_is_refused(network, sizes, message):
     with pytest.raises(ValueError, match=message):
         mobilenet.family(network, **sizes)
+
+
+def test_no_layer_is_without_channels():
+    with pytest.raises(ValueError, match=r"ranks=\(0.001, 1.0\) gives hidden1 0 to 128 channels"):
+        recommender.family(Recommender(classes=1), ranks=(0.001, 1.0))

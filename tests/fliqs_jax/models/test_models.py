@@ -154,10 +154,16 @@ def test_wrong_settings_are_told():
         ("deit_ti16", "blocks", (0, -1, 1.5)),
         ("deit_ti16", "heads", (0, -1)),
         ("recommender", "buckets", (0, 10**12)),
+        ("mobilenetv2", "stages", (5, ((2, 4, 1),), ((0, 4, 1, 1),), ((2, 4.5, 1, 1),))),
+        ("mobilenetv2", "kernels", (3, (2.5,), (0,), "abc")),
+        ("mobilenetv2", "widths", (1.0, (-1.0,), (math.nan,), "abc")),
     ):
         for value in values:
             with pytest.raises(ValueError, match=rf"^model '{name}': {setting}: expected .*settings are {setting}="):
                 models.create(name, classes=10, **{setting: value})
+    model = models.create("mobilenetv2", classes=10, stages=((2, 4, 1, 1),), widths=(1.0, 2.0))
+    with pytest.raises(ValueError, match=r"widths=\(1.0, 2.0\): expected one for each of the 1 blocks"):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
     model = models.create("deit_ti16", classes=10)
     with pytest.raises(ValueError, match="images of 30×32: expected multiples of 16"):
         jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 30, 32, 3)), train=False))

@@ -150,6 +150,17 @@ def test_the_header_may_follow_a_byte_order_mark(tmp_path):
         data.find(settings(path))
 
 
+def test_first_lines_that_say_nothing_or_something_twice_are_refused(tmp_path):
+    path = write(
+        tmp_path / "log.csv", [["Label", *NUMBERS, *CATEGORIES, "I1"], *[[*line(n), "9"] for n in range(8)]], ","
+    )
+    with pytest.raises(data.DataError, match="its header has I1 twice"):
+        data.find(settings(path))
+    path.write_bytes(b"1\r2,\x003\n" * 9)
+    with pytest.raises(data.DataError, match=r"log\.csv: its first line"):
+        data.find(settings(path))
+
+
 def test_what_was_read_is_told_field_by_field(tmp_path):
     lines = [line(number) for number in range(40)]
     lines[3][4] = "nan"  # missing, as an empty field is

@@ -159,3 +159,35 @@ def test_data_that_repeat_one_entry_are_checked_at_once():
             jax.ShapeDtypeStruct((300, 300, 1), np.float32),
             TEN,
         )
+
+
+def in_place(inputs, labels, rng):
+    inputs /= 255
+    return {"input": inputs, "label": labels}
+
+
+def missing_one(inputs, labels, rng):
+    return {"input": inputs[1:], "label": labels[1:]}
+
+
+def drawn(inputs, labels, rng):
+    return {"input": inputs + np.random.default_rng().standard_normal(inputs.shape, np.float32), "label": labels}
+
+
+@pytest.mark.parametrize(
+    ("make_batch", "message"),
+    [
+        (in_place, "fails: ValueError: output array is read-only"),
+        (missing_one, "make_batch gives 29 of 30 examples: expected all"),
+        (drawn, "make_batch without rng gives another batch each time"),
+        (lambda inputs, labels, rng: None, "make_batch gives a NoneType: expected a dict"),
+        (lambda inputs, labels: None, "fails: TypeError"),
+        (lambda inputs, labels, rng: {"input": inputs}["label"], "fails: KeyError: 'label'"),
+    ],
+)
+def test_functions_that_make_no_good_batches_are_refused(make_batch, message):
+    mine = np.ones((30, 4, 4, 1), np.float32)
+    with pytest.raises(data.DataError, match=message):
+        example_checks.check_arrays(arrays(inputs=mine, make_batch=make_batch), TEN)
+    assert (mine == 1).all()
+    mine[0] = 2  # the user's own array stays theirs

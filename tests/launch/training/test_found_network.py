@@ -98,6 +98,28 @@ def test_under_a_genome_the_largest_network_has_the_thresholds_of_the_one_cut_ou
     np.testing.assert_allclose(logits(search, state, genome), logits(found.search, own, trial.genome), atol=1e-3)
 
 
+def test_a_genome_is_for_the_network_that_it_was_found_for(ended, tmp_path):
+    found, config = read_genome(ended / "genome.json"), make_config()
+    config.update({"policy": "fixed", "genome": str(ended / "genome.json")})
+    own = prepare_experiment(config).trials[0].genome
+    assert own.tolist() == json.loads((ended / "summary.json").read_text())["genome"]
+    config.architecture = ConfigDict()
+    with config.unlocked():
+        config.model.update(found.architecture)
+    prepare_experiment(config)
+    for change in ({"widths": [found.architecture["widths"][0] + 0.25]}, {"kernels": [7]}):
+        with config.unlocked():
+            config.model.update(found.architecture | change)
+        with pytest.raises(ValueError, match=rf"genome=.*: it is of a network with {next(iter(change))}=\["):
+            prepare_experiment(config)
+    config = make_config()
+    config.update({"policy": "fixed", "genome": str(tmp_path / "genome.json")})
+    choices = {name: option for name, option in found.choices.items() if not name.endswith(".width")}
+    write_genome(tmp_path / "genome.json", dataclasses.replace(found, choices=choices))
+    with pytest.raises(ValueError, match=r"it has no stage1_block1\.width"):
+        prepare_experiment(config)
+
+
 def test_kernels_are_trained_together_in_warm_up_and_never_later():
     search = prepare_experiment(make_config()).search
     assert search.joint_steps == 4  # a quarter of 16

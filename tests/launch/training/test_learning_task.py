@@ -1,5 +1,6 @@
 """Losses, qualities and numbers of logits that go together, and those that do not."""
 
+import json
 import sys
 import types
 
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fliqs_jax.quality import Quality
+from fliqs_jax.quality import Quality, accuracy
 from launch import data
 from launch.training.experiment import prepare_experiment
 from launch.training.learning_task import make_task
+from launch.training.run_directory import SUMMARY_KEYS
 from launch.training.settings import ConfigError
 
 
@@ -108,6 +110,7 @@ def mine(monkeypatch):
         "vector": lambda logits, batch: logits[:, 0],
         "weighted": lambda logits, batch: jnp.mean(logits * batch["weight"]),
         "plain": lambda logits, batch: jnp.mean(logits),
+        "taken": accuracy._replace(name="cost"),
         "explained": Quality("explained", explained, lambda sums: 1 - sums[0] / sums[1]),
     }
     module = types.ModuleType("mine_for_tests")
@@ -163,3 +166,11 @@ def test_a_loss_reads_the_second_label_of_mixed_images(mine, tiny_config):
     tiny_config.data.mixup, tiny_config.loss = 0.8, f"{mine}:plain"
     with pytest.raises(ConfigError, match="does not read 'mixed_label', the label of the second of two mixed images"):
         prepare_experiment(tiny_config)
+
+
+def test_qualities_have_names_of_their_own(mine, tiny_config, uninterrupted):
+    tiny_config.quality = "mine_for_tests:taken"
+    with pytest.raises(ValueError, match="is called 'cost', which summaries use for something else"):
+        make_task(tiny_config, Sum(3), arrays(BINARY, 3))
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    assert {key for key in summary if "accuracy" not in key} == SUMMARY_KEYS

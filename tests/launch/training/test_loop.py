@@ -100,3 +100,10 @@ def test_the_policy_and_the_state_of_the_controller_are_watched(tmp_path):
     run(tmp_path / "fine", lambda state, number: Searching(state.params, (jnp.full(2, -jnp.inf),)), checkpoint_every=2)
     with pytest.raises(loop.NotFiniteError, match=r"the policy is no probability after step 1\. "):
         run(tmp_path / "nan", lambda state, number: state, checkpoint_every=2, probability=np.nan)
+
+
+@pytest.mark.parametrize("quality", [45.5, -0.25])
+def test_a_quality_that_is_no_share_ends_the_run(quality, tmp_path):
+    scalars = dict.fromkeys(progress.SHOWN, jnp.zeros(())) | {"train_quality": jnp.float32(quality)}
+    with pytest.raises(loop.NotFiniteError, match=rf"the train quality is {quality}.* at step 1: expected 0 … 1"):
+        run(tmp_path, lambda state, _: state, checkpoint_every=2, metrics=lambda _: scalars)
