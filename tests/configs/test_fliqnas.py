@@ -2,10 +2,11 @@
 
 import pytest
 
-from aqt_like.formats import format_space
+from aqt_like.formats import format_space, parse_format
 from configs import fliqnas_cifar10, fliqnas_criteo, fliqnas_imagenet
 from fliqs_jax import models
 from fliqs_jax.models import elastic
+from hwcost.costs import COSTS
 from hwcost.format_plan import format_plan
 from hwcost.genome_file import decides_format
 from hwcost.workload import trace
@@ -30,6 +31,8 @@ def test_decisions(module, shape, classes, of_formats, of_architecture):
     formats = [decides_format(decision.name) for decision in plan.space.decisions]
     assert (sum(formats), len(formats) - sum(formats)) == (of_formats, of_architecture)
     assert plan.base_workload == trace(base, shape, train=False)
+    if module is fliqnas_imagenet:  # 2.70 × it are the paper's 13 billion
+        assert COSTS["bit_operations"].uniform(plan.base_workload, parse_format("int4")) == pytest.approx(4.81e9, 2e-3)
     genome = plan.uniform_genome("int8")
     assert tuple(plan.layers_of(genome).values()) == plan.base_workload
     assert plan.encode(plan.named(genome)).tolist() == genome.tolist()

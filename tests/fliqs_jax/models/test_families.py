@@ -126,19 +126,6 @@ def test_all_kernels_run_together_as_their_mean():
     jax.tree.map(np.testing.assert_array_equal, other, logits(options)[1])
 
 
-def test_decisions_of_the_papers_networks():
-    widths = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
-    family = mobilenet.family(MobileNetV2(classes=1000), widths, (3, 5, 7))
-    layers = workload.trace(family.largest, (224, 224, 3), train=False)
-    assert (len(layers), len(family.space)) == (53, 34)  # 87 decisions
-    base = workload.trace(MobileNetV2(classes=1000), (224, 224, 3), train=False)
-    assert workload.trace(family.network(family.base), (224, 224, 3), train=False) == base
-    assert COSTS["bit_operations"].uniform(base, parse_format("int4")) == pytest.approx(4.81e9, rel=2e-3)
-    ranks = recommender.family(Recommender(classes=1), widths, widths)
-    assert [decision.name for decision in ranks.space.decisions[:2]] == ["hidden1.width", "hidden1.rank"]
-    assert len(ranks.space) == 8
-
-
 @pytest.mark.parametrize(
     ("network", "sizes", "message"),
     [
