@@ -2,8 +2,8 @@
 
     python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits        (or: make search)
 
-A minute and a half on two cores. Expect about 97 % at 1.6 × the cost of int2, which alone reaches 93 %; int3 needs
-2.25 × for 98 % (`python -m benchmarks.digits`, benchmarks/results/digits.json).
+A minute and a half on two cores. Expect about 98 % at 1.6 × the cost of int2, which alone reaches 94 %; int3 needs
+2.25 × for as much (`python -m benchmarks.digits`, benchmarks/results/digits.json).
 """
 
 from ml_collections import ConfigDict
