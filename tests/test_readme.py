@@ -163,6 +163,10 @@ def test_the_tables_of_results_are_those_stored():
     assert controllers.markdown(stored("controllers")["networks"]) in RESULTS
     assert assignments.markdown(stored("assignments")) in RESULTS
     assert search_step.markdown(stored("search_step")) in RESULTS
+    step = stored("fliqnas_step")
+    told = f"takes {step['time_ratio']:.2f} × one that searches formats alone"
+    assert told in RESULTS
+    assert f"and {step['memory_ratio']:.2f} × its temporary memory" in RESULTS
     assert search_memory.markdown(stored("search_memory")) in RESULTS
 
 
