@@ -14,6 +14,8 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+from hwcost.strict_json import named_once
+
 _FORMAT_DECISION = ".format"
 
 
@@ -84,7 +86,7 @@ def read_genome(path: pathlib.Path) -> Genome:
       GenomeFileError: the file cannot be read, or holds no genome.
     """
     try:
-        document = json.loads(path.read_text(), object_pairs_hook=_without_repetition)
+        document = json.loads(path.read_text(), object_pairs_hook=named_once)
         choices = document["choices"]
         if not choices or not all(isinstance(text, str) for text in (*choices, *choices.values())):
             raise TypeError("choices are names of options by names of decisions")
@@ -101,13 +103,6 @@ def read_genome(path: pathlib.Path) -> Genome:
         raise GenomeFileError(f"cannot read the genome file {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise GenomeFileError(f"{path} holds no genome: {error!r}") from error
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{', '.join(repeated)} is there twice")
-    return dict(pairs)
 
 
 def _layers_of_earlier_version(choices: dict[str, str]) -> dict[str, LayerChoice]:

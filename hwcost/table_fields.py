@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from hwcost.strict_json import named_once
+
 LEAST_COST, MOST_COST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
@@ -36,16 +38,9 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       LutError: the file holds something else.
     """
-
-    def fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-            raise ValueError(f"{repeated[0]!r} is there twice")
-        return dict(pairs)
-
     text = read_text(path)
     try:
-        document = json.loads(text, object_pairs_hook=fields)
+        document = json.loads(text, object_pairs_hook=named_once)
     except (ValueError, RecursionError) as error:
         raise LutError(f"cannot read the table {path}: {error}") from error
     if not isinstance(document, dict):

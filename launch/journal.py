@@ -12,8 +12,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from hwcost.strict_json import loads_finite
 from launch.one_writer import BusyError, lock
-from launch.strict_json import loads_finite
 
 
 class JournalError(ValueError):

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from apq_jax import shrinking
 from apq_jax.selection import SELECTIONS
+from launch.config_files import load_config
 from launch.training.settings import (
     ABOVE_0,
     BELOW_1,
@@ -87,30 +88,13 @@ _RANGES = {
         },
     ),
 }
-_FINISH = (  # settings of launch.fliqs that have a meaning for a given genome
-    "epochs",
-    "batch_size",
-    "valid_batch_size",
-    "label_smoothing",
-    "distillation",
-    "optimizer",
-    "rules",
-    "input_quantization_fraction",
-    "profile_fraction",
-    "ewgs_strength",
-    "unsigned_inputs",
-    "clip",
-    "recalibration_batches",
-    "footprint",
-    "log_every",
-    "checkpoint_every",
-)
 
 
 def known_settings(config: ConfigDict) -> Known:
     """The settings that a config of `launch.apq` has."""
     used, others = data_settings(config)
-    finish = section("finish", {key: values for key, values in FLIQS.items() if key.split(".")[0] in _FINISH})
+    finishing = load_config("apq_common").finish  # those of launch.fliqs that have a meaning for a given genome
+    finish = section("finish", {key: values for key, values in FLIQS.items() if key.split(".")[0] in finishing})
     return Known({**_RANGES, **finish, **used}, others, lambda _: False)
 
 

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from launch.strict_json import loads_finite
+from hwcost.strict_json import loads_finite
 from launch.training.mesh import device_text
 
 PLAIN_LINE_SECONDS = 10.0

@@ -24,6 +24,17 @@ def make_tiny_config():
     return config
 
 
+def changed(config, key, value):
+    """The config with one setting of any type, which may be new."""
+    *sections, name = key.split(".")
+    inside = config
+    with config.unlocked(), config.ignore_type():
+        for section in sections:
+            inside = inside[section]
+        inside[name] = value
+    return config
+
+
 def run_in(workdir, config, stop=None):
     console = Console(file=io.StringIO(), width=200)
     prepared = prepare_experiment(config)

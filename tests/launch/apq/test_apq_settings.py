@@ -11,19 +11,9 @@ from launch.apq import apq_settings, finish
 from launch.apq.pipeline import prepare_pipeline
 from launch.training import settings
 from launch.training.settings import ConfigError
+from tests.launch.conftest import changed
 
 NAN = math.nan
-
-
-def changed(key, value):
-    config = apq_digits.get_config()
-    *sections, name = key.split(".")
-    inside = config
-    with config.unlocked(), config.ignore_type():
-        for section in sections:
-            inside = inside[section]
-        inside[name] = value
-    return config
 
 
 def test_every_setting_has_a_range_and_every_range_a_setting():
@@ -67,13 +57,13 @@ def test_every_setting_has_a_range_and_every_range_a_setting():
 def test_what_is_out_of_range_is_told_with_its_key(key, values, expected):
     for value in values:
         with pytest.raises(ConfigError, match=rf"^{key}=.*: expected {expected}"):
-            apq_settings.check_settings(changed(key, value))
+            apq_settings.check_settings(changed(apq_digits.get_config(), key, value))
 
 
 def test_misspelt_keys_and_configs_of_the_other_command_are_told():
     for key, hint in (("supernet.epoch", "supernet.epochs"), ("finish.weight_decay", "finish.optimizer.weight_decay")):
         with pytest.raises(ConfigError, match=f"no key '{key}'; did you mean .*{hint}"):
-            apq_settings.check_settings(changed(key, 3.0))
+            apq_settings.check_settings(changed(apq_digits.get_config(), key, 3.0))
     with pytest.raises(ConfigError, match=r"the config is one for python -m launch\.fliqs"):
         apq_settings.check_settings(fliqs_digits.get_config())
     with pytest.raises(ConfigError, match="the config is a list"):
@@ -93,7 +83,7 @@ def test_misspelt_keys_and_configs_of_the_other_command_are_told():
 def test_what_needs_data_or_the_network_is_checked_too(key, value, message, tmp_path):
     console = Console(file=io.StringIO())
     with pytest.raises(ValueError, match=message):
-        finish.check(prepare_pipeline(changed(key, value), tmp_path / "new", console))
+        finish.check(prepare_pipeline(changed(apq_digits.get_config(), key, value), tmp_path / "new", console))
     assert not (tmp_path / "new").exists()
 
 
@@ -101,7 +91,7 @@ def test_equal_budgets_in_other_words_are_one(tmp_path):
     """All layers of the largest network in int8 take a byte for each of their weights."""
     console = Console(file=io.StringIO())
     budget = {"cost": "weight_bytes", "target": 1.0, "target_unit": "int8"}
-    config = changed("search.budgets", (budget,))
+    config = changed(apq_digits.get_config(), "search.budgets", (budget,))
     (limits,) = prepare_pipeline(config, tmp_path, console).budgets
     config.search.budgets = (
         budget,

@@ -8,18 +8,9 @@ from ml_collections import ConfigDict
 from configs import apq_digits, common, fliqs_criteo, fliqs_digits
 from launch.training import settings
 from launch.training.settings import ConfigError, check_settings
+from tests.launch.conftest import changed
 
 INFINITE, NAN = math.inf, math.nan
-
-
-def changed(config, key, value):
-    *sections, name = key.split(".")
-    inside = config
-    with config.unlocked(), config.ignore_type():
-        for section in sections:
-            inside = inside[section]
-        inside[name] = value
-    return config
 
 
 def test_every_setting_has_a_range_and_every_range_a_setting():
