@@ -1,0 +1,196 @@
+"""FLIQNAS against its parts, and against what needs no search, at equal bit operations (FLIQS, §6, Figure 6).
+
+    python -m benchmarks.fliqnas --data_dir=DIR [--seeds=2] [--workdir=runs/fliqnas] [--only=PATTERN]
+
+CIFAR-10 averaged to 12×12, networks like MobileNetV2 with two blocks a stage, three epochs each. `scaled` is the base
+made wider or narrower until a uniform format costs the target, as a person would without any search; `alone` trains the
+network that FLIQNAS found from new weights (FLIQS, A.11). Finished networks in the work directory are not trained
+again. A night of two cores; writes results/fliqnas.json.
+"""
+
+import argparse
+import bisect
+import fnmatch
+import functools
+import itertools
+import json
+import pathlib
+import statistics
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from absl import logging
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from aqt_like.formats import parse_layer_format
+from configs import fliqnas_cifar10
+from hwcost import analytic
+from launch.cost import network_workload
+from launch.training import runs
+from launch.training.experiment import prepare_experiment
+from launch.training.interruption import StopRequested, stop_on_signals
+from launch.training.run_directory import GENOME, SUMMARY
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "fliqnas.json"
+STAGES = ((1, 8, 1, 1), (6, 16, 2, 1), (6, 24, 2, 2), (6, 40, 2, 2))
+MIDDLE, OUTER = 3.53, (2.7, 4.36)  # × int4 of the base (FLIQS, Figure 6)
+FLIQNAS = "FLIQNAS int_s"
+FORMATS_ALONE: dict[str, Any] = {"architecture": {}}
+AT_ALL_TARGETS: dict[str, dict[str, Any]] = {FLIQNAS: {}, "FLIQS int_s": FORMATS_ALONE}
+IN_THE_MIDDLE: dict[str, dict[str, Any]] = {
+    "FLIQNAS int_l": {"formats": "int_l"},
+    "NAS int8": {"rules": (".*: int8",)},
+}
+UNIFORM = ("int4", "int8")
+
+
+class Network(NamedTuple):
+    """One network to train.
+
+    Attributes:
+      name: what it is, in tables.
+      target: of the cost, × int4 of the base; None for the base in one format, whose cost is its own.
+      changes: settings.
+      scaled: the format in which the base, scaled in width, costs the target.
+      found_by: the name of the search whose network is trained.
+    """
+
+    name: str
+    target: float | None
+    changes: dict[str, Any]
+    scaled: str = ""
+    found_by: str = ""
+
+    @property
+    def directory(self) -> str:
+        """Its directory below the work directory; seeds are below that."""
+        return _directory(self.name, self.target)
+
+
+def _directory(name: str, target: float | None) -> str:
+    return f"{'base' if target is None else f'{target:g}'}/{name.replace(', ', '-').replace(' ', '-')}"
+
+
+def networks() -> Iterator[Network]:
+    """All networks, those that others need first."""
+    for target in (MIDDLE, *OUTER):
+        for name, changes in AT_ALL_TARGETS.items():
+            yield Network(name, target, changes)
+        if target == MIDDLE:
+            for name, changes in IN_THE_MIDDLE.items():
+                yield Network(name, target, changes)
+            yield Network(f"{FLIQNAS}, alone", target, {"policy": "fixed"}, found_by=FLIQNAS)
+        for name in UNIFORM:
+            changes = FORMATS_ALONE | {"policy": "fixed", "genome": name}
+            yield Network(f"{name}, scaled", target, changes, scaled=name)
+    for name in UNIFORM:
+        yield Network(name, None, FORMATS_ALONE | {"policy": "fixed", "genome": name})
+
+
+def config_of(network: Network, seed: int, workdir: pathlib.Path) -> ConfigDict:
+    """The config of a network, but for where the data are."""
+    config = fliqnas_cifar10.get_config()
+    config.model.stages = STAGES
+    config.update({"baselines": (), "seed": seed, "target": network.target or MIDDLE} | network.changes)
+    if network.scaled:
+        assert network.target
+        config.model.width, config.model.multiple = scaled_width(network.scaled, network.target), 1
+    if network.found_by:
+        config.genome = str(workdir / _directory(network.found_by, network.target) / f"seed{seed}" / GENOME)
+    return config
+
+
+def bit_operations(format_name: str, width: float = 1.0) -> float:
+    """Bit operations of the base in one format, at a width."""
+    config = fliqnas_cifar10.get_config()
+    size = config.data.image_size
+    settings = config.model.to_dict() | {"stages": STAGES, "width": width} | ({} if width == 1 else {"multiple": 1})
+    layers = network_workload(settings.pop("name"), classes=10, input_shape=(size, size, 3), **settings)
+    return sum(analytic.bit_operations(layer, parse_layer_format(format_name)) for layer in layers)
+
+
+@functools.cache
+def scaled_width(format_name: str, target: float) -> float:
+    """The largest width, in hundredths, at which the base in a format costs at most the target, × int4 of the base."""
+    hundredths, most = range(50, 250), target * bit_operations("int4")
+    above = bisect.bisect_right(hundredths, most, key=lambda width: bit_operations(format_name, width / 100))
+    return hundredths[above - 1] / 100
+
+
+def train(network: Network, seed: int, workdir: pathlib.Path, data: dict[str, Any], stop: StopRequested) -> None:
+    """Trains a network with a seed unless it is finished; `data` are settings of where the data are."""
+    directory = workdir / network.directory / f"seed{seed}"
+    if (directory / SUMMARY).exists():
+        return
+    config = config_of(network, seed, workdir)
+    config.update_from_flattened_dict(data)
+    runs.run_all(prepare_experiment(config), directory, Console(), stop)
+
+
+def read(workdir: pathlib.Path, seeds: int) -> list[dict[str, Any]]:
+    """A row per network of which there is a finished one."""
+    rows = []
+    for network in networks():
+        paths = [workdir / network.directory / f"seed{seed}" / SUMMARY for seed in range(seeds)]
+        if summaries := [json.loads(path.read_text()) for path in paths if path.exists()]:
+            rows.append(_row(network, summaries))
+    return rows
+
+
+def _row(network: Network, summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    accuracies = [summary["accuracy"] for summary in summaries]
+    return {
+        "network": network.name,
+        "target": network.target,
+        "accuracy": accuracies,
+        "mean": statistics.mean(accuracies),
+        "standard_error": statistics.stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else None,
+        "cost_over_int4": [summary["cost"] / bit_operations("int4") for summary in summaries],
+        "model": [summary["config"]["model"] for summary in summaries],
+        "bits": ["".join(f"{layer['bits']:x}" for layer in summary["layers"]) for summary in summaries],
+        "steps_per_second": [summary["steps_per_second"] for summary in summaries],
+        "device": sorted({summary["device"] for summary in summaries}),
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A table per target, and one of the base."""
+    lines = []
+    for target in dict.fromkeys(row["target"] for row in rows):
+        title = "The base" if target is None else f"{target:g} × int4 of the base"
+        lines += [f"\n**{title}**", "", "| network | accuracy (%) | each seed | cost / int4 |", "|---|---|---|---|"]
+        for row in (row for row in rows if row["target"] == target):
+            error = "" if row["standard_error"] is None else f" ± {100 * row['standard_error']:.2f}"
+            each = ", ".join(f"{100 * accuracy:.2f}" for accuracy in row["accuracy"])
+            cost = statistics.mean(row["cost_over_int4"])
+            lines.append(f"| {row['network']} | {100 * row['mean']:.2f}{error} | {each} | {cost:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Trains what is missing, writes and prints the tables, and draws the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", help="where tfds has cifar10 prepared")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/fliqnas"))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", default="*", help="directories of networks below the work directory, as a pattern")
+    parser.add_argument("--tabulate", action="store_true", help="trains nothing")
+    arguments = parser.parse_args()
+    logging.set_verbosity(logging.WARNING)
+    data = {"data.data_dir": arguments.data_dir}
+    chosen = [n for n in networks() if fnmatch.fnmatch(n.directory, arguments.only)]
+    with stop_on_signals() as stop:
+        for seed, network in itertools.product(range(arguments.seeds), () if arguments.tabulate else chosen):
+            train(network, seed, arguments.workdir, data, stop)
+    if arguments.only != "*":
+        return
+    rows = read(arguments.workdir, arguments.seeds)
+    command = f"python -m benchmarks.fliqnas --data_dir=DIR --seeds={arguments.seeds}"
+    RESULTS.write_text(json.dumps({"command": command, "networks": rows}, indent=1) + "\n")
+    Console().print(markdown(rows), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
