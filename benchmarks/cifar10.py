@@ -46,7 +46,7 @@ def variants() -> dict[str, ConfigDict]:
         "fp_l": variant(formats="fp_l"),
         "fp": variant(formats="fp_l", policy="fixed", genome="e2m1", baselines=("e4m3",)),
         SIGNED_INPUTS: variant(policy="fixed", genome="int4", unsigned_inputs=False),
-        PAPER_CONTROLLER: variant(controller=paper.controller),
+        PAPER_CONTROLLER: variant(policy=paper.policy, controller=paper.controller),
     }
 
 

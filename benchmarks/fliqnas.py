@@ -27,6 +27,7 @@ from rich.console import Console
 from aqt_like.formats import parse_layer_format
 from configs import fliqnas_cifar10
 from hwcost import analytic
+from hwcost.genome_file import read_genome
 from launch.cost import network_workload
 from launch.training import runs
 from launch.training.experiment import prepare_experiment
@@ -37,7 +38,7 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "fliqnas.json"
 STAGES = ((1, 8, 1, 1), (6, 16, 2, 1), (6, 24, 2, 2), (6, 40, 2, 2))
 MIDDLE, OUTER = 3.53, (2.7, 4.36)  # × int4 of the base (FLIQS, Figure 6)
 FLIQNAS = "FLIQNAS int_s"
-FORMATS_ALONE: dict[str, Any] = {"architecture": {}}
+FORMATS_ALONE: dict[str, Any] = {"architecture": ConfigDict()}
 AT_ALL_TARGETS: dict[str, dict[str, Any]] = {FLIQNAS: {}, "FLIQS int_s": FORMATS_ALONE}
 IN_THE_MIDDLE: dict[str, dict[str, Any]] = {
     "FLIQNAS int_l": {"formats": "int_l"},
@@ -81,7 +82,7 @@ def networks() -> Iterator[Network]:
         if target == MIDDLE:
             for name, changes in IN_THE_MIDDLE.items():
                 yield Network(name, target, changes)
-            yield Network(f"{FLIQNAS}, alone", target, {"policy": "fixed"}, found_by=FLIQNAS)
+            yield Network(f"{FLIQNAS}, alone", target, FORMATS_ALONE | {"policy": "fixed"}, found_by=FLIQNAS)
         for name in UNIFORM:
             changes = FORMATS_ALONE | {"policy": "fixed", "genome": name}
             yield Network(f"{name}, scaled", target, changes, scaled=name)
@@ -93,12 +94,14 @@ def config_of(network: Network, seed: int, workdir: pathlib.Path) -> ConfigDict:
     """The config of a network, but for where the data are."""
     config = fliqnas_cifar10.get_config()
     config.model.stages = STAGES
-    config.update({"baselines": (), "seed": seed, "target": network.target or MIDDLE} | network.changes)
+    for key, value in ({"baselines": (), "seed": seed, "target": network.target or MIDDLE} | network.changes).items():
+        config[key] = value
     if network.scaled:
         assert network.target
         config.model.width, config.model.multiple = scaled_width(network.scaled, network.target), 1
     if network.found_by:
         config.genome = str(workdir / _directory(network.found_by, network.target) / f"seed{seed}" / GENOME)
+        config.model.update(read_genome(pathlib.Path(config.genome)).architecture)
     return config
 
 

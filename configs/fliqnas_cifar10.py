@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.architecture = ConfigDict({"widths": (0.5, 0.75, 1.0, 1.25, 1.5), "kernels": (3, 5, 7)})
+    config.policy = "reinforce"
     config.target = 3.53  # × int4 of the network with widths of 1 and kernels of 3
     config.baselines = ("int4", "int8")
     config.epochs = 3.0

@@ -22,4 +22,5 @@ def get_config() -> ConfigDict:
     config.valid_batch_size = 256
     config.profile_fraction = 1.0
     common.short_search(config)
+    config.policy = "fisher"
     return config
