@@ -493,14 +493,7 @@ def test_configs_name_spaces_and_budgets_that_there_are(name):
     assert np.isfinite(config.supernet.epochs)
 
 
-def test_all_budgets_of_a_set_are_those_of_the_finished_run(config, workdir):
-    """A unit that is a format stands for that format in all layers of the largest network."""
-    sets = (budget("bitfusion_latency", 2.0, "int8"), budget("weight_bytes", 1.0, "int8"))
-    pipeline = prepare(config, workdir, [repr(sets)])
+def test_a_unit_stands_for_all_layers_of_the_largest_network_in_its_format(config, workdir):
+    pipeline = prepare(config, workdir, [repr(budget("weight_bytes", 1.0, "int8"))])
     layers = workload.trace(pipeline.space.family.largest, (8, 8, 1), train=False)
     assert pipeline.budgets[0]["weight_bytes"] == sum(layer.weights for layer in layers)
-    evolve.run(pipeline)
-    finish.run(pipeline)
-    (network,) = pipeline.read(SUMMARY)["networks"]
-    run_summary = json.loads((workdir / "found" / network["name"] / "run" / "summary.json").read_text())
-    assert {each["name"]: each["target"] for each in run_summary["budgets"]} == pipeline.budgets[0]
