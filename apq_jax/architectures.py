@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aqt_like.formats import format_pair
-from fliqs_jax.models import elastic
+from apq_jax import network_space
+from aqt_like.formats import LayerFormat, format_pair
+from fliqs_jax.models import elastic, inverted_residuals
 from fliqs_jax.models.blocks import elastic_layers
 from fliqs_jax.models.elastic import Channels, ElasticLayer, Family, Gate
 from fliqs_jax.models.inverted_residuals import BlockNetwork, BlockShape
-from hwcost import pricing, workload
+from hwcost import genome_file, pricing, workload
 from hwcost.cost_model import CostModel
+from hwcost.genome_file import GenomeFileError, LayerChoice
 from hwcost.pricing import CostTable, Term
 from hwcost.space import Decision, SearchSpace
 from hwcost.workload import LayerSpec, Workload
@@ -63,7 +65,7 @@ class Block(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ArchitectureSpace:
-    """A family of networks, each described by a genome, int32[D].
+    """A family of networks, each described by a genome, int32[D] (`network_space.NetworkSpace`).
 
     Attributes:
       image: height and width of the images.
@@ -126,8 +128,7 @@ class ArchitectureSpace:
     @functools.cached_property
     def group(self) -> np.ndarray:
         """int32[D]: a number per block or depth; options of decisions with different numbers combine freely."""
-        first_parts = [decision.name.split(".")[0] for decision in self.search_space.decisions]
-        return np.unique(first_parts, return_inverse=True)[1].astype(np.int32)
+        return network_space.groups_by_part(self.search_space)
 
     @functools.cached_property
     def largest(self) -> np.ndarray:
@@ -197,10 +198,10 @@ class ArchitectureSpace:
         genome = genome.at[self._columns["kernel"]].set(drawn[:, 0])
         return genome.at[self._columns["depthwise_inputs"]].set(drawn[:, 1])
 
-    def with_bits(self, genome: Genome, bits_of: Genome) -> jax.Array:
-        """The genome with all bit widths of the genome `bits_of`; the result may need `made_valid`."""
+    def with_formats(self, genome: Genome, formats_of: Genome) -> jax.Array:
+        """The genome with all bit widths of the genome `formats_of`; the result may need `made_valid`."""
         columns = np.concatenate([self._columns[name] for name in BIT_DECISIONS])
-        return jnp.asarray(genome).at[..., columns].set(bits_of[..., columns])
+        return jnp.asarray(genome).at[..., columns].set(formats_of[..., columns])
 
     def canonical(self, genome: Genome) -> jax.Array:
         """The genome with skipped blocks set as in the smallest network, so that equal networks have equal genomes."""
@@ -251,6 +252,10 @@ class ArchitectureSpace:
             head=self.head,
         )
 
+    def settings(self, genome: Genome) -> dict[str, Any]:
+        """The settings from which `fliqs_jax.models.create` makes the network of a genome, int32[D]."""
+        return inverted_residuals.settings_of(self.network(genome))
+
     @functools.cached_property
     def family(self) -> Family:
         """The networks as a family, whose genomes are those of this space: bits shape no layer."""
@@ -266,12 +271,87 @@ class ArchitectureSpace:
                 gate=Gate(_depth(block.stage), skipped_at) if skipped_at > 0 else None,
             )
         largest = self.network(self.largest)
-        return Family(self.search_space, largest, tuple(layers), self.network, self.largest, elastic.NESTED)
+        return Family(
+            space=self.search_space,
+            largest=largest,
+            layers=tuple(layers),
+            network=self.network,
+            settings=self.settings,
+            base=self.largest,
+            kernel_sizes=elastic.NESTED,
+        )
 
     @functools.cached_property
     def layers(self) -> Workload:
         """The layers of the largest network, in the order in which they run."""
-        return workload.trace(self.family.largest, (self.image, self.image, self.image_channels), train=False)
+        return workload.trace(self.family.largest, self.example_shape, train=False)
+
+    @property
+    def base_layers(self) -> Workload:
+        """The layers that a format as a unit stands for: those of the largest network."""
+        return self.layers
+
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """Of an image."""
+        return (self.image, self.image, self.image_channels)
+
+    @functools.cached_property
+    def formats(self) -> tuple[LayerFormat, ...]:
+        """All pairs of weight and input bits."""
+        names = [f"int{bits}" for bits in self.bits]
+        return tuple(format_pair(weights, inputs) for weights in names for inputs in names)
+
+    @functools.cached_property
+    def _bits(self) -> dict[str, tuple[str, str]]:
+        """The decisions on the bits of weights and inputs, by the path of each layer that has them."""
+        found = {}
+        for layer in self.family.layers:
+            block, part, _ = layer.path.split("/")
+            kind = "depthwise" if part == "depthwise" else "pointwise"
+            found[layer.path] = (f"{block}.{kind}_weights", f"{block}.{kind}_inputs")
+        return found
+
+    @functools.cached_property
+    def _bit_columns(self) -> np.ndarray:
+        """int32[L, 2]: positions in a genome of the bits of each layer's weights and inputs; −1 in fixed layers."""
+        index = self.search_space.index
+        decisions = [self._bits.get(layer.path, ()) for layer in self.layers]
+        return np.asarray([[index(name) for name in names] or (-1, -1) for names in decisions], np.int32)
+
+    def format_choice(self, genome: jax.Array) -> jax.Array:
+        """Index into `formats` of each layer, int32[L]: a pair of its block, or the widest in fixed layers."""
+        options = genome[self._bit_columns]
+        pairs = options[:, 0] * len(self.bits) + options[:, 1]
+        return jnp.where(self._bit_columns[:, 0] < 0, len(self.formats) - 1, pairs)
+
+    def family_genome(self, genome: Genome) -> np.ndarray:
+        """The genome itself, since the family has all decisions."""
+        return np.asarray(genome)
+
+    def named(self, genome: Genome) -> genome_file.Genome:
+        """The genome with the settings of its network; granularities are for the run that fine-tunes it."""
+        skipped = {block.name for block, there in zip(self.blocks, self.active(genome), strict=True) if not there}
+        choice = np.asarray(self.format_choice(jnp.asarray(genome)))
+        layers = {
+            layer.path: LayerChoice(self.formats[index].name, granularity="")
+            for layer, index in zip(self.layers, choice, strict=True)
+            if layer.path.split("/")[0] not in skipped
+        }
+        return genome_file.Genome(self.search_space.decode(np.asarray(genome)), layers, self.settings(genome))
+
+    def encode(self, named: genome_file.Genome) -> np.ndarray:
+        """The genome, int32[D], of a genome file of APQ.
+
+        Raises:
+          GenomeFileError: it is of another space.
+        """
+        if missing := [each.name for each in self.search_space.decisions if each.name not in named.choices]:
+            raise GenomeFileError(f"a genome of another search space: it has no {missing[0]}")
+        try:
+            return self.search_space.encode(named.choices)
+        except ValueError as error:
+            raise GenomeFileError(f"a genome of another search space: {error}") from error
 
     @property
     def fixed_layers(self) -> Workload:
@@ -287,13 +367,11 @@ class ArchitectureSpace:
         """
         if model.total == "mean":
             raise ValueError("a mean over layers cannot be searched by: the number of layers is searched as well")
-        names = [f"int{bits}" for bits in self.bits]
-        pairs = [format_pair(weights, inputs) for weights in names for inputs in names]
 
         @functools.cache
         def cost(layer: LayerSpec | None) -> np.ndarray:
-            costs = np.zeros(len(pairs)) if layer is None else model.layer_costs(layer, pairs)
-            return np.asarray(costs, np.float64).reshape(len(names), len(names))
+            costs = np.zeros(len(self.formats)) if layer is None else model.layer_costs(layer, self.formats)
+            return np.asarray(costs, np.float64).reshape(len(self.bits), len(self.bits))
 
         combine = np.maximum if model.total == "peak" else np.add
         fixed = functools.reduce(combine, [cost(layer)[-1, -1] for layer in self.fixed_layers])
@@ -301,9 +379,7 @@ class ArchitectureSpace:
         for layer in self.layers:
             if (found := elastic.variants(self.family, layer)) is None:
                 continue
-            block, part, _ = layer.path.split("/")
-            kind = "depthwise" if part == "depthwise" else "pointwise"
-            decisions = (*found.decisions, f"{block}.{kind}_weights", f"{block}.{kind}_inputs")
+            decisions = (*found.decisions, *self._bits[layer.path])
             # Layers of equal shapes cost the same.
             costs = found.spread([cost(spec and dataclasses.replace(spec, path="")) for spec in found.specs])
             values[decisions] = combine(values[decisions], costs) if decisions in values else costs

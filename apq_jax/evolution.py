@@ -209,7 +209,8 @@ def cheapest(space: Space, tables: Tables, limits: ArrayLike) -> np.ndarray:
     """A genome, int32[D], of least `max_m cost_m / limit_m`, by coordinate descent on the host in float64.
 
     Each step takes the best valid options of one group, until no group improves. With one budget the result is the
-    optimum. With several it need not be, and a genome within all budgets may be missed.
+    optimum where what is cheapest in a group does not depend on the others, as in APQ's spaces. Else, or with several
+    budgets, it need not be, and a genome within them may be missed.
 
     Args:
       space: the space.

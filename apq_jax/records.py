@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from apq_jax.architectures import ArchitectureSpace
+from apq_jax.network_space import NetworkSpace
 
 
-def float_genomes(space: ArchitectureSpace, count: int, key: jax.Array) -> np.ndarray:
+def float_genomes(space: NetworkSpace, count: int, key: jax.Array) -> np.ndarray:
     """Random architectures at the widest bits, int32[count, D]; a larger count extends a smaller one."""
 
     def genome(number: jax.Array) -> jax.Array:
-        return space.with_bits(space.sample(jax.random.fold_in(key, number)), space.largest)
+        return space.with_formats(space.sample(jax.random.fold_in(key, number)), space.largest)
 
     return np.asarray(jax.vmap(genome)(jnp.arange(count)))
 
 
-def quantized_genomes(space: ArchitectureSpace, count: int, key: jax.Array, *, policies: int) -> np.ndarray:
+def quantized_genomes(space: NetworkSpace, count: int, key: jax.Array, *, policies: int) -> np.ndarray:
     """Genomes to measure under quantisation, int32[count, D] (APQ, §4).
 
     Half of them have a random architecture each; the others share random architectures, `policies` genomes each. All
@@ -31,7 +31,7 @@ def quantized_genomes(space: ArchitectureSpace, count: int, key: jax.Array, *, p
         independent = space.sample(jax.random.fold_in(keys[0], number))
         network = space.sample(jax.random.fold_in(keys[1], number // (2 * policies)))
         bits = space.sample(jax.random.fold_in(keys[2], number))
-        return jnp.where(number % 2 == 0, independent, space.made_valid(space.with_bits(network, bits)))
+        return jnp.where(number % 2 == 0, independent, space.made_valid(space.with_formats(network, bits)))
 
     return np.asarray(jax.vmap(genome)(jnp.arange(count)))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from apq_jax.architectures import ArchitectureSpace
+from apq_jax.network_space import NetworkSpace
 from hwcost.space import SearchSpace
 
 
@@ -26,7 +26,7 @@ class RestrictedSpace:
       ValueError: a kind is unknown, or `held` contains a pair that the space excludes.
     """
 
-    space: ArchitectureSpace
+    space: NetworkSpace
     held: np.ndarray
     kinds: Collection[str]
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from apq_jax import supernet
-from apq_jax.architectures import ArchitectureSpace
+from apq_jax.network_space import NetworkSpace
 from fliqs_jax.models.elastic import Params, Weights
 
 Batch = dict[str, jax.Array]
@@ -59,15 +59,15 @@ class ShrinkingState(NamedTuple):
 
 # Genomes of the N subnetworks that a step trains: `(space, key, elastic bool[D]) → int32[N, D]`. Decisions that are not
 # elastic yet have their last option.
-Sampling = Callable[[ArchitectureSpace, jax.Array, jax.Array], jax.Array]
+Sampling = Callable[[NetworkSpace, jax.Array, jax.Array], jax.Array]
 
 
-def one_random(space: ArchitectureSpace, key: jax.Array, elastic: jax.Array) -> jax.Array:
+def one_random(space: NetworkSpace, key: jax.Array, elastic: jax.Array) -> jax.Array:
     """One random subnetwork, int32[1, D]."""
     return jnp.where(elastic, space.sample(key), space.largest)[None]
 
 
-def sandwich(space: ArchitectureSpace, key: jax.Array, elastic: jax.Array) -> jax.Array:
+def sandwich(space: NetworkSpace, key: jax.Array, elastic: jax.Array) -> jax.Array:
     """The largest, the smallest and a random subnetwork, int32[3, D] (sandwich rule, Yu & Huang, 2019)."""
     smallest = jnp.where(elastic, space.smallest, space.largest)
     return jnp.concatenate([jnp.stack([jnp.asarray(space.largest), smallest]), one_random(space, key, elastic)])
@@ -76,10 +76,14 @@ def sandwich(space: ArchitectureSpace, key: jax.Array, elastic: jax.Array) -> ja
 SAMPLINGS: Mapping[str, Sampling] = {"one_random": one_random, "sandwich": sandwich}
 
 
-def elastic_decisions(space: ArchitectureSpace) -> np.ndarray:
+def elastic_decisions(space: NetworkSpace) -> np.ndarray:
     """bool[stages, D]: decisions elastic in each stage of `STAGES`: none, kernels, also channels, also depths."""
-    kinds = [decision.name.rpartition(".")[2] for decision in space.search_space.decisions]
-    return np.asarray([[kind in STAGES[1 : stage + 1] for kind in kinds] for stage in range(len(STAGES))])
+    stage_of: dict[str, int] = {}
+    for layer in space.family.layers:
+        stage_of |= {layer.kernel: 1, **dict.fromkeys((*layer.inputs.decisions, *layer.outputs.decisions), 2)}
+        stage_of |= {layer.gate.decision: 3} if layer.gate else {}
+    first = [stage_of.get(decision.name, len(STAGES)) for decision in space.search_space.decisions]
+    return np.asarray(first) <= np.arange(len(STAGES))[:, None]
 
 
 def stage_starts(total_steps: int, shares: Mapping[str, float]) -> dict[str, int]:
@@ -94,7 +98,7 @@ def stage_starts(total_steps: int, shares: Mapping[str, float]) -> dict[str, int
     return dict(zip(STAGES, [0, *(round(end * total_steps) for end in ends[:-1])], strict=True))
 
 
-def init_state(space: ArchitectureSpace, optimizer: optax.GradientTransformation, key: jax.Array) -> ShrinkingState:
+def init_state(space: NetworkSpace, optimizer: optax.GradientTransformation, key: jax.Array) -> ShrinkingState:
     """The initial state of training, with random weights."""
     init_key, run_key = jax.random.split(key)
     weights, batch_stats = supernet.init(space, init_key)
@@ -110,7 +114,7 @@ def init_state(space: ArchitectureSpace, optimizer: optax.GradientTransformation
 
 
 def make_step(
-    space: ArchitectureSpace,
+    space: NetworkSpace,
     *,
     optimizer: optax.GradientTransformation,
     objective: Objective,
@@ -159,7 +163,7 @@ def make_step(
 
 
 def before_steps(
-    space: ArchitectureSpace, starts: Mapping[str, int]
+    space: NetworkSpace, starts: Mapping[str, int]
 ) -> dict[int, Callable[[ShrinkingState], ShrinkingState]]:
     """State changes by step: the largest network becomes the teacher, then channels are sorted by importance."""
 

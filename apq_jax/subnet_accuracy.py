@@ -15,9 +15,9 @@ import numpy as np
 import optax
 
 from apq_jax import supernet
-from apq_jax.architectures import BIT_DECISIONS, ArchitectureSpace
+from apq_jax.network_space import NetworkSpace
 from aqt_like import calibration, format_choice, interception, recalibration
-from aqt_like.formats import LayerFormat, format_pair
+from aqt_like.formats import LayerFormat
 from aqt_like.recalibration import Sums
 from fliqs_jax.models.elastic import Params, Weights
 
@@ -55,7 +55,7 @@ def _share_of_correct(count_correct: Callable[[Batch], jax.Array], validation: S
 # Loops over batches run in Python, since XLA's convolutions are slow inside loops on CPUs.
 
 
-def make_float_accuracy(space: ArchitectureSpace) -> Accuracy:
+def make_float_accuracy(space: NetworkSpace) -> Accuracy:
     """The accuracy of float subnetworks, evaluated without training after recalibration of batch statistics."""
     largest = space.family.largest
     specialise = jax.jit(functools.partial(supernet.specialised, space))
@@ -83,12 +83,12 @@ def make_float_accuracy(space: ArchitectureSpace) -> Accuracy:
 
 
 class GenomeFormats(NamedTuple):
-    """The formats that the bits of a genome give to the L layers of the largest network.
+    """The formats that a genome gives to the L layers of the largest network.
 
     Attributes:
       paths: paths of the layers.
       members: the formats to choose from.
-      choice: `(genome int32[D]) → int32[L]`, the index of each layer's format; fixed layers have the widest.
+      choice: `(genome int32[D]) → int32[L]`, the index of each layer's format.
     """
 
     paths: tuple[str, ...]
@@ -96,25 +96,13 @@ class GenomeFormats(NamedTuple):
     choice: Callable[[jax.Array], jax.Array]
 
 
-def genome_formats(space: ArchitectureSpace) -> GenomeFormats:
-    """The formats of a space: all pairs of weight and input bits; expansion and projection share the pointwise pair."""
-    names = [f"int{bits}" for bits in space.bits]
-    members = tuple(format_pair(weights, inputs) for weights in names for inputs in names)
-    widest, count = len(members) - 1, len(names)
-
-    def choice(genome: jax.Array) -> jax.Array:
-        options = {name: space.options(genome, name) for name in BIT_DECISIONS}
-        pointwise = options["pointwise_weights"] * count + options["pointwise_inputs"]
-        depthwise = options["depthwise_weights"] * count + options["depthwise_inputs"]
-        inside = jnp.stack([pointwise, depthwise, pointwise], axis=1).ravel()
-        fixed = jnp.full((3,), widest)
-        return jnp.concatenate([fixed, inside, fixed[:2]])
-
-    return GenomeFormats(tuple(layer.path for layer in space.layers), members, choice)
+def genome_formats(space: NetworkSpace) -> GenomeFormats:
+    """The formats of the layers of a space."""
+    return GenomeFormats(tuple(layer.path for layer in space.layers), space.formats, space.format_choice)
 
 
 def make_quantized_accuracy(
-    space: ArchitectureSpace,
+    space: NetworkSpace,
     *,
     optimizer: optax.GradientTransformation,
     loss: Callable[[jax.Array, Any], jax.Array],

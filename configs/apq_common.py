@@ -28,7 +28,7 @@ FINISHING = (
 
 
 def get_config() -> ConfigDict:
-    """Shared settings; an experiment sets `space` and `search.budgets`."""
+    """Shared settings; an experiment sets `space`, or `model`, `architecture` and `formats`, and `search.budgets`."""
     fliqs = common.get_config()
     return ConfigDict(
         {
@@ -36,6 +36,11 @@ def get_config() -> ConfigDict:
             "data": fliqs.data.to_dict(preserve_field_references=True),  # keeps placeholders
             "space": "digits",  # apq_jax/architectures.py
             "image_size": 0,  # side in pixels; 0: that of the space
+            # In the place of a space, which is then "": a family of FLIQNAS with a format in each layer, told by the
+            # settings of configs/common.py.
+            "model": {},
+            "architecture": {},
+            "formats": "",
             # The once-for-all network (apq_jax/shrinking.py).
             "supernet": {
                 "epochs": 60.0,
@@ -72,7 +77,7 @@ def get_config() -> ConfigDict:
             },
             # Evolutionary search (APQ, Algorithm 1) of one network per set of budgets, which hold at the same time
             # (launch/training/budgets.py); `one_each` makes sets of one. Targets in units of a format are relative to
-            # the largest network with that format in all layers.
+            # the network with that format in all layers: the largest of a space, or the model of a family.
             "search": {
                 "budgets": (),
                 "selection": "fittest",  # best genome; nsga2: Pareto front of accuracy and costs within the budgets

@@ -111,7 +111,7 @@ class FormatPlan:
             path: LayerChoice(formats[path], self.granularity(path), layer.macs)
             for path, layer in self.layers_of(genome).items()
         }
-        return Genome(self.space.decode(genome), layers)
+        return Genome(self.space.decode(genome), layers, self.architecture.settings(self.architecture_of(genome)))
 
     def encode(self, genome: Genome) -> np.ndarray:
         """The genome of this plan, int32[D], with the same formats per layer as a named genome.

@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,14 +40,17 @@ class Architecture(NamedTuple):
       space: its decisions.
       base: option name of each, by name, of the network that costs are told relative to.
       variants: what each layer may be, by path; layers that no decision shapes are absent.
+      settings: `(options int32[A]) → dict`, what builds the network that its decisions describe, as genome files hold
+        it; of a network that is not searched, what a genome file said of it.
     """
 
     space: SearchSpace
     base: dict[str, str]
     variants: dict[str, LayerVariants]
+    settings: Callable[[np.ndarray], dict[str, Any]]
 
 
-NO_ARCHITECTURE = Architecture(SearchSpace(()), {}, {})
+NO_ARCHITECTURE = Architecture(SearchSpace(()), {}, {}, lambda _: {})
 
 
 def resized(layer: LayerSpec, *, in_channels: int, out_channels: int, kernel: int) -> LayerSpec:

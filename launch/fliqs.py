@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     from jax.errors import JaxRuntimeError
 
     from launch.reports import fliqs_page, recorded_runs
-    from launch.training import dry_run, loop, runs
+    from launch.training import dry_run, given_genome, loop, runs
     from launch.training.checkpoints import CheckpointError
     from launch.training.experiment import prepare_experiment
     from launch.training.run_directory import NETWORK
@@ -35,6 +35,8 @@ def main(argv: list[str]) -> None:
     console = Console(markup=False)
     with ending.in_one_line(loop.NotFiniteError, CheckpointError, JaxRuntimeError):
         prepared = prepare_experiment(command_line.CONFIG.value)
+        if remark := given_genome.remark(command_line.CONFIG.value, prepared.config):
+            console.print(remark, soft_wrap=True)
         if command_line.CHECK.value:
             dry_run.check(prepared, console)
             return

@@ -20,7 +20,6 @@ genome.
 """
 
 import argparse
-import dataclasses
 import itertools
 import math
 import pathlib
@@ -41,13 +40,13 @@ from rich.table import Table
 from fliqs_jax import assignment, layer_sensitivity
 from fliqs_jax.search import SearchState
 from hwcost import pricing
-from hwcost.genome_file import read_genome, write_genome
+from hwcost.genome_file import write_genome
 from launch import data, ending
 from launch.reports import figures
 from launch.training import finished, runs
 from launch.training.budgets import ABSOLUTE
 from launch.training.experiment import Experiment
-from launch.training.run_directory import GENOME, write_json
+from launch.training.run_directory import write_json
 from launch.training.settings import ConfigError
 from launch.training.teaching import read_teacher
 
@@ -338,14 +337,10 @@ def main(argv: list[str] | None = None) -> None:
         measured = MEASURES[document["score"]]
         picture = figures.sensitivities(decibels, prepared.search.paths, document["formats"], measured)
         directory = arguments.directory
-        # Of a network whose architecture was searched; old runs may have no genome file.
-        found = directory / GENOME
-        architecture = read_genome(found).architecture if found.exists() else {}
         write_json(directory / "sensitivity.json", document)
         (directory / "sensitivity.svg").write_text(picture)
         for file, genome in genomes.items():
-            named = prepared.plan.named(genome)
-            write_genome(directory / file, dataclasses.replace(named, architecture=architecture))
+            write_genome(directory / file, prepared.plan.named(genome))
         show(document, decibels, console)
         console.print(f"wrote {directory}/sensitivity.json, sensitivity.svg, {', '.join(genomes)}")
 

@@ -12,6 +12,7 @@ from fliqs_jax.models.deit import DeiT
 from fliqs_jax.models.elastic import Family
 from fliqs_jax.models.imagenet_resnet import ImageNetResNet
 from fliqs_jax.models.inception import InceptionV3
+from fliqs_jax.models.inverted_residuals import BlockNetwork
 from fliqs_jax.models.mobilenet import MobileNetV2
 from fliqs_jax.models.recommender import CATEGORIES, NUMBERS, Recommender
 from fliqs_jax.models.resnet import ResNet
@@ -46,6 +47,7 @@ MODELS: dict[str, Network] = {
     "cifar_resnet": Network(ResNet, _images(32)),
     **{f"resnet{depth}": Network(partial(ImageNetResNet, depth=depth), _images(224)) for depth in (18, 34, 50)},
     "mobilenetv2": Network(MobileNetV2, _images(224), family=mobilenet.family),
+    "block_network": Network(BlockNetwork, _images(224)),
     "inception_v3": Network(InceptionV3, _images(299)),
     **{
         f"efficientnet_b{i}": Network(

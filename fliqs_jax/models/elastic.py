@@ -123,6 +123,7 @@ class Family(NamedTuple):
       largest: the largest network; its parameters hold all others.
       layers: its elastic layers.
       network: `(genome int32[D]) → module`, a network itself.
+      settings: `(genome int32[D]) → dict`, the arguments that make it, with lists in the place of tuples, as JSON has.
       base: int32[D], the genome of the network that the family is made from.
       kernel_sizes: how kernels of several sizes are held.
     """
@@ -131,6 +132,7 @@ class Family(NamedTuple):
     largest: nn.Module
     layers: tuple[ElasticLayer, ...]
     network: Callable[[np.ndarray], nn.Module]
+    settings: Callable[[np.ndarray], dict[str, Any]]
     base: np.ndarray
     kernel_sizes: KernelSizes
 
@@ -198,13 +200,16 @@ def family_of_settings(
 
     clone: Any = base.clone
 
-    def network(genome: np.ndarray) -> nn.Module:
+    def settings(genome: np.ndarray) -> dict[str, Any]:
         options = options_of(space, genome)
 
         def of_part(choice: Choice, part: str) -> float:
             return choice.options[options[choice.decision(part)] if choice.decision(part) else 0]
 
-        return clone(**{choice.setting: tuple(of_part(choice, part) for part in parts) for choice in choices})
+        return {choice.setting: [of_part(choice, part) for part in parts] for choice in choices}
+
+    def network(genome: np.ndarray) -> nn.Module:
+        return clone(**{name: tuple(values) for name, values in settings(genome).items()})
 
     own = {choice.kind: choice.options.index(choice.own) for choice in choices}
     return Family(
@@ -212,6 +217,7 @@ def family_of_settings(
         largest=clone(**{choice.setting: (choice.options[-1],) * len(parts) for choice in choices}),
         layers=tuple(layers),
         network=network,
+        settings=settings,
         base=np.asarray([own[decision.name.rpartition(".")[2]] for decision in space.decisions], np.int32),
         kernel_sizes=BRANCHES,
     )
@@ -383,7 +389,7 @@ def architecture(family: Family, layers: Sequence[LayerSpec]) -> Architecture:
     """What a plan and cost models need of a family, given the layers of its largest network."""
     found = {layer.path: variants(family, layer) for layer in layers}
     shaped = {path: each for path, each in found.items() if each is not None}
-    return Architecture(family.space, family.space.decode(family.base), shaped)
+    return Architecture(family.space, family.space.decode(family.base), shaped, family.settings)
 
 
 def variants(family: Family, layer: LayerSpec) -> LayerVariants | None:

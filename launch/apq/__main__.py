@@ -12,6 +12,10 @@
     search      finds the best genome for each set of budgets
     finish      cuts out, fine-tunes and evaluates the networks found, and writes the report
 
+After the step `predictor`, `rate` tells what the predictors and the costs say of genome files, which may be of FLIQS:
+
+    python -m launch.apq rate --config=… --workdir=DIR --genome=FILE [--genome=FILE …]
+
 `--budget` may be repeated, one network each, and replaces `config.search.budgets`; it is a budget, or a tuple of
 budgets that hold at once, over the costs of hwcost/costs.py (launch/training/budgets.py):
 
@@ -34,6 +38,7 @@ from rich.console import Console
 from launch import command_line, ending
 
 _BUDGET = flags.DEFINE_multi_string("budget", [], "A budget, or a tuple of budgets; may be repeated, one network each.")
+_GENOME = flags.DEFINE_multi_string("genome", [], "A genome file to rate; may be repeated.")
 _WORKERS = flags.DEFINE_string("workers", "process", "What measures records: process, ray or ray:N.")
 _COUNT = flags.DEFINE_integer("count", None, "Number of records, instead of config.records.", lower_bound=1)
 _QUANTIZED = flags.DEFINE_bool("quantized", False, "Whether --count is of quantised records, instead of float ones.")
@@ -44,7 +49,7 @@ def main(argv: list[str]) -> None:
     # Imported here, after the flags are parsed, so that a misspelt flag is reported at once.
     from jax.errors import JaxRuntimeError
 
-    from launch.apq import evolve, finish, fit_predictor, measure_records, train_supernet, workers
+    from launch.apq import evolve, finish, fit_predictor, measure_records, rate, train_supernet, workers
     from launch.apq.pipeline import SUMMARY, prepare_pipeline
     from launch.one_writer import only_writer
     from launch.reports import apq_page
@@ -59,8 +64,10 @@ def main(argv: list[str]) -> None:
         "search": evolve.run,
         "finish": finish.run,
     }
-    if len(argv) != 2 or argv[1] not in (*steps, "all"):
-        raise app.UsageError(f"expected one of {', '.join(steps)}, all; got {' '.join(argv[1:]) or 'nothing'}")
+    if len(argv) != 2 or argv[1] not in (*steps, "all", "rate"):
+        raise app.UsageError(f"expected one of {', '.join(steps)}, all, rate; got {' '.join(argv[1:]) or 'nothing'}")
+    if _GENOME.value and argv[1] != "rate":
+        raise app.UsageError(f"--genome={_GENOME.value[0]}: expected the command rate; got {argv[1]}")
     logging.set_verbosity(logging.WARNING)
     console, workdir = Console(markup=False), pathlib.Path(command_line.WORKDIR.value or "")
     in_one_line = ending.in_one_line(loop.NotFiniteError, CheckpointError, JaxRuntimeError)
@@ -71,6 +78,9 @@ def main(argv: list[str]) -> None:
         finish.check(experiment)
         if command_line.CHECK.value:
             experiment.describe()
+            return
+        if argv[1] == "rate":
+            rate.run(experiment, _GENOME.value)
             return
         with only_writer(workdir, experiment.note):
             experiment.claim()

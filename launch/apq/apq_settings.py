@@ -11,10 +11,10 @@ from launch.training.settings import (
     DISTILLATION,
     FLIQS,
     FROM_0,
-    NAME,
     OPTIMIZER,
     SEED,
     SHARE,
+    TEXT,
     TUPLE,
     WHOLE_ABOVE_0,
     WHOLE_FROM_0,
@@ -32,8 +32,10 @@ from launch.training.settings import (
 
 _RANGES = {
     "seed": SEED,
-    "space": NAME,
+    "space": TEXT,
     "image_size": WHOLE_FROM_0,
+    "architecture": FLIQS["architecture"],
+    "formats": TEXT,
     **section(
         "supernet",
         {
@@ -95,7 +97,7 @@ def known_settings(config: ConfigDict) -> Known:
     used, others = data_settings(config)
     finishing = load_config("apq_common").finish  # those of launch.fliqs that have a meaning for a given genome
     finish = section("finish", {key: values for key, values in FLIQS.items() if key.split(".")[0] in finishing})
-    return Known({**_RANGES, **finish, **used}, others, lambda _: False)
+    return Known({**_RANGES, **finish, **used}, others, lambda key: key.startswith("model."))
 
 
 def check_settings(config: ConfigDict) -> None:
@@ -108,6 +110,7 @@ def check_settings(config: ConfigDict) -> None:
     if "policy" in config and "supernet" not in config:
         raise ConfigError("the config is one for python -m launch.fliqs; expected one of APQ, as configs/apq_digits.py")
     check_ranges(config, known_settings(config), like="configs/apq_common.py")
+    _check_space(config)
     check_devices("supernet.batch_size", config.supernet.batch_size)
     stages = config.supernet.stages.to_dict()
     if not stages["full"] or abs(sum(stages.values()) - 1) > 1e-6:
@@ -123,3 +126,18 @@ def check_settings(config: ConfigDict) -> None:
         )
     if search.parents > search.population:
         raise ConfigError(f"search.parents={search.parents}: expected at most search.population={search.population}")
+
+
+def _check_space(config: ConfigDict) -> None:
+    """Checks that what is searched is told in one of the two ways."""
+    of_family = ("model", "architecture", "formats")
+    if config.space:
+        if given := [key for key in of_family if config[key]]:
+            raise ConfigError(f"space={config.space!r}: expected '' with {', '.join(given)}, which a family has")
+    else:
+        if lacking := [key for key in of_family if not config[key]]:
+            raise ConfigError(f"space='': expected a space, or a family with {', '.join(lacking)}")
+        if "name" not in config.model:
+            raise ConfigError("model.name: expected the name of a network that has a family")
+        if config.image_size:
+            raise ConfigError(f"image_size={config.image_size}: expected 0, since images say that of a family")

@@ -15,11 +15,9 @@ from apq_jax.selection import SELECTIONS, on_front
 from hwcost import pricing
 from hwcost.costs import find_cost
 from launch.apq import fit_predictor
-from launch.apq.pipeline import PREDICTOR, SEARCH, SUMMARY, Pipeline
+from launch.apq.pipeline import PREDICTOR, REPORTED_COSTS, SEARCH, SUMMARY, Pipeline
 from launch.training.run_directory import Inputs
 from launch.training.settings import ConfigError
-
-REPORTED_COSTS = ("bitfusion_latency", "bitfusion_energy", "bit_operations")  # as in APQ, Table 2
 
 
 def run(pipeline: Pipeline) -> None:

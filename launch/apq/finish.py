@@ -7,15 +7,13 @@ import tempfile
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from apq_jax import subnet_accuracy, supernet
+from apq_jax import supernet
 from apq_jax.shrinking import ShrinkingState
 from fliqs_jax.models import pretrained
 from hwcost import carbon
-from hwcost.genome_file import Genome, LayerChoice, write_genome
+from hwcost.genome_file import write_genome
 from launch.apq import evolve, train_supernet
 from launch.apq.pipeline import KIND, PREDICTOR, SEARCH, SUPERNET, Pipeline
 from launch.config_files import load_config
@@ -93,10 +91,10 @@ def check(pipeline: Pipeline) -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         directory = pathlib.Path(folder)
-        write_genome(directory / GENOME, _genome_of(pipeline, network))
+        write_genome(directory / GENOME, space.named(space.largest))
         config = _finishing_config(pipeline, network, directory)
         config.init_from = ""  # which needs the once-for-all network
-        config.formats = ",".join(member.name for member in subnet_accuracy.genome_formats(space).members)
+        config.formats = ",".join(member.name for member in space.formats)
         try:
             experiment = prepare_experiment(config, pipeline.source)
             if config.distillation.teacher:
@@ -118,24 +116,8 @@ def _cut_out(pipeline: Pipeline, state: ShrinkingState, network: dict[str, Any],
     directory.mkdir(parents=True, exist_ok=True)
     genome = space.search_space.encode(network["choices"])
     _, variables = supernet.cut_out(space, state.params, state.batch_stats, genome)
-    write_genome(directory / GENOME, _genome_of(pipeline, network))
+    write_genome(directory / GENOME, space.named(genome))
     pretrained.save(directory / WEIGHTS, jax.device_get(variables))
-
-
-def _genome_of(pipeline: Pipeline, network: dict[str, Any]) -> Genome:
-    """The genome of a network found, with the format of each of its layers."""
-    space = pipeline.space
-    genome = space.search_space.encode(network["choices"])
-    skipped = {block.name for block in space.blocks} - {shape.name for shape in space.network(genome).blocks}
-    layer_choices = subnet_accuracy.genome_formats(space)
-    names = [layer_choices.members[index].name for index in np.asarray(layer_choices.choice(jnp.asarray(genome)))]
-    layers = {
-        path: LayerChoice(name, granularity="")  # decided by the rules of the fine-tuning run
-        for path, name in zip(layer_choices.paths, names, strict=True)
-        if path.split("/")[0] not in skipped
-    }
-    architecture = {"space": pipeline.config.space, "image_size": pipeline.config.image_size}
-    return Genome(network["choices"], layers, architecture)
 
 
 def _finishing_config(pipeline: Pipeline, network: dict[str, Any], directory: pathlib.Path) -> ConfigDict:
@@ -148,7 +130,7 @@ def _finishing_config(pipeline: Pipeline, network: dict[str, Any], directory: pa
             "seed": pipeline.config.seed,
             "data": pipeline.config.data.to_dict(),
             "init_from": str(directory / WEIGHTS),
-            "formats": "",  # the genome names them
+            "formats": "",  # these and the model are told by the genome
             "policy": "fixed",
             "genome": str(directory / GENOME),
             "cost": cost,
@@ -157,5 +139,4 @@ def _finishing_config(pipeline: Pipeline, network: dict[str, Any], directory: pa
             "budgets": tuple({"cost": cost, "target": limit, "target_unit": ABSOLUTE} for cost, limit in further),
         }
     )
-    config.model = ConfigDict({"name": "apq_jax.block_network:from_genome", "genome": str(directory / GENOME)})
     return config

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from apq_jax import predictor, records
-from apq_jax.architectures import ArchitectureSpace
+from apq_jax.network_space import NetworkSpace
 from apq_jax.predictor import Agreement, Dense, Predictor
 from launch.apq.measure_records import read_records
 from launch.apq.pipeline import PREDICTOR, RECORD_FILES, SUMMARY, Pipeline
@@ -251,7 +251,7 @@ def _unreadable(pipeline: Pipeline, kind: str, reason: Any) -> ConfigError:
     return ConfigError(f"cannot read the predictor {path}: {reason}; remove {path.parent} to fit it anew")
 
 
-def predict_accuracies(space: ArchitectureSpace, fitted: Predictor, genomes: jax.Array) -> jax.Array:
+def predict_accuracies(space: NetworkSpace, fitted: Predictor, genomes: jax.Array) -> jax.Array:
     """Predicted accuracies, float32[P], of genomes, int32[P, D]; a float predictor ignores the bits."""
     features = space.features(genomes)
     return predictor.predict(fitted, features[:, : fitted.layers[0].kernel.shape[0]])

@@ -10,9 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from apq_jax import architectures, evolution
-from apq_jax.architectures import ArchitectureSpace
-from aqt_like.formats import LayerFormat
+from apq_jax import architectures, evolution, family_space
+from apq_jax.network_space import NetworkSpace
+from aqt_like.formats import LayerFormat, format_space
+from fliqs_jax import models
 from hwcost import pricing
 from hwcost.costs import find_cost
 from hwcost.workload import Workload
@@ -28,6 +29,7 @@ from launch.training.settings import ConfigError, check_steps
 
 SUPERNET, PREDICTOR, SEARCH, SUMMARY = "supernet", "predictor", "search.json", "summary.json"
 KIND = "apq"  # of the summary, which tells it from that of a FLIQS run
+REPORTED_COSTS = ("bitfusion_latency", "bitfusion_energy", "bit_operations")  # as in APQ, Table 2
 RECORD_FILES = {"float": "records-float.jsonl", "quantized": "records-quantized.jsonl"}
 
 
@@ -50,7 +52,7 @@ class Pipeline:
     workdir: pathlib.Path
     console: Console
     source: data.Source
-    space: ArchitectureSpace
+    space: NetworkSpace
     budgets: tuple[dict[str, float], ...]
     tables: evolution.Tables
     stop: StopRequested = dataclasses.field(default_factory=StopRequested)
@@ -168,22 +170,51 @@ def prepare_pipeline(
       ConfigError, ValueError: a setting is wrong; the message names it.
     """
     apq_settings.check_settings(config)
-    space = architectures.find(config.space, config.image_size)
     source = data.find(config.data)
-    expected = (space.image, space.image, space.image_channels)
-    if tuple(source.example.shape) != expected or source.classes != space.classes:
-        raise ConfigError(
-            f"space={config.space!r} is for images of {expected} in {space.classes} classes; {config.data.name} has "
-            f"{tuple(source.example.shape)} in {source.classes} (image_size is the space's, data.image_size the data's)"
-        )
+    space = _space(config, source)
     _check_examples(config, source)
     if isinstance(source, data.Arrays):
         check_arrays(source, Labels((), space.classes, padding=source.padding))
     sets = read_alternatives(tuple(map(parse_budget, budgets)) if budgets else config.search.budgets)
-    limits = _limits(sets, space.layers)
+    limits = _limits(sets, space.base_layers)
     if repeated := [limit for number, limit in enumerate(limits) if limit in limits[:number]]:
         raise ConfigError(f"budgets: {repeated[0]} is there twice, in other words")
     return Pipeline(config, workdir, console, source, space, limits, _tables(space, limits))
+
+
+def _space(config: ConfigDict, source: data.Source) -> NetworkSpace:
+    """The space of a config: one of `architectures.SPACES`, or a family of `fliqs_jax.models` with formats.
+
+    Raises:
+      ConfigError, ValueError: it is for other data; or there is no such space, family or format.
+    """
+    shape = tuple(source.example.shape)
+    if config.space:
+        space = architectures.find(config.space, config.image_size)
+        if shape != space.example_shape or source.classes != space.classes:
+            raise ConfigError(
+                f"space={config.space!r} is for images of {space.example_shape} in {space.classes} classes; "
+                f"{config.data.name} has {shape} in {source.classes} (image_size is the space's, data.image_size the "
+                "data's)"
+            )
+        return space
+    name, settings = config.model.name, config.model.to_dict()
+    try:
+        network = models.create(classes=source.classes, **settings)
+        family = models.family(name, network, config.architecture.to_dict())
+    except ValueError as error:
+        raise ConfigError(f"model and architecture: {error}") from error
+    if not models.mode(network, train=True):
+        raise ConfigError(f"model.name={name!r}: expected one with batch statistics, which APQ recalibrates")
+    of_family = family_space.of_family(
+        family, format_space(config.formats), example_shape=shape, classes=source.classes, model=settings
+    )
+    for cost in REPORTED_COSTS:
+        try:
+            of_family.cost_table(find_cost(cost))
+        except ValueError as error:
+            raise ConfigError(f"formats={config.formats!r}: {cost} is reported: {error}") from error
+    return of_family
 
 
 def _check_examples(config: ConfigDict, source: data.Source) -> None:
@@ -201,16 +232,16 @@ def _check_examples(config: ConfigDict, source: data.Source) -> None:
     check_steps("supernet.epochs", epochs, epochs * batches)
 
 
-def _limits(sets: Sequence[Sequence[BudgetSetting]], largest: Workload) -> tuple[dict[str, float], ...]:
-    """Limits of each set by cost, in its unit; a format as unit stands for the largest network in that format."""
+def _limits(sets: Sequence[Sequence[BudgetSetting]], base: Workload) -> tuple[dict[str, float], ...]:
+    """Limits of each set by cost, in its unit; a format as unit stands for all layers of `base` in that format."""
 
     def uniform_cost(name: str) -> Callable[[LayerFormat], float]:
-        return lambda fmt: find_cost(name).uniform(largest, fmt)
+        return lambda fmt: find_cost(name).uniform(base, fmt)
 
     return tuple({setting.cost: setting.amount(uniform_cost(setting.cost)) for setting in budget} for budget in sets)
 
 
-def _tables(space: ArchitectureSpace, budgets: Sequence[dict[str, float]]) -> evolution.Tables:
+def _tables(space: NetworkSpace, budgets: Sequence[dict[str, float]]) -> evolution.Tables:
     """The cost tables of all costs with budgets, by name; empty without budgets.
 
     Raises:

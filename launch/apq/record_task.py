@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from apq_jax import subnet_accuracy
-from apq_jax.architectures import ArchitectureSpace
+from apq_jax.network_space import NetworkSpace
 from apq_jax.shrinking import ShrinkingState
 from apq_jax.supernet import Params, Weights
 from fliqs_jax import losses
@@ -47,7 +47,7 @@ class RecordTask(NamedTuple):
     """
 
     kind: str
-    space: ArchitectureSpace
+    space: NetworkSpace
     weights: Weights
     batch_stats: Params
     batches: subnet_accuracy.Data

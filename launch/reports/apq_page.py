@@ -126,7 +126,7 @@ def write(workdir: pathlib.Path, path: pathlib.Path | None = None) -> pathlib.Pa
     best = max(networks, key=lambda network: network["accuracy"])
     final = summary["predictor"]["final"]
     more = (
-        f"One once-for-all network of the space {config['space']!r}, and {_count(networks)} searched in it in "
+        f"One once-for-all network of {_searched(config)}, and {_count(networks)} searched in it in "
         f"{search['seconds']:.2f} s, cut out, quantised and fine-tuned."
     )
     tiles = [
@@ -160,9 +160,13 @@ def _count(networks: list[dict[str, Any]]) -> str:
     return f"{len(networks)} network{'s' if len(networks) > 1 else ''}"
 
 
+def _searched(config: dict[str, Any]) -> str:
+    return f"the space {config['space']}" if config["space"] else f"a family of {config['model']['name']}"
+
+
 def _cards(summary: dict[str, Any]) -> list[str]:
     networks, search, config = summary["networks"], summary["search"], summary["config"]
-    space = architectures.find(config["space"], config["image_size"])
+    blocks = architectures.find(config["space"], config["image_size"]).blocks if config["space"] else ()
     names = [_budget(network) for network in networks]
     set_names = [_budget({"budget": budget}) for budget in search["budgets"]]
     settings = json.dumps(config, indent=1)
@@ -196,12 +200,18 @@ def _cards(summary: dict[str, Any]) -> list[str]:
             apq_figures.predictor_curve(summary["predictor"]["quantized"]),
         ),
         *(() if evolution_wide else (evolution,)),
-        picture_card(
-            "Found networks",
-            "A bar per block, as high as its share of the channels that it could have; colours are bits of pointwise "
-            "weights. Rows are budgets.",
-            apq_figures.networks_by_block(networks, names, {b.name: b.channels[-1] for b in space.blocks}),
-            wide=True,
+        *(
+            [
+                picture_card(
+                    "Found networks",
+                    "A bar per block, as high as its share of the channels that it could have; colours are bits of "
+                    "pointwise weights. Rows are budgets.",
+                    apq_figures.networks_by_block(networks, names, {b.name: b.channels[-1] for b in blocks}),
+                    wide=True,
+                )
+            ]
+            if blocks
+            else []
         ),
         card("Results", "", html_table(_columns(summary), table_rows), wide=True),
         *((evolution,) if evolution_wide else ()),

@@ -21,7 +21,7 @@ _TO_REINFORCE = {  # Settings of the only controller that there was, and what th
 def of_today(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a run of any version, as parsed from JSON, with the settings of today; others are left as is."""
     if "policy" not in config or "controller" in config:
-        return {"architecture": {}, **config}
+        return {"architecture": {}, "formats": "", **config}
     moved = {new: config[old] for old, new in _TO_REINFORCE.items() if old in config}
     kept = {key: value for key, value in config.items() if key not in _TO_REINFORCE}
     return {

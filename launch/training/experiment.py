@@ -4,7 +4,6 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,11 +23,10 @@ from hwcost import pricing, workload
 from hwcost.cost_model import CostModel
 from hwcost.costs import find_cost
 from hwcost.format_plan import USUAL_GRANULARITY, FormatPlan, format_plan
-from hwcost.genome_file import Genome, GenomeFileError, names_genome_file, read_genome
-from hwcost.layer_variants import NO_ARCHITECTURE
+from hwcost.genome_file import Genome, GenomeFileError
 from hwcost.workload import Survey
 from launch import data
-from launch.training import optimizers
+from launch.training import given_genome, optimizers
 from launch.training.budgets import BudgetSetting, budget_entries, read_budgets
 from launch.training.compute import Arithmetic, choose_arithmetic
 from launch.training.controllers import NO_SEARCH, make_controller
@@ -97,7 +95,8 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
       ConfigError, data.DataError, formats.UnknownFormatError: a setting cannot be used; the message names it.
     """
     check_settings(config)
-    given = _given_genome(config)
+    given = given_genome.read(config)
+    config = given_genome.with_network_of(config, given)
     formats = _formats(config, given)
     source = source or data.find(config.data)
     _check_examples(config, source)
@@ -112,7 +111,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     _check_pretrained(config, model, source)
     model = family.largest if family else model
     found = _survey(config, model, network.uncounted, source.example)
-    architecture = elastic.architecture(family, found.layers) if family else NO_ARCHITECTURE
+    architecture = elastic.architecture(family, found.layers) if family else given_genome.architecture_of(given)
     plan = format_plan(found.layers, formats, config.rules, architecture)
     costs, budgets = _budgets(config, plan)
     arithmetic = choose_arithmetic(config, plan)
@@ -306,47 +305,13 @@ def _check_sampling(config: ConfigDict, search: Search) -> None:
         raise ConfigError(f"policy={config.policy!r}: {error}") from error
 
 
-def _given_genome(config: ConfigDict) -> Genome | None:
-    """Genome from the genome file of the config, or None if the config names no file."""
-    if config.policy == "fixed" and not config.genome:
-        raise ConfigError("policy='fixed' needs --config.genome, a format name or a genome file")
-    if config.policy != "fixed" and config.genome:
-        raise ConfigError(f"genome={config.genome!r} is for --config.policy=fixed; the policy is {config.policy!r}")
-    return read_genome(pathlib.Path(config.genome)) if names_genome_file(config.genome) else None
-
-
 def _formats(config: ConfigDict, given: Genome | None) -> tuple[LayerFormat, ...]:
     """Formats that layers choose from: those of the config, or those of the given genome if the config names none."""
     if config.formats:
         return format_space(config.formats)
     if given is None or not given.layers:
         raise ConfigError("formats='': expected a format space, unless config.genome is a file that says each layer's")
-    return format_space(sorted({choice.format for choice in given.layers.values()}))
-
-
-def _check_architecture(
-    config: ConfigDict, family: Family | None, plan: FormatPlan, given: Genome, genome: np.ndarray
-) -> None:
-    """Checks that a genome of a searched architecture is for the network of the config.
-
-    Raises:
-      GenomeFileError: the network has other settings than the file tells.
-    """
-    if "genome" in config.model:  # The model is built from a genome file, as those that APQ found.
-        return
-    settings = config.model.to_dict()
-    if family:
-        network = family.network(plan.architecture_of(genome))
-        settings |= {name: getattr(network, name) for name in config.architecture}
-    for name, value in given.architecture.items():
-        if _plain(settings.get(name)) != _plain(value):
-            raise GenomeFileError(
-                f"it is of a network with {name}={value}, and model.{name} is {_plain(settings.get(name))} here"
-            )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value
+    return format_space(given_genome.formats_in(given))
 
 
 def _trials(config: ConfigDict, plan: FormatPlan, given: Genome | None, family: Family | None) -> tuple[Trial, ...]:
@@ -355,7 +320,7 @@ def _trials(config: ConfigDict, plan: FormatPlan, given: Genome | None, family: 
         name = "/".join(pathlib.Path(config.genome).parts[-2:])
         try:
             genome = plan.encode(given)
-            _check_architecture(config, family, plan, given, genome)
+            given_genome.check_network(config, family, plan, given, genome)
             requested = Trial(name, FIXED, "", config, genome)
         except GenomeFileError as error:
             raise ConfigError(f"genome={config.genome!r}: {error}") from error

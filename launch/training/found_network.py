@@ -1,7 +1,6 @@
 """What a search of architectures ends with: the network that it found, cut out, as an experiment of its own."""
 
 import pathlib
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,27 +9,17 @@ from ml_collections import ConfigDict
 from aqt_like import interception
 from fliqs_jax.models import elastic
 from fliqs_jax.search import SearchState
-from hwcost.genome_file import read_genome
 from launch.training.budgets import ABSOLUTE
 from launch.training.experiment import Experiment, prepare_experiment
 
 
-def settings_of(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
-    """The settings of the model that a genome, int32[D], chose, such as widths and kernels; empty without a family."""
-    if not (family := experiment.search.family):
-        return {}
-    network = family.network(experiment.plan.architecture_of(genome))
-    return {name: list(getattr(network, name)) for name in experiment.config.architecture}
-
-
 def experiment_of(experiment: Experiment, file: pathlib.Path) -> Experiment:
-    """The experiment of the network of a genome file: its model is plain, and only that genome is in it.
+    """The experiment of the network of a genome file, which says its sizes: only that genome is in it.
 
     Budgets are absolute: formats as units would be of the network found, not of that which the search began with.
     """
     config = experiment.config.copy_and_resolve_references()
     with config.unlocked():
-        config.model.update(read_genome(file).architecture)
         config.architecture = ConfigDict()
         main, *further = (
             {"cost": name, "target": budget.target, "target_unit": ABSOLUTE}

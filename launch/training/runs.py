@@ -287,10 +287,8 @@ def target_directory(directory: pathlib.Path, config: ConfigDict, target: float)
 def _finish(run: _TrialRun, state: SearchState, genome: jax.Array, seconds: float, trained: dict[str, Any]) -> None:
     """Freezes, recalibrates and evaluates the network of a genome, int32[D], and writes all of it."""
     experiment, own_genome = run.experiment, np.asarray(genome)
-    settings = found_network.settings_of(experiment, own_genome)
-    named = dataclasses.replace(experiment.plan.named(own_genome), architecture=settings)
-    write_genome(run.directory / GENOME, named)
-    if settings:
+    write_genome(run.directory / GENOME, experiment.plan.named(own_genome))
+    if experiment.search.family:
         run, state, genome = _cut_out(run, state, own_genome)
     networks = run.compiled.networks
     network = networks.frozen(state, genome)

@@ -1,12 +1,16 @@
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from apq_jax import architectures
+from apq_jax import architectures, block_network
 from apq_jax.architectures import BIT_DECISIONS
 from aqt_like.formats import format_pair, parse_format
-from hwcost import pricing, workload
+from fliqs_jax import models
+from hwcost import genome_file, pricing, workload
 from hwcost.costs import COSTS
 
 PAPER, DIGITS = architectures.find("paper"), architectures.find("digits")
@@ -113,6 +117,19 @@ def test_costs_reach_from_where_to_where_the_original_s_do():
         )
         ends = [pricing.price_exactly(table, genome) - left_out for genome in (PAPER.smallest, PAPER.largest)]
         np.testing.assert_allclose(ends, (lowest, highest), rtol=5e-3)
+
+
+def test_a_genome_file_tells_the_network_with_or_without_its_space():
+    genome = samples(DIGITS, 1)[0]
+    settings = DIGITS.settings(genome)
+    assert json.loads(json.dumps(settings)) == settings
+    again = workload.trace(models.create(**settings, classes=10), (8, 8, 1), train=False)
+    assert again == workload.trace(DIGITS.network(genome), (8, 8, 1), train=False)
+    choices = DIGITS.search_space.decode(genome)
+    earlier = genome_file.Genome(choices, {}, {"space": "digits", "image_size": 0})
+    assert block_network.of_today(earlier).architecture == settings
+    with pytest.raises(ValueError, match="missing"):
+        block_network.of_today(dataclasses.replace(earlier, choices={"stage1.depth": "1"}))
 
 
 def test_means_cannot_be_searched_by():

@@ -17,7 +17,7 @@ TABLES = {"bit_operations": SPACE.cost_table(COSTS["bit_operations"])}
 
 def restricted(kinds):
     """The space, and which of its decisions are free."""
-    held = np.asarray(SPACE.with_bits(SPACE.sample(jax.random.key(1)), SPACE.largest))
+    held = np.asarray(SPACE.with_formats(SPACE.sample(jax.random.key(1)), SPACE.largest))
     free = np.asarray([d.name.rpartition(".")[2] in kinds for d in SPACE.search_space.decisions])
     return RestrictedSpace(SPACE, held, kinds), free
 

@@ -39,7 +39,7 @@ def test_recipes_are_table_4(network):
 
 
 def test_every_network_of_the_paper_has_one():
-    assert {*NETWORKS, "cifar_resnet", "recommender"} == set(models.MODELS)
+    assert {*NETWORKS, "block_network", "cifar_resnet", "recommender"} == set(models.MODELS)
     with pytest.raises(ValueError, match="no recipe for the network 'resnet19': there are resnet18, resnet34"):
         recipes.train_as_in_table4(common.get_config(), "resnet19")
 

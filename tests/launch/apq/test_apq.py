@@ -18,17 +18,19 @@ from apq_jax import architectures
 from apq_jax.architectures import Stage
 from apq_jax.evolution import BudgetError
 from configs import apq_common, apq_digits
-from hwcost import workload
+from hwcost import pricing, workload
 from hwcost.genome_file import read_genome
 from launch import data, report
 from launch.apq import evolve, finish, fit_predictor, measure_records, train_supernet
 from launch.apq.pipeline import RECORD_FILES, SEARCH, SUMMARY, prepare_pipeline
 from launch.journal import Journal, JournalError, read_journal
 from launch.reports import apq_page
-from launch.training import loop
+from launch.training import given_genome, loop
 from launch.training.budgets import BudgetSettingError
+from launch.training.experiment import prepare_experiment
 from launch.training.finished import read_experiment
 from launch.training.settings import ConfigError
+from tests.launch.conftest import make_tiny_config
 
 ROOT = pathlib.Path(__file__).parents[3]
 STEPS = (
@@ -119,10 +121,33 @@ def test_all_steps_and_their_report(finished):
         named = read_genome(directory / "genome.json")
         assert named.choices == choices
         assert {path: layer.format for path, layer in named.layers.items()} == formats
-        assert named.architecture == {"space": "tiny", "image_size": 0}
+        space = architectures.find("tiny")
+        assert named.architecture == space.settings(space.search_space.encode(choices))
     for point in summary["predictor"]["quantized"]:
         each = point["transferred"]["pairwise_of_each"]
         assert point["transferred"]["pairwise"] == pytest.approx(np.mean(each))
+
+
+def test_a_network_found_is_trained_by_the_loop_of_fliqs_whatever_its_config_says_of_a_model(finished):
+    summary = json.loads((finished / SUMMARY).read_text())
+    (network,) = summary["networks"]
+    file = finished / "found" / network["name"] / "genome.json"
+    config = make_tiny_config()
+    config.update({"policy": "fixed", "genome": str(file), "baselines": ("int4",), "cost": "bitfusion_latency"})
+    experiment = prepare_experiment(config)
+    found = read_genome(file)
+    assert experiment.config.model.to_dict() == found.architecture
+    assert given_genome.remark(config, experiment.config).startswith("network: block_network as told by /")
+    assert given_genome.remark(config, config) == ""
+    genome = experiment.trials[0].genome
+    assert experiment.plan.layer_formats(genome) == {path: layer.format for path, layer in found.layers.items()}
+    price = pricing.price_exactly(experiment.search.budgets[0].table, genome)
+    assert price == pytest.approx(network["costs"]["bitfusion_latency"], rel=1e-9)
+    # Its own genome file is as good as that of APQ.
+    own = finished / "found" / network["name"] / "run" / "genome.json"
+    config.genome, config.rules = str(own), (".*: per_tensor",)
+    assert prepare_experiment(config).trials[0].genome.tolist() == genome.tolist()
+    assert read_genome(own).architecture == found.architecture
 
 
 def test_the_report(workdir):
@@ -362,7 +387,7 @@ def test_a_work_directory_can_be_moved(config, finished, workdir, tmp_path):
     run(config, moved)
     assert json.loads((moved / SUMMARY).read_text()) == before
     read = read_experiment(stored.parent).config
-    assert read.genome == read.model.genome == str(stored.parents[1] / "genome.json")
+    assert read.genome == str(stored.parents[1] / "genome.json")
     assert read.init_from == str(stored.parents[1] / "initial.safetensors")
 
 
@@ -468,14 +493,7 @@ def test_configs_name_spaces_and_budgets_that_there_are(name):
     assert np.isfinite(config.supernet.epochs)
 
 
-def test_all_budgets_of_a_set_are_those_of_the_finished_run(config, workdir):
-    """A unit that is a format stands for that format in all layers of the largest network."""
-    sets = (budget("bitfusion_latency", 2.0, "int8"), budget("weight_bytes", 1.0, "int8"))
-    pipeline = prepare(config, workdir, [repr(sets)])
+def test_a_unit_stands_for_all_layers_of_the_largest_network_in_its_format(config, workdir):
+    pipeline = prepare(config, workdir, [repr(budget("weight_bytes", 1.0, "int8"))])
     layers = workload.trace(pipeline.space.family.largest, (8, 8, 1), train=False)
     assert pipeline.budgets[0]["weight_bytes"] == sum(layer.weights for layer in layers)
-    evolve.run(pipeline)
-    finish.run(pipeline)
-    (network,) = pipeline.read(SUMMARY)["networks"]
-    run_summary = json.loads((workdir / "found" / network["name"] / "run" / "summary.json").read_text())
-    assert {each["name"]: each["target"] for each in run_summary["budgets"]} == pipeline.budgets[0]

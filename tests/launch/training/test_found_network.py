@@ -67,6 +67,7 @@ def test_the_network_found_is_a_plain_run_of_its_own(ended):
     network = finished.read_network(ended, experiment)
     assert networks.quality(networks.variables(network), "test") == summary["accuracy"]
     assert network.about["model"]["widths"] == settings["widths"]
+    assert network.about["genome"]["architecture"] == settings
     again = networks.frozen(finished.read_weights(ended, experiment), jnp.asarray(genome))
     jax.tree.map(np.testing.assert_array_equal, again.layers, network.layers)
     assert "Sizes of blocks" in fliqs_page.write([ended], ended.parent / "report.html").read_text()
@@ -83,8 +84,7 @@ def test_under_a_genome_the_largest_network_has_the_thresholds_of_the_one_cut_ou
     before = make_profile(search)(before, jnp.asarray(genome), [images])
     state = make_profile(search)(before, jnp.asarray(genome), [images])
 
-    settings = found_network.settings_of(experiment, genome)
-    write_genome(tmp_path / "genome.json", dataclasses.replace(plan.named(genome), architecture=settings))
+    write_genome(tmp_path / "genome.json", plan.named(genome))
     found = found_network.experiment_of(experiment, tmp_path / "genome.json")
     (trial,) = found.trials
     cut = found_network.cut_out(experiment, before, genome, finished.initial_state(found, trial))
@@ -104,9 +104,9 @@ def test_a_genome_is_for_the_network_that_it_was_found_for(ended, tmp_path):
     own = prepare_experiment(config).trials[0].genome
     assert own.tolist() == json.loads((ended / "summary.json").read_text())["genome"]
     config.architecture = ConfigDict()
-    with config.unlocked():
-        config.model.update(found.architecture)
-    prepare_experiment(config)
+    plain = prepare_experiment(config)  # The file tells what the config leaves open.
+    assert {name: list(plain.config.model[name]) for name in found.architecture} == found.architecture
+    assert plain.plan.named(plain.trials[0].genome).architecture == found.architecture
     for change in ({"widths": [found.architecture["widths"][0] + 0.25]}, {"kernels": [7]}):
         with config.unlocked():
             config.model.update(found.architecture | change)
@@ -114,6 +114,11 @@ def test_a_genome_is_for_the_network_that_it_was_found_for(ended, tmp_path):
             prepare_experiment(config)
     config = make_config()
     config.update({"policy": "fixed", "genome": str(tmp_path / "genome.json")})
+    write_genome(
+        tmp_path / "genome.json", dataclasses.replace(found, architecture={"name": "os:system", "command": ""})
+    )
+    with pytest.raises(ValueError, match=r"architecture\.name='os:system': expected one of cifar_resnet"):
+        prepare_experiment(config)
     choices = {name: option for name, option in found.choices.items() if not name.endswith(".width")}
     write_genome(tmp_path / "genome.json", dataclasses.replace(found, choices=choices))
     with pytest.raises(ValueError, match=r"it has no stage1_block1\.width"):
