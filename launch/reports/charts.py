@@ -9,9 +9,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 WIDTH, HEIGHT = 4.4, 2.9  # inches; narrow, so that text stays legible on a phone
 WIDE = 2 * WIDTH  # inches; of pictures over the whole width of a page
@@ -34,6 +37,7 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
 }
+LONGEST_NAME = 32  # characters of a name in pictures
 INK, ACCENT, SECOND = "#3b4048", "#c2410c", "#2563eb"
 
 _LINE_COLOURS = (ACCENT, SECOND, INK)
@@ -102,6 +106,54 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     for i, height in zip(order, placed, strict=True):
         result[i] = height
     return result
+
+
+def cut(text: str, length: int) -> str:
+    """A text of at most `length` characters: the start and the end, which often is a number, of a longer one."""
+    return text if len(text) <= length else f"{text[: length // 2]}…{text[len(text) - (length - 1) // 2 :]}"
+
+
+def place_labels(figure: Figure, axes: Axes, labels: Mapping[tuple[float, float, str], str]) -> None:
+    """Writes labels (x, y, text) in their colours beside their points, where they hide no point and no other label.
+
+    Long ones are cut in the middle; tables have them whole.
+    """
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # lays out the axes
+    points = axes.transData.transform([(x, y) for x, y, _ in labels])
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
+    # Near places first, and of these the sides; a label far from its point has a line to it.
+    offsets = [
+        (side * reach, rise)
+        for reach in (7, 14, 28, 42)
+        for rise in (0, reach, -reach)
+        for side in (1, -1)
+    ] + [(0, rise) for rise in (10, -10, 22, -22)]  # fmt: skip
+    line = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4}
+    inside = axes.get_window_extent().padded(-1)
+    for (x, y, text), colour in labels.items():
+        trials = []
+        for offset in offsets:
+            trial = axes.annotate(
+                cut(text, LONGEST_NAME), (x, y), xytext=offset, textcoords="offset points", color=colour, fontsize=8,
+                va="center", ha={1: "left", 0: "center", -1: "right"}[int(np.sign(offset[0]))], zorder=2,
+                in_layout=False, arrowprops=line | {"color": colour} if max(map(abs, offset)) > 10 else None,
+            )  # fmt: skip
+            trial.update_positions(canvas.get_renderer())
+            box = Text.get_window_extent(trial, canvas.get_renderer()).padded(1)  # without the line
+            hidden = sum(_shared_area(box, other) for other in taken)
+            outside = box.width * box.height - _shared_area(box, inside)
+            trials.append((hidden + 10 * outside, trial, box))
+        _, chosen, box = min(trials, key=lambda entry: entry[0])  # the first of equals
+        taken.append(box)
+        for _, trial, _ in trials:
+            if trial is not chosen:
+                trial.remove()
+
+
+def _shared_area(box: Bbox, other: Bbox) -> float:
+    shared = Bbox.intersection(box, other)
+    return 0.0 if shared is None else shared.width * shared.height
 
 
 def lines(

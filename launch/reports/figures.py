@@ -6,20 +6,18 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
-from matplotlib.transforms import Bbox
 
 from aqt_like.formats import parse_format
 from aqt_like.frozen_network import FrozenNetwork, Kernel
+from hwcost.genome_file import decides_format
 from launch.reports.charts import (
     ACCENT,
     HEIGHT,
     INK,
+    LONGEST_NAME,
     SECOND,
     STYLE,
     WIDE,
@@ -27,11 +25,13 @@ from launch.reports.charts import (
     as_svg,
     bit_colour,
     blank,
+    cut,
     legend_above,
+    place_labels,
 )
-from launch.training.experiment import UNIFORM
+from launch.training.experiment import RANDOM_SEARCH, SEARCHED, UNIFORM
 
-_LONGEST_NAME, _SHORTEST_PART = 32, 7  # characters of a name in pictures, and of what one part is cut to
+_SHORTEST_PART = 7  # characters that one part of a name in pictures is cut to
 _POINTS_PER_CHARACTER = 4.6  # mean width at 8 points
 
 Run = Mapping[str, Any]
@@ -50,18 +50,41 @@ def quality_on_test(run: Run) -> float:
 def network_of(run: Run) -> tuple[Any, ...]:
     """What tells networks apart: the model of the config, if the summary has it, and the layers with their MACs.
 
-    Networks of one searched architecture count as one.
+    Of a searched architecture, those of the network that the search began with.
     """
     config = run.get("config", {})
-    searched = config.get("architecture")
-    return config.get("model"), searched or [(layer["path"], layer["macs"]) for layer in run["layers"]]
+    # Summaries of earlier versions do not say what a search began with: there, what it chose among tells them apart.
+    searched = config.get("architecture") if "base" not in run else None
+    layers = run.get("base", run)["layers"]
+    return config.get("model"), searched or [(layer["path"], layer["macs"]) for layer in layers]
+
+
+FORMATS, ARCHITECTURE, BOTH, GIVEN = "formats", "architecture", "both", ""
+
+
+def searched_in(run: Run) -> str:
+    """What was searched in a run: formats, an architecture, or both; `""` for a run that searched nothing."""
+    if run["kind"] not in (SEARCHED, RANDOM_SEARCH):
+        return GIVEN
+    decided = [decides_format(each["name"]) for each in run.get("decisions", ()) if len(each["options"]) > 1]
+    if all(decided):
+        return FORMATS
+    return BOTH if any(decided) else ARCHITECTURE
+
+
+_MARKERS = {
+    FORMATS: (ACCENT, "*", 70),
+    ARCHITECTURE: (SECOND, "D", 34),
+    BOTH: ("#7c3aed", "P", 60),
+    GIVEN: (ACCENT, "*", 70),
+}  # by what was searched: colour, marker, size
 
 
 def pareto(runs: Sequence[Run], *, width: float = WIDTH) -> str:
     """Test quality against cost, with the Pareto front of each network's uniform baselines as a line (FLIQS, Figure 5).
 
-    Baselines are labelled by their formats, other runs by their names. The axis of costs is logarithmic where they
-    span a factor of ten.
+    Baselines are labelled by their formats, other runs by their names; colours and markers say what was searched. The
+    axis of costs is logarithmic where they span a factor of ten.
     """
     with matplotlib.rc_context(STYLE):
         figure = blank(width=width)
@@ -79,11 +102,17 @@ def pareto(runs: Sequence[Run], *, width: float = WIDTH) -> str:
             axes.plot(x, y, color="#b6bbc3", zorder=1)
         searched = [r for r in runs if not is_uniform(r)]
         labels = {}  # in order and without duplicates: several runs may share a baseline
-        for members, colour, marker, size in ((searched, ACCENT, "*", 70), (uniform, INK, "o", 34)):
-            for run in members:
-                x, y = run["cost"] * factor, 100 * quality_on_test(run)
-                axes.scatter(x, y, s=size, color=colour, marker=marker, zorder=3)
-                labels[x, y, _label(run, several_networks=several)] = colour
+        for run in (*searched, *uniform):
+            colour, marker, size = (INK, "o", 34) if is_uniform(run) else _MARKERS[searched_in(run)]
+            x, y = run["cost"] * factor, 100 * quality_on_test(run)
+            axes.scatter(x, y, s=size, color=colour, marker=marker, zorder=3)
+            labels[x, y, _label(run, several_networks=several)] = colour
+        found = [what for what in _MARKERS if what and what in map(searched_in, runs)]
+        if found not in ([], [FORMATS]):
+            for what in found:
+                colour, marker, size = _MARKERS[what]
+                axes.scatter([], [], s=size, color=colour, marker=marker, label=what)
+            legend_above(axes)
         for target in sorted({r["target"] for r in searched}):
             axes.axvline(target * factor, color=ACCENT, linestyle=":", linewidth=1, zorder=0)
         costs = [r["cost"] for r in runs]
@@ -98,7 +127,7 @@ def pareto(runs: Sequence[Run], *, width: float = WIDTH) -> str:
         axes.margins(x=0.14, y=0.14)  # room for labels
         axes.set_xlabel(f"cost ({unit}{', log scale' if logarithmic else ''}{'; dotted: target' if searched else ''})")
         axes.set_ylabel(f"test {runs[0]['quality']} (%)")
-        _place_labels(figure, axes, labels)
+        place_labels(figure, axes, labels)
         return as_svg(figure, f"Test {runs[0]['quality']} against cost of the searched and the uniform networks")
 
 
@@ -110,49 +139,6 @@ def _label(run: Run, *, several_networks: bool) -> str:
     return name if several_networks else name.partition(" (")[0]
 
 
-def _place_labels(figure: Figure, axes: Axes, labels: Mapping[tuple[float, float, str], str]) -> None:
-    """Writes labels (x, y, text) in their colours beside their points, where they hide no point and no other label.
-
-    Long ones are cut in the middle; tables have them whole.
-    """
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # lays out the axes
-    points = axes.transData.transform([(x, y) for x, y, _ in labels])
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
-    # Near places first, and of these the sides; a label far from its point has a line to it.
-    offsets = [
-        (side * reach, rise)
-        for reach in (7, 14, 28, 42)
-        for rise in (0, reach, -reach)
-        for side in (1, -1)
-    ] + [(0, rise) for rise in (10, -10, 22, -22)]  # fmt: skip
-    line = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4}
-    inside = axes.get_window_extent().padded(-1)
-    for (x, y, text), colour in labels.items():
-        trials = []
-        for offset in offsets:
-            trial = axes.annotate(
-                _cut(text, _LONGEST_NAME), (x, y), xytext=offset, textcoords="offset points", color=colour, fontsize=8,
-                va="center", ha={1: "left", 0: "center", -1: "right"}[int(np.sign(offset[0]))], zorder=2,
-                in_layout=False, arrowprops=line | {"color": colour} if max(map(abs, offset)) > 10 else None,
-            )  # fmt: skip
-            trial.update_positions(canvas.get_renderer())
-            box = Text.get_window_extent(trial, canvas.get_renderer()).padded(1)  # without the line
-            hidden = sum(_shared_area(box, other) for other in taken)
-            outside = box.width * box.height - _shared_area(box, inside)
-            trials.append((hidden + 10 * outside, trial, box))
-        _, chosen, box = min(trials, key=lambda entry: entry[0])  # the first of equals
-        taken.append(box)
-        for _, trial, _ in trials:
-            if trial is not chosen:
-                trial.remove()
-
-
-def _shared_area(box: Bbox, other: Bbox) -> float:
-    shared = Bbox.intersection(box, other)
-    return 0.0 if shared is None else shared.width * shared.height
-
-
 def cost_shares(run: Run) -> str:
     """Shares of the layers in the cost of a run, and in its bit operations (FLIQS, Eq. 1) if that is another cost."""
     with matplotlib.rc_context(STYLE):
@@ -160,7 +146,7 @@ def cost_shares(run: Run) -> str:
         shares = {run["cost_name"]: [layer["cost"] for layer in layers]}
         if run["cost_unit"] != "bit operations":
             shares["bit operations"] = [layer["bits"] ** 2 * layer["macs"] for layer in layers]
-        names = _LayerNames(layers)
+        names = LayerNames(layers)
         figure = blank(width=names.width, height=1.7 + names.height)
         axes = figure.subplots()
         places, width = np.arange(len(layers)), 0.84 / len(shares)
@@ -210,17 +196,12 @@ def short_names(paths: Sequence[str]) -> list[str]:
 def _shortened(path: str) -> str:
     parts = path.split("/")
     lengths = [len(part) for part in parts]
-    while sum(lengths) + len(parts) - 1 > _LONGEST_NAME and max(lengths) > _SHORTEST_PART:
+    while sum(lengths) + len(parts) - 1 > LONGEST_NAME and max(lengths) > _SHORTEST_PART:
         lengths[int(np.argmax(lengths))] -= 1
-    return "/".join(_cut(part, length) for part, length in zip(parts, lengths, strict=True))
+    return "/".join(cut(part, length) for part, length in zip(parts, lengths, strict=True))
 
 
-def _cut(text: str, length: int) -> str:
-    """A text of at most `length` characters: the start and the end, which often is a number, of a longer one."""
-    return text if len(text) <= length else f"{text[: length // 2]}…{text[len(text) - (length - 1) // 2 :]}"
-
-
-class _LayerNames:
+class LayerNames:
     """The names of layers along the x axis: horizontal where they fit, slanted or upright where they do not.
 
     Attributes:
@@ -250,7 +231,7 @@ def formats_over_depth(runs: Sequence[Run]) -> str:
     """The formats of the layers over depth, one row of bars per run (FLIQS, Figures 3 and 7)."""
     with matplotlib.rc_context(STYLE):
         count = len(runs[0]["layers"])
-        names = _LayerNames(runs[0]["layers"])
+        names = LayerNames(runs[0]["layers"])
         upright = names.pitch > 22  # as wide as "bf16"
         most = max(16, *(layer["bits"] for run in runs for layer in run["layers"]))
         figure = blank(width=names.width, height=(1.2 if upright else 1.35) * len(runs) + names.height)
@@ -303,7 +284,7 @@ def sensitivities(decibels: np.ndarray, layers: Sequence[str], formats: Sequence
         axes.set_yticks(range(len(layers)), short_names(layers), fontsize=8)
         for (layer, fmt), value in np.ndenumerate(decibels):
             axes.text(
-                fmt, layer, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if value < 25 else "k"
+                fmt, layer, f"{value:.0f}", ha="center", va="center", fontsize=7.5, color="w" if value < 25 else "k"
             )
         axes.set_xlabel(f"{measure} (dB)")
         return as_svg(figure, f"{measure} in decibels when one layer alone is quantised")
@@ -339,45 +320,11 @@ def scores(scores: Sequence[Sequence[float]], decisions: Sequence[Mapping[str, A
             if np.isfinite(value):
                 colour = "w" if shown[row, column] > 1.3 else "k"
                 told = f"{value:.0f}" if value >= 10 else f"{value:.2g}"
-                axes.text(column, row, told, ha="center", va="center", fontsize=7, color=colour)
+                axes.text(column, row, told, ha="center", va="center", fontsize=7.5, color=colour)
         for row, d in enumerate(rows):
             chosen = columns.index(decisions[d]["options"][genome[d]])
             axes.add_patch(Rectangle((chosen - 0.48, row - 0.45), 0.96, 0.9, fill=False, edgecolor=SECOND, linewidth=2))
         return as_svg(figure, "Distance of each format's score from the best of its layer, in percent of the largest")
-
-
-def architecture(decisions: Sequence[Mapping[str, Any]], genome: Sequence[int]) -> str:
-    """The sizes that blocks chose, as bars among the options, a row for each kind of size (FLIQS, Figure 6, right).
-
-    Args:
-      decisions: the D decisions, with `"name"`, as in `stage1_block1.width`, and `"options"`, which are numbers.
-      genome: chosen option of each decision.
-    """
-    kinds: dict[str, dict[str, float]] = {}
-    options: dict[str, list[float]] = {}
-    for decision, chosen in zip(decisions, genome, strict=True):
-        part, _, kind = decision["name"].rpartition(".")
-        kinds.setdefault(kind, {})[part] = float(decision["options"][chosen])
-        options[kind] = [float(option) for option in decision["options"]]
-    with matplotlib.rc_context(STYLE):
-        parts = list(dict.fromkeys(part for chosen in kinds.values() for part in chosen))
-        names = _LayerNames([{"path": part} for part in parts])
-        figure = blank(width=names.width, height=1.2 * len(kinds) + names.height)
-        rows = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, (kind, chosen) in zip(rows, kinds.items(), strict=True):
-            sizes = [chosen.get(part, np.nan) for part in parts]
-            axes.bar(range(len(parts)), sizes, color=SECOND, width=0.86)
-            for place, size in enumerate(sizes):
-                axes.annotate(
-                    f"{size:g}", (place, size), xytext=(0, 1.5), textcoords="offset points", ha="center", va="bottom",
-                    fontsize=8, color=INK,
-                )  # fmt: skip
-            axes.set_yticks(options[kind])
-            axes.set_ylim(0, 1.25 * options[kind][-1])
-            axes.grid(axis="x", visible=False)
-            axes.set_ylabel(kind)
-        names.write(rows[-1])
-        return as_svg(figure, f"{' and '.join(kinds)} of each block")
 
 
 def policy_over_time(lines: Sequence[Run], decisions: Sequence[Mapping[str, Any]]) -> str:

@@ -17,7 +17,7 @@ from aqt_like.formats import parse_layer_format
 from aqt_like.frozen_network import FrozenNetwork
 from hwcost.genome_file import decides_format
 from hwcost.workload import Outside, remark
-from launch.reports import charts, figures
+from launch.reports import architecture_cards, charts, figures
 from launch.reports.figures import quality_on_test
 from launch.reports.page import card, html_table, page, picture_card
 from launch.reports.recorded_runs import (
@@ -122,6 +122,7 @@ def _amount(value: float) -> str:
 
 def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list[str]:
     main = runs[0].summary
+    together = [run.summary for run in runs_drawn_together(runs)]
     searched = [run.summary for run in runs if run.searched] or [main]
     same_layers = [summary for summary in searched if _paths(summary) == _paths(searched[0])]
     settings = json.dumps({key: main[key] for key in ("config", "versions", "device", "seed")}, indent=1)
@@ -129,10 +130,8 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
     return [
         picture_card(
             f"{_capital(main['quality'])} against cost",
-            "Stars are searched, dots have one format in all layers.",
-            figures.pareto(
-                [run.summary for run in runs_drawn_together(runs)], width=charts.WIDTH if training else charts.WIDE
-            ),
+            _searched(together),
+            figures.pareto(together, width=charts.WIDTH if training else charts.WIDE),
             wide=not training,
         ),
         *training[:1],  # of the same height, beside it
@@ -142,7 +141,7 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
             figures.formats_over_depth(same_layers),
             wide=True,
         ),
-        *_architecture_card(main),
+        *architecture_cards.cards(together),
         *_scores_card(main),
         picture_card("Where the cost is", _shares_of(main), figures.cost_shares(main), wide=True),
         *_file_card(runs[0]),
@@ -155,6 +154,12 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
             wide=True,
         ),
     ]
+
+
+def _searched(runs: Sequence[dict[str, Any]]) -> str:
+    if any(figures.searched_in(run) in (figures.ARCHITECTURE, figures.BOTH) for run in runs):
+        return "The legend says what was searched; dots have one format in all layers and the sizes of the base."
+    return "Stars are searched, dots have one format in all layers."
 
 
 def _shares_of(summary: dict[str, Any]) -> str:
@@ -270,22 +275,6 @@ def _all_have(lines: Sequence[dict[str, Any]], name: str) -> bool:
     return bool(lines) and all(name in line for line in lines)
 
 
-def _decided(summary: dict[str, Any], *, formats: bool) -> tuple[list[dict[str, Any]], list[int]]:
-    """The decisions on formats, or those on an architecture, and their numbers."""
-    numbers = [n for n, each in enumerate(summary["decisions"]) if decides_format(each["name"]) == formats]
-    return [summary["decisions"][number] for number in numbers], numbers
-
-
-def _architecture_card(summary: dict[str, Any]) -> list[str]:
-    """A card with the sizes of blocks; none if no architecture was searched."""
-    decisions, numbers = _decided(summary, formats=False)
-    if not decisions:
-        return []
-    picture = figures.architecture(decisions, [summary["genome"][number] for number in numbers])
-    text = "What each block chose, relative to the network that the search began with; kernels in pixels."
-    return [picture_card("Sizes of blocks", text, picture, wide=True)]
-
-
 def _scores_card(summary: dict[str, Any]) -> list[str]:
     """A card with the scores of a controller; none if a run of an earlier version stored none."""
     if "scores" not in summary:
@@ -294,7 +283,8 @@ def _scores_card(summary: dict[str, Any]) -> list[str]:
         "How far the controller holds a format to be behind the best of its layer, in percent of the largest distance "
         "there is. Framed: chosen."
     )
-    decisions, numbers = _decided(summary, formats=True)
+    numbers = [n for n, each in enumerate(summary["decisions"]) if decides_format(each["name"])]
+    decisions = [summary["decisions"][number] for number in numbers]
     scores, genome = ([summary[key][number] for number in numbers] for key in ("scores", "genome"))
     picture = figures.scores(scores, decisions, genome)
     return [picture_card("Scores of layers and formats", text, picture, wide=True)]

@@ -23,7 +23,7 @@ from hwcost import pricing, workload
 from hwcost.cost_model import CostModel
 from hwcost.costs import find_cost
 from hwcost.format_plan import USUAL_GRANULARITY, FormatPlan, format_plan
-from hwcost.genome_file import Genome, GenomeFileError
+from hwcost.genome_file import Genome, GenomeFileError, decides_format
 from hwcost.workload import Survey
 from launch import data
 from launch.training import given_genome, optimizers
@@ -329,14 +329,23 @@ def _trials(config: ConfigDict, plan: FormatPlan, given: Genome | None, family: 
     elif config.policy == "uniform":
         requested = Trial(f"random search {_short(config.formats)}", RANDOM_SEARCH, "", config, None)
     else:
-        method = "FLIQNAS" if config.architecture else "FLIQS"
-        requested = Trial(f"{method} {_short(config.formats)}", SEARCHED, "", config, None)
+        requested = Trial(_search_name(config, plan), SEARCHED, "", config, None)
     baselines = []
     for baseline in config.baselines:
         baseline_config = config.copy_and_resolve_references()
         baseline_config.policy, baseline_config.genome, baseline_config.baselines = "fixed", baseline, ()
         baselines.append(_uniform_trial(baseline, f"uniform-{baseline}", baseline_config, plan))
     return (requested, *baselines)
+
+
+def _search_name(config: ConfigDict, plan: FormatPlan) -> str:
+    """What a search is called: FLIQS over formats, NAS over an architecture at given formats, FLIQNAS over both."""
+    if not config.architecture:
+        return f"FLIQS {_short(config.formats)}"
+    options = [decision.options for decision in plan.space.decisions if decides_format(decision.name)]
+    if any(len(each) > 1 for each in options):
+        return f"FLIQNAS {_short(config.formats)}"
+    return f"NAS {_short(','.join(dict.fromkeys(each[0] for each in options)))}"
 
 
 def _short(formats: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from aqt_like.formats import parse_layer_format
-from hwcost import pricing
+from hwcost import allocation, pricing
+from launch.training.budgets import ABSOLUTE
 from launch.training.experiment import Experiment
 from launch.training.mesh import device_text
 
@@ -43,6 +44,8 @@ def network_summary(experiment: Experiment, genome: np.ndarray) -> dict[str, Any
                 "format": chosen[layer.path],
                 "bits": parse_layer_format(chosen[layer.path]).bits,
                 "granularity": experiment.plan.granularity(layer.path),
+                "channels": layer.out_channels,
+                "kernel": list(layer.kernel),
                 "macs": layer.macs,
                 "weights": layer.weights,
                 "cost": cost_of[layer.path],
@@ -51,7 +54,29 @@ def network_summary(experiment: Experiment, genome: np.ndarray) -> dict[str, Any
             for layer in experiment.plan.layers_of(genome).values()
         ],
         "outside": experiment.survey.figures(),
+        "base": _base(experiment, genome),
+        "rank_correlations": {
+            part: found._asdict() for part, found in allocation.rank_correlations(experiment.plan, genome).items()
+        },
     }
+
+
+def _base(experiment: Experiment, genome: np.ndarray) -> dict[str, Any]:
+    """The network that a search begins with, in one format, and what a genome's cost beyond its cost went into."""
+    plan, model = experiment.plan, next(iter(experiment.costs.values()))
+    unit = experiment.config.target_unit
+    # An absolute target has no format to be relative to: the narrowest stands for it.
+    narrowest = min(plan.formats, key=lambda fmt: fmt.bits)
+    fmt = narrowest if unit == ABSOLUTE else parse_layer_format(unit)
+    try:
+        found = {
+            "cost": model.uniform(plan.base_workload, fmt),
+            "log_shares": allocation.allocation(plan, model, genome, fmt),
+        }
+    except ValueError as error:  # A table need not have the layers of the found network in this format.
+        found = {"cost": None, "log_shares": None, "why_none": str(error)}
+    layers = [{"path": layer.path, "channels": layer.out_channels, "macs": layer.macs} for layer in plan.base_workload]
+    return {"format": fmt.name, **found, "layers": layers}
 
 
 def environment_summary() -> dict[str, Any]:

@@ -77,11 +77,31 @@ def with_layers(summary, paths):
     """A summary of a network with other layers, of int4, int8 and bf16 in turn."""
     formats = (("int4", 4), ("int8", 8), ("bf16", 16))
     layers = [
-        summary["layers"][0] | {"path": path, "format": formats[i % 3][0], "bits": formats[i % 3][1]}
+        summary["layers"][0]
+        | {
+            "path": path,
+            "format": formats[i % 3][0],
+            "bits": formats[i % 3][1],
+            "channels": 8 + i % 9,
+            "kernel": [i % 4],
+        }
         for i, path in enumerate(paths)
     ]
     decisions = [{"name": f"{path}.format", "options": ["int4", "int8", "bf16"]} for path in paths]
     return summary | {"layers": layers, "decisions": decisions}
+
+
+def with_architecture(summary):
+    """A summary of a network whose architecture was searched too."""
+    layers = [layer | {"channels": 8} for layer in summary["layers"]]
+    shares = {"bits": 1.2, "channels": -0.2, "kernels": 0.3, "depth": 0.01}
+    return summary | {
+        "decisions": [*summary["decisions"], {"name": "stage.width", "options": ["1", "2"]}],
+        "genome": [*summary["genome"][:1] * len(layers), 1],
+        "scores": [[0.0, -1.0, -2.0]] * len(layers) + [[0.0, 0.1]],
+        "base": {"format": "int4", "cost": 1.0, "log_shares": shares, "layers": layers},
+        "rank_correlations": {"channels": {"rho": -0.3, "layers": 60}, "kernels": {"rho": None, "layers": 2}},
+    }
 
 
 @pytest.fixture
@@ -92,7 +112,7 @@ def finished_run(tmp_path):
 
 @pytest.fixture
 def run_of_60_layers(finished_run):
-    """As `finished_run`, with sixty layers with long paths, and names that are not plain text."""
+    """As `finished_run`, with sixty layers with long paths, an architecture, and names that are no plain text."""
     paths = [
         f"encoder/layers_{i}/{path}"
         for i in range(12)
@@ -103,14 +123,14 @@ def run_of_60_layers(finished_run):
     ]  # fmt: skip
     for directory in (finished_run, finished_run / "uniform-int4"):
         path = directory / "summary.json"
-        path.write_text(json.dumps(with_layers(json.loads(path.read_text()), paths)))
+        path.write_text(json.dumps(with_architecture(with_layers(json.loads(path.read_text()), paths))))
     path = finished_run / "summary.json"
     path.write_text(
         json.dumps(json.loads(path.read_text()) | {"name": "FLIQS <int_s> $x_1$ for $2 or less, of fifty letters"})
     )
     lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     (finished_run / "metrics.jsonl").write_text(
-        "".join(json.dumps(line | {"policy": [[0.5, 0.3, 0.2]] * len(paths)}) + "\n" for line in lines)
+        "".join(json.dumps(line | {"policy": [[0.5, 0.3, 0.2]] * (len(paths) + 1)}) + "\n" for line in lines)
     )
     return finished_run
 

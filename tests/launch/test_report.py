@@ -11,7 +11,7 @@ from rich.console import Console
 from aqt_like import packing
 from aqt_like.frozen_network import FrozenNetwork, Kernel, Layer
 from launch import report
-from launch.reports import charts, figures, fliqs_page, recorded_runs
+from launch.reports import architecture_cards, charts, figures, fliqs_page, recorded_runs
 from launch.training import progress
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -179,6 +179,71 @@ def test_qualities_have_columns_of_their_own(tmp_path):
     console = Console(file=io.StringIO(), width=200)
     fliqs_page.print_table(runs, console)
     assert "[b]AUC[/b]" in console.file.getvalue()
+
+
+def with_architecture(content, *, channels, kernels, shares, rho, kind="searched", searched=True):
+    """A summary of a network like `content`'s; of a layer with no channels, without that layer."""
+    sized = [
+        layer | {"channels": width, "kernel": [size] * 2}
+        for layer, width, size in zip(content["layers"], channels, kernels, strict=True)
+    ]
+    base = [layer | {"channels": 8} for layer in sized]
+    width = {"name": "l0.width", "options": ["1", "2"] if searched else ["1"]}
+    return content | {
+        "kind": kind,
+        "layers": [layer for layer in sized if layer["channels"]],
+        "decisions": [*content["decisions"], width],
+        "genome": [*content["genome"], 0],
+        "base": {"format": "int4", "cost": 3.0, "log_shares": shares, "layers": base},
+        "rank_correlations": {"channels": {"rho": rho, "layers": 3}} if searched else {},
+        "config": content["config"] | {"model": {"name": "net"}},
+    }
+
+
+def test_searches_of_formats_and_of_architectures_are_drawn_side_by_side(tmp_path):
+    both = with_architecture(
+        summary("FLIQNAS", (8, 4, 4), 0.9, policy="reinforce"), channels=(4, 16, 0), kernels=(3, 1, 1),
+        shares={"bits": np.log(2.0), "channels": np.log(0.5), "depth": np.log(3.0)}, rho=-0.5,
+    )  # fmt: skip
+    nas = with_architecture(
+        summary("NAS", (4, 4, 4), 0.8, policy="reinforce"), channels=(8, 8, 8), kernels=(3, 1, 1),
+        shares={"bits": 0.0, "channels": 0.0, "depth": 0.0}, rho=None,
+    )  # fmt: skip
+    nas["decisions"] = [each | {"options": ["int4"]} for each in nas["decisions"][:3]] + nas["decisions"][3:]
+    formats = with_architecture(
+        summary("FLIQS", (8, 8, 4), 0.8, policy="reinforce"), channels=(8, 8, 8), kernels=(3, 1, 1),
+        shares={"bits": 1.0}, rho=None, searched=False,
+    )  # fmt: skip
+    runs = {
+        "both": both,
+        "nas": nas,
+        "formats": formats,
+        "uniform": formats | {"kind": "uniform", "name": "uniform int4"},
+    }
+    assert [figures.searched_in(run) for run in runs.values()] == ["both", "architecture", "formats", ""]
+    for name, content in runs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(content))
+    page = fliqs_page.write([tmp_path / name for name in runs], tmp_path / "report.html").read_text()
+    assert "FLIQNAS costs 3.00 × the base network in int4: × 2.00 by bits, × 0.50 by channels and × 3.00 by dep" in page
+    assert "Over the 3 layers whose channels are searched, the rank correlation of bits and channels is −0.50." in page
+    assert "<td>NAS</td><td>undefined</td><td>not searched</td>" in page
+    blocks, spent = (
+        re.search(rf"<h2>{heading}</h2>.*?</svg>", page, re.DOTALL)[0]
+        for heading in ("Blocks: channels, formats, kernels", "What the cost went into")
+    )
+    for title in (
+        "FLIQNAS, formats and architecture searched",
+        "NAS, architecture searched",
+        "FLIQS, formats searched",
+    ):
+        assert f">{title}: " in blocks
+    assert "uniform" not in blocks and ">uniform int4</text>" in spent
+    assert all(f">{text}</text>" in spent for text in ("bits", "channels", "depth", "× 3.00"))
+    unknown = {**both["base"], "log_shares": None, "why_none": "the table has no l0"}
+    (card,) = architecture_cards._allocation_cards([both | {"base": unknown}])
+    assert "Not known: the table has no l0." in card
+    assert architecture_cards.cards([formats]) == []
 
 
 def test_what_costs_nothing_and_what_metrics_lack_is_left_out():

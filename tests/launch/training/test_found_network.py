@@ -70,7 +70,17 @@ def test_the_network_found_is_a_plain_run_of_its_own(ended):
     assert network.about["genome"]["architecture"] == settings
     again = networks.frozen(finished.read_weights(ended, experiment), jnp.asarray(genome))
     jax.tree.map(np.testing.assert_array_equal, again.layers, network.layers)
-    assert "Sizes of blocks" in fliqs_page.write([ended], ended.parent / "report.html").read_text()
+    # What its cost over that of the base went into.
+    base = summary["base"]
+    plain = prepare_experiment(make_config())
+    assert base["cost"] == COSTS["bit_operations"].uniform(plain.plan.base_workload, by_name["int4"])
+    assert list(base["log_shares"]) == ["bits", "channels", "kernels"]
+    assert np.exp(sum(base["log_shares"].values())) == pytest.approx(summary["cost"] / base["cost"])
+    assert [layer["channels"] for layer in summary["layers"]] == [each.out_channels for each in layers]
+    assert summary["rank_correlations"]["kernels"] == {"rho": None, "layers": 1}
+    page = fliqs_page.write([ended], ended.parent / "report.html").read_text()
+    for heading in ("Blocks: channels, formats, kernels", "What the cost went into"):
+        assert f"<h2>{heading}</h2>" in page
 
 
 def test_under_a_genome_the_largest_network_has_the_thresholds_of_the_one_cut_out(tmp_path):
@@ -123,6 +133,15 @@ def test_a_genome_is_for_the_network_that_it_was_found_for(ended, tmp_path):
     write_genome(tmp_path / "genome.json", dataclasses.replace(found, choices=choices))
     with pytest.raises(ValueError, match=r"it has no stage1_block1\.width"):
         prepare_experiment(config)
+
+
+def test_a_search_is_called_by_what_it_searches():
+    config = make_config()
+    config.rules = (".*: int8",)
+    config.target = 4.0
+    assert prepare_experiment(config).trials[0].name == "NAS int8"
+    config.rules = (".*conv: int8", "classifier: int4")
+    assert prepare_experiment(config).trials[0].name == "NAS int8,int4"
 
 
 def test_kernels_are_trained_together_in_warm_up_and_never_later():
