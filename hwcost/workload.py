@@ -172,7 +172,11 @@ def survey(
     named_products = [spec for spec in layers.values() if spec.kind == "product"]
     counted = [spec for spec in layers.values() if spec.kind != "product"]
     if not counted:
-        raise ValueError("the model has no layer of a kind that can be quantised")
+        told = remark(0, _by_layer([Outside(_place(part.scope, places), part.macs * part.runs) for part in elsewhere]))
+        hint = (
+            f": {told}. Products with parameters of a model's own are layers as nn.Dense or nn.Einsum" if told else ""
+        )
+        raise ValueError(f"the model has no layer of a kind that can be quantised{hint}")
     for pattern in ignored:
         if not any(re.search(pattern, spec.path) for spec in counted):
             paths = ", ".join(spec.path for spec in counted)

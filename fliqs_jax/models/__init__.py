@@ -119,9 +119,9 @@ def create(name: str, *, classes: int | None = None, **settings: Any) -> nn.Modu
 
 def taken_settings(name: str, settings: Mapping[str, Any], ours: Collection[str]) -> dict[str, Any]:
     """The settings without those of our networks, `ours`, that a function of the user `name` does not take."""
-    if name in MODELS:
+    if name in MODELS or not callable(build := find(name).build):
         return dict(settings)
-    taken = inspect.signature(find(name).build).parameters
+    taken = inspect.signature(build).parameters
     is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     return {key: value for key, value in settings.items() if is_open or key in taken or key not in ours}
 

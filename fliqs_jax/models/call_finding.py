@@ -35,7 +35,9 @@ _LACKING = (  # errors for want of a name, their words, and the field of a model
 )
 
 
-def called(module: nn.Module, inputs: Any = None, *, output: str = "", adapter: Adapter | None = None) -> CalledModel:
+def called(
+    module: nn.Module, inputs: Any = None, *, output: str = "", adapter: Adapter | None = None, plain: bool = False
+) -> CalledModel:
     """How a module is called: its mode flags, and what calls on an example show. Nothing is computed.
 
     Args:
@@ -45,13 +47,16 @@ def called(module: nn.Module, inputs: Any = None, *, output: str = "", adapter: 
         None. Without inputs, the model is taken to draw no random numbers, and to return logits alone.
       output: see `CalledModel`.
       adapter: see `CalledModel`.
+      plain: whether the model is one of ours, which draw no random numbers and return logits alone: it is traced once.
 
     Raises:
       CallError: the model cannot be called so, or returns no logits.
     """
     flags = tuple(flag for flag in _flags(module) if not adapter or flag.holder != ARGUMENT)
     model = CalledModel(module, flags, output, adapter)
-    return model if inputs is None else _tried(model, inputs)
+    if inputs is None:
+        return model
+    return _plain(model, inputs) if plain else _tried(model, inputs)
 
 
 def find_adapter(name: str) -> Adapter | None:
@@ -131,6 +136,17 @@ class _Seen:
     def all_rest(self, kind: type) -> bool:
         """Whether there are layers of a kind, all in inference mode."""
         return bool(self.resting[kind]) and all(self.resting[kind])
+
+
+def _plain(model: CalledModel, inputs: Any) -> CalledModel:
+    """The model with its logits."""
+
+    inference = {flag.name: not FLAGS[flag.name] for flag in model.flags}
+
+    def logits(each: CalledModel, x: Any) -> Any:
+        return each.module.init_with_output(jax.random.key(0), x, **inference)[0]
+
+    return dataclasses.replace(model, logits=_traced(model, logits, inputs)[1], told=_told(model, inputs, ""))
 
 
 def _tried(model: CalledModel, inputs: Any) -> CalledModel:

@@ -172,8 +172,8 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
 def _own_model(config: ConfigDict) -> ConfigDict:
     """The config without the settings that shipped configs have for our networks, if the network is the user's."""
     settings = config.model.to_dict()
-    name, ours = settings.pop("name"), set(load_config("common").model) | {"depth", "width"}
-    taken = models.taken_settings(name, settings, ours)
+    name = settings.pop("name")
+    taken = models.taken_settings(name, settings, set(load_config("common").model))
     if taken == settings:
         return config
     config = config.copy_and_resolve_references()
@@ -199,7 +199,8 @@ def _call(config: ConfigDict, model: nn.Module, source: data.Source) -> CalledMo
     """The model of a config with how it is called."""
     adapter = find_adapter(config.apply)
     try:
-        return called(model, several(source.example), output=config.output, adapter=adapter)
+        plain = config.model.name in models.MODELS and not (config.output or adapter)
+        return called(model, several(source.example), output=config.output, adapter=adapter, plain=plain)
     except ValueError as error:
         raise ConfigError(f"model={config.model.name!r}: {error}") from error
 

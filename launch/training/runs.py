@@ -293,6 +293,8 @@ def _finish(run: _TrialRun, state: SearchState, genome: jax.Array, seconds: floa
     if settings:
         run, state, genome = _cut_out(run, state, own_genome)
     networks = run.compiled.networks
+    if experiment.search.model.train_streams:
+        state = networks.profiled(state, genome)  # Where some values are dropped, the others are larger.
     network = networks.frozen(state, genome)
     before = networks.quality(networks.variables(network), "test")
     network = networks.recalibrated(network)

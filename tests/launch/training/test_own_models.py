@@ -81,6 +81,7 @@ def test_a_network_of_ones_own_by_its_name_alone():
         ({"model": {"name": f"{PLACE}:Raw"}}, r"model='.*Raw': Raw\(x\).*NotImplementedError.*config.apply"),
         ({"output": "hidden.x"}, "output='hidden.x': the model returns an array .2, 6, 8. there"),
         ({"apply": f"{PLACE}:sentences"}, "apply 'tests.*sentences': expected a function of .model, inputs, train"),
+        ({"model": {"name": f"{PLACE}:CLASSES"}}, "model 'tests.called_networks:CLASSES': .* is not a callable object"),
         ({"apply": "nowhere"}, "unknown apply 'nowhere': expected package.module:function$"),
         ({"init_anew": ("head",)}, "init_anew=.*: there is no init_from to read"),
     ],
