@@ -91,7 +91,9 @@ def main(argv: list[str] | None = None) -> None:
         example = model_arguments.example_of(arguments.model, arguments.input, arguments.dtype)
         settings = model_arguments.network_settings(arguments.set)
         model = models.create(arguments.model, classes=arguments.classes, **settings)
-        call = called(model, model_arguments.several(example), adapter=find_adapter(arguments.apply))
+        adapter = find_adapter(arguments.apply)
+        plain = arguments.model in models.MODELS and not adapter
+        call = called(model, model_arguments.several(example), adapter=adapter, plain=plain)
         found = workload.survey(call, example)
         layers = found.layers
         members = format_space(arguments.formats)

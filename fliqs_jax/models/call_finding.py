@@ -141,7 +141,7 @@ class _Seen:
 def _plain(model: CalledModel, inputs: Any) -> CalledModel:
     """The model with its logits."""
 
-    inference = {flag.name: not FLAGS[flag.name] for flag in model.flags}
+    inference: dict[str, Any] = {flag.name: not FLAGS[flag.name] for flag in model.flags}
 
     def logits(each: CalledModel, x: Any) -> Any:
         return each.module.init_with_output(jax.random.key(0), x, **inference)[0]

@@ -17,6 +17,7 @@ from launch.data.contract import (
     DataError,
     Normalization,
     check_batch_size,
+    is_list,
     is_tuple_of_arrays,
     named_arrays,
     padded,
@@ -43,7 +44,7 @@ class Split:
     def __post_init__(self) -> None:
         several = isinstance(self.inputs, Mapping) or is_tuple_of_arrays(self.inputs)
         inputs = dict(self.inputs) if isinstance(self.inputs, Mapping) else self.inputs
-        arrays = jax.tree.map(lambda leaf: _unwritable(_array("inputs", leaf)), inputs) if several else None
+        arrays = jax.tree.map(lambda a: _unwritable(_array("inputs", a)), inputs, is_leaf=is_list) if several else None
         object.__setattr__(self, "inputs", arrays if several else _unwritable(_array("inputs", inputs)))
         labels = _array("labels", self.labels)
         if labels.dtype.kind in "iub" and (labels.astype(np.int32) == labels).all():  # others are told later

@@ -119,10 +119,17 @@ def named_arrays(inputs: Any) -> list[tuple[str, Any]]:
 def as_arrays(values: Any) -> Any:
     """What a batch holds as NumPy arrays: one, or a dict or tuple of them."""
     if isinstance(values, dict) or is_tuple_of_arrays(values):
-        return jax.tree.map(np.asarray, values)
+        return jax.tree.map(np.asarray, values, is_leaf=is_list)
     return np.asarray(values)
+
+
+def is_list(values: Any) -> bool:
+    """Whether values are a list, which makes one array."""
+    return isinstance(values, list)
 
 
 def is_tuple_of_arrays(values: Any) -> bool:
     """Whether values are a tuple of arrays, and not a list or tuple of numbers that makes one array."""
-    return isinstance(values, tuple) and all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(values))
+    return isinstance(values, tuple) and all(
+        hasattr(leaf, "shape") for leaf in jax.tree.leaves(values, is_leaf=is_list)
+    )

@@ -197,7 +197,7 @@ NAMED = {"ids": np.arange(60, dtype=np.int32).reshape(30, 2), "x": np.ones((30, 
 
 
 def test_several_inputs_are_batched_and_padded_together():
-    for inputs in (NAMED, tuple(NAMED.values())):
+    for inputs in (NAMED, tuple(NAMED.values()), NAMED | {"ids": NAMED["ids"].tolist()}):
         source = arrays(inputs=inputs, test_inputs=inputs)
         example_checks.check_arrays(source, TEN)
         dataset = source.open(valid_examples=10, seed=0)
