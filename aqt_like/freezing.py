@@ -29,7 +29,7 @@ from aqt_like.frozen_network import (
     nested_variables,
 )
 from aqt_like.granularity import Blocks
-from aqt_like.layer_calls import entry_of, split_repetition
+from aqt_like.layer_calls import Model, entry_of, split_repetition
 from aqt_like.lifting import FORMATS
 from aqt_like.quantized_layer import DEFAULT_QUANTIZER, FrozenLayer, frozen_layer
 from aqt_like.quantized_model import QuantizedModel
@@ -193,7 +193,7 @@ def _named(row: FormatTable, candidates: tuple[Format, ...], path: str) -> Forma
 
 
 def _without_unread_kernels(
-    whole: FrozenNetwork, model: nn.Module, args: tuple, modes: Sequence[Mapping[str, Any]]
+    whole: FrozenNetwork, model: Model, args: tuple, modes: Sequence[Mapping[str, Any]]
 ) -> FrozenNetwork:
     """The network without the kernels that nothing but their own layer reads in any mode: codes stand for them."""
     network, variables = whole.bind(model)

@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +18,7 @@ from jax import export
 
 from aqt_like import gradients, packing, tensor_file
 from aqt_like.formats import Format, FormatTable, format_table, parse_format
-from aqt_like.layer_calls import nested
+from aqt_like.layer_calls import Model, nested
 from aqt_like.packing import Packed
 from aqt_like.quantized_layer import DEFAULT_QUANTIZER, FrozenLayer, Quantizer
 from aqt_like.quantized_model import QuantizedModel
@@ -106,7 +105,7 @@ class FrozenNetwork:
     omitted: dict[str, jax.ShapeDtypeStruct] = dataclasses.field(repr=False)
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def bind(self, model: nn.Module, quantizer: Quantizer = DEFAULT_QUANTIZER) -> tuple[QuantizedModel, dict[str, Any]]:
+    def bind(self, model: Model, quantizer: Quantizer = DEFAULT_QUANTIZER) -> tuple[QuantizedModel, dict[str, Any]]:
         """The quantised model, and the variables for its `apply`.
 
         Codes are in `QuantizedModel.collection`. Kernels that they stand for are NaN among the variables, so that
@@ -261,7 +260,7 @@ def format_row(fmt: Format, clip_multiple: float = 1.0) -> FormatTable:
 
 
 def load_network(
-    path: pathlib.Path | str, model: nn.Module, quantizer: Quantizer = DEFAULT_QUANTIZER
+    path: pathlib.Path | str, model: Model, quantizer: Quantizer = DEFAULT_QUANTIZER
 ) -> tuple[QuantizedModel, dict[str, Any]]:
     """The quantised model in a file, and the variables for its `apply`: see `FrozenNetwork.bind`.
 

@@ -27,6 +27,7 @@ from flax.core.scope import in_filter, subtract_filters, union_filters
 from aqt_like.kernel_axes import KernelAxes
 from aqt_like.layer_calls import (
     QUANTIZABLE,
+    Model,
     Product,
     by_layer,
     is_layer_call,
@@ -84,7 +85,7 @@ class UnknownLayerError(ValueError):
 
 
 def apply_quantized(
-    model: nn.Module,
+    model: Model,
     variables: Mapping[str, Any],
     *args: Any,
     mutable: Any = False,
@@ -210,7 +211,7 @@ def _by_call(observed: Any) -> dict[Path, list[Any]]:
 
 
 def _observed(
-    model: nn.Module, variables: Mapping[str, Any], args: tuple, kwargs: dict[str, Any], observe: Callable[..., Any]
+    model: Model, variables: Mapping[str, Any], args: tuple, kwargs: dict[str, Any], observe: Callable[..., Any]
 ) -> dict[Path, list[Any]]:
     """What `observe(layer, call, args, kwargs) -> (result, value)` finds in each layer call, in the order of calls.
 
@@ -259,9 +260,7 @@ class LayerOperands(NamedTuple):
         return self.axes is None
 
 
-def layer_operands(
-    model: nn.Module, variables: Mapping[str, Any], *args: Any, **kwargs: Any
-) -> dict[str, LayerOperands]:
+def layer_operands(model: Model, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, LayerOperands]:
     """The operands of each layer, by path, from one float forward pass.
 
     Of a layer that is called several times, the first call counts. Inputs of runs in a loop that share parameters are
@@ -307,7 +306,7 @@ def _shared_kernel(calls: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> t
 
 
 def _statistics(
-    model: nn.Module, variables: Mapping[str, Any], args: tuple, kwargs: dict[str, Any]
+    model: Model, variables: Mapping[str, Any], args: tuple, kwargs: dict[str, Any]
 ) -> dict[Path, list[InputStatistics]]:
     def statistics(layer: nn.Module, call: Any, call_args: tuple, call_kwargs: dict) -> tuple[Any, InputStatistics]:
         found = InputStatistics.of(layer_input(layer, call_args, call_kwargs))
@@ -333,7 +332,7 @@ def split_arguments(
 
 
 def profile_inputs(
-    model: nn.Module, variables: Mapping[str, Any], *args: Any, **kwargs: Any
+    model: Model, variables: Mapping[str, Any], *args: Any, **kwargs: Any
 ) -> dict[str, LayerCalibration]:
     """The profile of each layer's input, by path in the order of calls, from one float forward pass.
 

@@ -10,13 +10,23 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+
+
+class Model(Protocol):
+    """A linen module, or what has its `init` and `apply`."""
+
+    def init(self, *args: Any, **kwargs: Any) -> Any:
+        """As of a linen module."""
+
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """As of a linen module."""
 
 
 class Product(nn.Module):

@@ -17,7 +17,7 @@ from flax.core.scope import in_filter
 
 from aqt_like import format_choice, interception, path_rules
 from aqt_like.formats import parse_layer_format
-from aqt_like.layer_calls import split_repetition
+from aqt_like.layer_calls import Model, split_repetition
 from aqt_like.path_rules import Rule, RuleError
 
 
@@ -33,7 +33,7 @@ class QuantizedModel:
       quantizer: gradient and granularity; change it with `dataclasses.replace`.
     """
 
-    model: nn.Module
+    model: Model
     formats: dict[str, str]
     collection: dict[str, Any] = dataclasses.field(repr=False)
     quantizer: interception.Quantizer = dataclasses.field(repr=False)

@@ -58,7 +58,7 @@ def compiled(experiment: Experiment) -> tuple[Any, Any, dict[str, jax.Array]]:
 def main() -> None:
     """Measures, stores and prints."""
     whole = _prepared()
-    largest = whole.search.model
+    largest: Any = whole.search.model.module
     alone = _prepared(architecture=False, widths=largest.widths, kernels=largest.kernels)
     steps = {"FLIQNAS": compiled(whole), "FLIQS": compiled(alone)}
     states = {name: state for name, (_, state, _) in steps.items()}

@@ -52,7 +52,6 @@ def forms(directory: pathlib.Path) -> tuple[dict[str, Form], Any]:
     experiment = finished.read_experiment(directory)
     search = experiment.search
     frozen = finished.variables_of(finished.read_network(directory, experiment), experiment)
-    inference = models.mode(search.model, train=False)
 
     def apply(variables: dict[str, Any], x: jax.Array) -> tuple[jax.Array, Codes]:
         inputs: dict[str, jax.Array] = {}
@@ -63,7 +62,7 @@ def forms(directory: pathlib.Path) -> tuple[dict[str, Form], Any]:
             return call(*args, **kwargs)
 
         with nn.intercept_methods(record):
-            logits = interception.apply_quantized(search.model, variables, x, quantizer=search.quantizer, **inference)
+            logits = interception.apply_quantized(search.model, variables, x, quantizer=search.quantizer)
         layers = {path: layer for path, layer in _flat(frozen["formats"]).items() if path in inputs}
         return logits, {
             path: numerics.round_to_grid(inputs[path] * (1 / layer.input_scale), layer.inputs)

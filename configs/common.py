@@ -28,6 +28,11 @@ def get_config() -> ConfigDict:
                 "workers": 0,  # decoding processes for stream; 0: threads of this process
             },
             "model": {"name": "cifar_resnet", "depth": 8, "width": 16},
+            # Where the logits are in what a model of yours returns, as in logits or 0; if empty, it is found and told.
+            "output": "",
+            # How a model of yours is called, if not as docs/own_models.md says: package.module:function of
+            # (model, inputs, train), where model is bound: function(…) calls it.
+            "apply": "",
             # What is searched beside formats (FLIQS, §6), with options among which is what the model has: `widths` (1)
             # and `kernels` (3) of each block of mobilenetv2, `widths` and `ranks` (1) of each layer of the recommender,
             # as in {"widths": (0.5, 1.0, 1.5), "kernels": (3, 5)}.
@@ -35,6 +40,8 @@ def get_config() -> ConfigDict:
             # Initial weights: a safetensors file with the names of torchvision or timm (whose ResNets need
             # model.project_first=False), or with Flax names. A classifier with other classes is initialised anew.
             "init_from": "",
+            "init_prefix": "",  # what the file has before the paths of the model, as in bert
+            "init_anew": (),  # expressions: variables whose path matches one start anew, as in ("head",)
             "epochs": 10.0,
             "batch_size": 128,
             "valid_batch_size": 128,
@@ -44,7 +51,9 @@ def get_config() -> ConfigDict:
             # Teacher: the directory of a finished run. Its soft targets are mixed into the training loss.
             "distillation": {"teacher": "", "weight": 0.5, "temperature": 2.0},
             "optimizer": {
-                "name": "sgd",  # sgd, adamw, rmsprop, or frozen for post-training quantisation
+                # sgd, adamw, rmsprop, frozen for post-training quantisation, or a function of the learning rate, as
+                # optax:lion or package.module:function, which gets what it takes of weight_decay and momentum.
+                "name": "sgd",
                 "learning_rate": 0.1,
                 "momentum": 0.9,  # β1 of adamw
                 "weight_decay": 5e-4,

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 
 from aqt_like import calibration, format_choice, interception, recalibration
-from fliqs_jax import models
 from fliqs_jax.losses import Batch
 from fliqs_jax.search import Search, SearchState, quantized_variables
 
@@ -19,15 +18,15 @@ def make_profile(search: Search) -> Callable[[SearchState, jax.Array, Iterable[A
     The profiles that a search ends with are those of many networks. The function jits its pass over a batch and is not
     to be jitted itself.
     """
-    training = models.mode(search.model, train=True)
 
     @jax.jit
     def updated(state: SearchState, genome: jax.Array, profile: Any, batch: Batch) -> Any:
         variables = quantized_variables(search, state, genome, True) | {"calibration": profile}
-        mutable = ["batch_stats", "calibration"]
-        found = interception.apply_quantized(
-            search.model, variables, batch["input"], **training, mutable=mutable, quantizer=search.quantizer
-        )
+        mutable = [*search.model.updated, "calibration"]
+        with search.model.without_dropout():
+            found = interception.apply_quantized(
+                search.model, variables, batch["input"], train=True, mutable=mutable, quantizer=search.quantizer
+            )
         return found[1]["calibration"]
 
     def profile(state: SearchState, genome: jax.Array, batches: Iterable[Any]) -> SearchState:
@@ -48,12 +47,12 @@ def make_recalibrate(search: Search) -> Callable[[dict[str, Any], Iterable[Any]]
     finite.
     """
     apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
-    training = models.mode(search.model, train=True)
 
     @jax.jit
     def batch_sums(variables: dict[str, Any], batch: Batch) -> dict[str, recalibration.Sums]:
         def update(variables: dict[str, Any]) -> dict[str, Any]:
-            return apply(search.model, variables, batch["input"], **training, mutable=["batch_stats"])[1]
+            with search.model.without_dropout():
+                return apply(search.model, variables, batch["input"], train=True, mutable=search.model.updated)[1]
 
         return recalibration.batch_sums(update, variables)
 
@@ -64,13 +63,12 @@ def make_recalibrate(search: Search) -> Callable[[dict[str, Any], Iterable[Any]]
     return recalibrate
 
 
-def make_logits(search: Search) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
+def make_logits(search: Search) -> Callable[[dict[str, Any], Any], jax.Array]:
     """Makes `(variables, inputs) -> logits`, inference with the variables of `make_recalibrate`."""
     apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
-    inference = models.mode(search.model, train=False)
 
-    def logits(variables: dict[str, Any], inputs: jax.Array) -> jax.Array:
-        return apply(search.model, variables, inputs, **inference)
+    def logits(variables: dict[str, Any], inputs: Any) -> jax.Array:
+        return apply(search.model, variables, inputs, train=False)
 
     return logits
 
@@ -94,11 +92,8 @@ def make_profile_clip_multiples(
     """
 
     def profile(state: SearchState, batch: Batch) -> SearchState:
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        training = models.mode(search.model, train=True)
-        operands = interception.layer_operands(
-            search.model, variables, batch["input"], **training, mutable=["batch_stats"]
-        )
+        with search.model.without_dropout():
+            operands = interception.layer_operands(search.model, state.variables, batch["input"], train=True)
         multiples = format_choice.profiled_clip_multiples(search.paths, search.bank, operands, criterion)
         return state._replace(clip_multiples=multiples)
 

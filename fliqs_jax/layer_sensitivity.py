@@ -15,7 +15,6 @@ import numpy as np
 
 from aqt_like import format_choice, interception
 from aqt_like.format_probe import fisher_scores
-from fliqs_jax import models
 from fliqs_jax.losses import Batch
 from fliqs_jax.search import Search, SearchState
 
@@ -59,7 +58,6 @@ class _Measured(NamedTuple):
 def make_measure(search: Search) -> Callable[[SearchState, Batch], _Measured]:
     """Makes `(state, batch) → measured`, which loops over all layers and formats inside one compiled function."""
     count, formats = len(search.paths), search.bank.signed.bits.shape[0]
-    inference = models.mode(search.model, train=False)
 
     def measure(state: SearchState, batch: Batch) -> _Measured:
         profile = interception.stacked_calibration(search.paths, state.calibration)
@@ -68,9 +66,9 @@ def make_measure(search: Search) -> Callable[[SearchState, Batch], _Measured]:
             rows = format_choice.format_state(
                 search.paths, search.bank, state.clip_multiples, choice, profile, quantized, quantize_weights=quantized
             )
-            variables = {"params": state.params, "batch_stats": state.batch_stats, "formats": rows}
+            variables = {**state.variables, "formats": rows}
             return interception.apply_quantized(
-                search.model, variables, batch["input"], quantizer=search.quantizer, **inference
+                search.model, variables, batch["input"], quantizer=search.quantizer, train=False
             )
 
         reference = logits(jnp.zeros(count, jnp.int32), jnp.zeros(count, bool))
@@ -117,13 +115,12 @@ def measure_over(search: Search, state: SearchState, batches: Iterable[Any]) -> 
 def make_fisher_scores(search: Search) -> Callable[[SearchState, Batch], jax.Array]:
     """Makes `(state, batch) → float32[L, K]`, the Fisher scores of `fisher_over` on one batch; to be jitted."""
     bank, layers, formats = search.bank, len(search.paths), search.bank.signed.bits.shape[0]
-    inference = models.mode(search.model, train=False)
     # Values in float are no codes: bfloat16 would round them.
     quantizer = search.quantizer._replace(operands=jnp.float32)
 
     def scores(state: SearchState, batch: Batch) -> jax.Array:
         profile = interception.stacked_calibration(search.paths, state.calibration)
-        none, multiples, examples = jnp.zeros(layers, bool), state.clip_multiples, len(batch["input"])
+        none, multiples, examples = jnp.zeros(layers, bool), state.clip_multiples, len(batch["label"])
         in_float = format_choice.chosen_formats(
             bank, multiples, jnp.zeros(layers, jnp.int32), profile, none, quantize_weights=none
         )
@@ -133,9 +130,9 @@ def make_fisher_scores(search: Search) -> Callable[[SearchState, Batch], jax.Arr
                 bank, multiples, profile, probed, active=jnp.asarray(True), examples=examples
             )
             rows = interception.by_layer(search.paths, in_float._replace(probe=probe))
-            variables = {"params": state.params, "batch_stats": state.batch_stats, "formats": rows}
+            variables = {**state.variables, "formats": rows}
             logits = interception.apply_quantized(
-                search.model, variables, batch["input"], quantizer=quantizer, **inference
+                search.model, variables, batch["input"], quantizer=quantizer, train=False
             )
             try:
                 return search.loss(logits, batch)

@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +16,11 @@ import optax
 
 from aqt_like import format_choice, interception
 from aqt_like.format_probe import fisher_scores
-from fliqs_jax import models, sampling
+from fliqs_jax import sampling
 from fliqs_jax.controller import Controller, Observation
 from fliqs_jax.losses import Batch, Loss
 from fliqs_jax.models import elastic
+from fliqs_jax.models.calling import CalledModel
 from fliqs_jax.models.elastic import Family
 from fliqs_jax.policy import Policy, init_policy
 from fliqs_jax.quality import Quality
@@ -36,7 +36,7 @@ class Search:
     """Constant part of a search.
 
     Attributes:
-      model: linen module called as `model(inputs, train=…)`, or without `train` if it has no such argument.
+      model: any linen module, and how it is called.
       plan: the L layers whose formats are searched, and what genomes mean.
       bank: K formats that each layer chooses from.
       budgets: costs C of a genome and their targets C_T, the main one first.
@@ -55,7 +55,7 @@ class Search:
         are trained together (FLIQS, A.4).
     """
 
-    model: nn.Module
+    model: CalledModel
     plan: FormatPlan
     bank: format_choice.FormatBank
     budgets: tuple[Budget, ...]
@@ -112,6 +112,7 @@ class SearchState(NamedTuple):
       step: int32, number of completed steps; also the position in the data.
       key: typed PRNG key of the run; each step folds in its number.
       params, batch_stats, calibration: variable collections of the model; of a family, `params` are `elastic.Weights`.
+      collections: further collections of the model by name, as of caches.
       opt_state: optimiser state of the weights.
       clip_multiples: clip thresholds in units of the root mean square, leaves `[L, K]`.
       policies: the policy that each target's next step samples from, leaves `[T, …]`.
@@ -127,6 +128,12 @@ class SearchState(NamedTuple):
     clip_multiples: format_choice.ClipMultiples
     policies: Policy
     controller: Any
+    collections: dict[str, Any]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables of the model, without formats."""
+        return {"params": self.params, "batch_stats": self.batch_stats, **self.collections}
 
     def policy(self, number: Any) -> Policy:
         """The policy of a target by its number, which may be traced."""
@@ -138,7 +145,7 @@ def init_state(
     policy: Policy,
     clip_multiples: format_choice.ClipMultiples,
     key: jax.Array,
-    inputs: jax.Array,
+    inputs: Any,
 ) -> SearchState:
     """Initial state of a search.
 
@@ -147,15 +154,16 @@ def init_state(
       policy: policy of all targets; if it learns, the controller replaces its logits.
       clip_multiples: clip thresholds.
       key: PRNG key.
-      inputs: `[B, …]`, of which only shape and type are used.
+      inputs: a batch of inputs, of which only shapes and types are used.
     """
     init_key, run_key = jax.random.split(key)
-    mode = models.mode(search.model, train=False)
     if search.family:
-        params, batch_stats = elastic.init(search.family, init_key, inputs, **mode)
+        params, batch_stats = elastic.init(search.family, init_key, inputs, train=False)
+        collections = {}
     else:
-        variables = search.model.init(init_key, inputs, **mode)
+        variables = search.model.init(init_key, inputs)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        collections = {name: variables[name] for name in search.model.collections}
     controller = search.controller.init()
     step = jnp.zeros((), jnp.int32)
     policies = jax.tree.map(lambda leaf: jnp.stack([leaf] * search.target_count), policy)
@@ -170,6 +178,7 @@ def init_state(
         clip_multiples=jax.tree.map(jnp.copy, clip_multiples),
         policies=sampling.next_policies(search.controller, search.option_costs, policies, controller, step),
         controller=controller,
+        collections=collections,
     )
 
 
@@ -218,8 +227,8 @@ def quantized_variables(
         params = elastic.specialised(search.family, params, options, joint)
         formats = formats._replace(input_share=elastic.input_shares(search.family, options, search.paths))
     return {
+        **state.variables,
         "params": params,
-        "batch_stats": state.batch_stats,
         "calibration": state.calibration,
         "formats": interception.by_layer(search.paths, formats),
     }
@@ -241,7 +250,6 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
     `"genome"`, int32[D].
     """
     apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
-    training = models.mode(search.model, train=True)
     controller, costs = search.controller, search.option_costs
     layers, formats = len(search.paths), search.bank.signed.bits.shape[0]
 
@@ -260,6 +268,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
         # Train the weights with the formats of this genome.
         profiling = state.step < search.profile_steps
         joint = joint_kernels(search, own_key(controller.draws + 1), state.step)
+        rngs = own_key(controller.draws + 2)  # of dropout and the like
 
         def train_loss(params: Any, probed: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             own_state = state._replace(params=params)
@@ -267,8 +276,9 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
                 search.model,
                 quantized_variables(search, own_state, genome, quantize_inputs, probed=probed, joint=joint),
                 train_batch["input"],
-                **training,
-                mutable=["batch_stats", "calibration"],
+                train=True,
+                rngs=rngs,
+                mutable=[*search.model.updated, "calibration"],
                 profiling=profiling,
             )
             return search.loss(logits, train_batch), (logits, updated)
@@ -281,22 +291,21 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             params=optax.apply_updates(state.params, updates),
             batch_stats=updated.get("batch_stats", state.batch_stats),
             calibration=updated["calibration"],
+            collections={name: updated[name] for name in state.collections},
             opt_state=opt_state,
         )
         losses = jnp.zeros(policy.logits.shape)
         if squares is not None:
-            losses = search.plan.option_sums(fisher_scores(squares, len(train_batch["input"])))
+            losses = search.plan.option_sums(fisher_scores(squares, len(train_batch["label"])))
 
         # Measure the quality on validation data. Running batch statistics lag behind formats that change at every step,
-        # so this batch is normalised by its own statistics.
+        # so this batch is normalised by its own statistics. Nothing is dropped.
         def valid_quality(genome: jax.Array) -> jax.Array:
-            valid_logits, _ = apply(
-                search.model,
-                quantized_variables(search, state, genome, quantize_inputs),
-                valid_batch["input"],
-                **training,
-                mutable=["batch_stats"],
-            )
+            variables = quantized_variables(search, state, genome, quantize_inputs)
+            with search.model.without_dropout():
+                valid_logits, _ = apply(
+                    search.model, variables, valid_batch["input"], train=True, mutable=search.model.updated
+                )
             return search.quality.on_batch(valid_logits, valid_batch)
 
         drawn = [genome, *(policy.sample(own_key(use)) for use in range(2, controller.draws + 1))]

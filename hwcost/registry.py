@@ -21,9 +21,8 @@ def lookup(kind: str, name: str, built_in: Mapping[str, Any]) -> Any:
         return built_in[name]
     module, separator, function = name.partition(":")
     if not separator:
-        raise ValueError(
-            f"unknown {kind} {name!r}: expected one of {', '.join(built_in)}, or your own as package.module:function"
-        )
+        ours = f"one of {', '.join(built_in)}, or your own as " if built_in else ""
+        raise ValueError(f"unknown {kind} {name!r}: expected {ours}package.module:function")
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, TypeError, ValueError, SyntaxError) as error:

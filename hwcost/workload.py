@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from aqt_like.layer_calls import Product, is_layer_call, layer_input, repetition_paths, split_repetition
+from aqt_like.layer_calls import Model, Product, is_layer_call, layer_input, repetition_paths, split_repetition
 from aqt_like.lifting import OBSERVED, loop_shapes, repeated_with_params
 from aqt_like.quantized_layer import kernel_seen
 from hwcost.contractions import Contraction, contractions
@@ -83,8 +84,8 @@ def remark(inside: int, outside: Sequence[Outside]) -> str:
 
 
 def trace(
-    model: nn.Module,
-    input_shape: Sequence[int],
+    model: Model,
+    example: Any,
     *,
     dtype: Any = jnp.float32,
     ignored: Sequence[str] = (),
@@ -92,12 +93,12 @@ def trace(
     **kwargs: Any,
 ) -> Workload:
     """The layers of `model`, in order of execution, for one example; see `survey` for arguments and errors."""
-    return survey(model, input_shape, dtype=dtype, ignored=ignored, products=products, **kwargs).layers
+    return survey(model, example, dtype=dtype, ignored=ignored, products=products, **kwargs).layers
 
 
 def survey(
-    model: nn.Module,
-    input_shape: Sequence[int],
+    model: Model,
+    example: Any,
     *,
     dtype: Any = jnp.float32,
     ignored: Sequence[str] = (),
@@ -110,9 +111,9 @@ def survey(
     `nn.cond`, `nn.switch` and `nn.while_loop` stay in float, and count as outside.
 
     Args:
-      model: any linen module called as `model(x, **kwargs)`.
-      input_shape: shape of one example, without batch axis.
-      dtype: dtype of the example.
+      model: any linen module called as `model(x, **kwargs)`, or what has its `init` and `apply`.
+      example: shape of one example, without batch axis; or x of one example as a structure of `jax.ShapeDtypeStruct`s.
+      dtype: dtype of an example that is given as a shape.
       ignored: regular expressions; layers whose path matches one are left out.
       products: whether to append products of two activations, as in attention. A product in a `Product` module has its
         path; any other has the path of its module and a number.
@@ -144,14 +145,15 @@ def survey(
         return y
 
     keys = {name: jax.random.key(0) for name in ("params", "dropout")}
-    x = jax.ShapeDtypeStruct((1, *input_shape), dtype)
+    x = _alone(example, dtype)
     try:
         variables = jax.eval_shape(lambda x: model.init(keys, x, **kwargs), x)
     except ArithmeticError as error:
-        raise ValueError(f"{type(model).__name__} on {tuple(input_shape)}: {error}: expected sizes above 0") from error
+        sizes = ", ".join(str(leaf.shape[1:]) for leaf in jax.tree.leaves(x))
+        raise ValueError(f"the model on {sizes}: {error}: expected sizes above 0") from error
     mutable = [*(name for name in variables if name != "params"), OBSERVED]
 
-    def run(variables: Any, x: jax.Array) -> Any:
+    def run(variables: Any, x: Any) -> Any:
         with repeated_with_params(), nn.intercept_methods(record):
             return model.apply(variables, x, mutable=mutable, rngs=keys, **kwargs)[1].get(OBSERVED, {})
 
@@ -170,7 +172,11 @@ def survey(
     named_products = [spec for spec in layers.values() if spec.kind == "product"]
     counted = [spec for spec in layers.values() if spec.kind != "product"]
     if not counted:
-        raise ValueError(f"{type(model).__name__} has no layer of a kind that can be quantised")
+        told = remark(0, _by_layer([Outside(_place(part.scope, places), part.macs * part.runs) for part in elsewhere]))
+        hint = (
+            f": {told}. Products with parameters of a model's own are layers as nn.Dense or nn.Einsum" if told else ""
+        )
+        raise ValueError(f"the model has no layer of a kind that can be quantised{hint}")
     for pattern in ignored:
         if not any(re.search(pattern, spec.path) for spec in counted):
             paths = ", ".join(spec.path for spec in counted)
@@ -191,6 +197,13 @@ def survey(
         ),
     ]
     return Survey((*counted, *(named_products if products else ()), *numbered), _by_layer(unlisted))
+
+
+def _alone(example: Any, dtype: Any) -> Any:
+    """Shapes and types of a batch of one example; see `survey`."""
+    if isinstance(example, tuple | list) and all(isinstance(size, numbers.Integral) for size in example):
+        example = jax.ShapeDtypeStruct(tuple(example), dtype)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), example)
 
 
 class Runs(NamedTuple):

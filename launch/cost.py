@@ -2,7 +2,7 @@
 
     python -m launch.cost --model=mobilenetv2 --width=1.4 --format=int8 [--image=224] [--layers] [--json]
         [--cost=bitfusion_latency --cost=TABLE.csv]
-    python -m launch.cost --model=my_package.my_module:make_model --input=32,32,3
+    python -m launch.cost --model=my_package.my_module:make_model --input=ids=128:int32 --input=mask=128
 
 `--format` is a number format, or a genome file with a format per layer. As in the tables of FLIQS, all convolutions and
 dense layers are counted, but not squeeze-and-excitation and products of activations; `--everything` adds these. What is
@@ -20,17 +20,20 @@ from typing import Any
 if not __package__:  # run as a file: import from the folder of launch/ and from the current one
     sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
 
+import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from aqt_like.formats import LayerFormat, parse_layer_format
 from fliqs_jax import models
+from fliqs_jax.models.call_finding import called, find_adapter
 from hwcost import analytic, workload
 from hwcost.costs import find_cost
 from hwcost.genome_file import names_genome_file, read_genome
 from hwcost.workload import Survey, Workload
 from launch import ending
-from launch.layers import example_shape, network_settings, positive
+from launch.model_arguments import INPUT, example_of, network_settings, positive, several
 
 
 def network_survey(
@@ -38,25 +41,30 @@ def network_survey(
     *,
     classes: int | None = None,
     image: int | None = None,
-    input_shape: tuple[int, ...] = (),
+    input_shape: Any = (),
     everything: bool = False,
+    apply: str = "",
     **settings: Any,
 ) -> Survey:
     """Layers of a network and what is outside; `image` is the side of the images in pixels, `input_shape` the shape of
-    one example.
+    one example, or a structure of `jax.ShapeDtypeStruct`s, `apply` a call of the user's.
 
     Raises:
       ValueError: unknown network, a setting that it does not have, an image size that it does not take, or no shape for
         a network of the user's.
     """
-    input_shape = models.input_shape(name, input_shape)
+    example = input_shape
+    if isinstance(input_shape, tuple) and all(isinstance(size, int) for size in input_shape):
+        example = jax.ShapeDtypeStruct(models.input_shape(name, input_shape), np.float32)
     if image is not None:
-        if len(input_shape) != 3 or image < 1:
+        if not isinstance(example, jax.ShapeDtypeStruct) or len(example.shape) != 3 or image < 1:
             raise ValueError(f"image={image}: {name} takes no images of this size")
-        input_shape = (image, image, input_shape[-1])
+        example = jax.ShapeDtypeStruct((image, image, example.shape[-1]), example.dtype)
     model = models.create(name, classes=classes, **settings)
+    ours = name in models.MODELS  # which is called in no unusual way
+    call = called(model, None if ours else several(example), adapter=find_adapter(apply))
     ignored = () if everything else models.find(name).uncounted
-    return workload.survey(model, input_shape, ignored=ignored, products=everything, **models.mode(model, train=False))
+    return workload.survey(call, example, ignored=ignored, products=everything)
 
 
 def network_workload(name: str, **settings: Any) -> Workload:
@@ -165,7 +173,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--width", type=_number, help="factor on the channels, or channels, as the network takes it")
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, of the network, as in depth=8")
     parser.add_argument("--format", default="int8", help="a number format, or a genome file")
-    parser.add_argument("--input", help="shape of one example, as in 32,32,3, if not as published")
+    parser.add_argument("--input", action="append", default=[], help=f"{INPUT}; if not as published")
+    parser.add_argument("--apply", default="", help="package.module:function, a call of yours (docs/own_models.md)")
     parser.add_argument("--image", type=positive, help="side of the images in pixels, if not as published")
     parser.add_argument("--classes", type=positive, help="of the classifier, if not as published")
     parser.add_argument("--everything", action="store_true", help="count what the paper does not count, too")
@@ -178,8 +187,9 @@ def main(argv: list[str] | None = None) -> None:
             arguments.model,
             classes=arguments.classes,
             image=arguments.image,
-            input_shape=example_shape(arguments.input) if arguments.input else (),
+            input_shape=example_of(arguments.model, arguments.input),
             everything=arguments.everything,
+            apply=arguments.apply,
             **({} if arguments.width is None else {"width": arguments.width}),
             **network_settings(arguments.set),
         )

@@ -1,19 +1,19 @@
 """Layers of a model, yours or one of ours: the paths that rules can match, and each layer's share of the cost.
 
-    python -m launch.layers --model=my_package.my_module:make_model --input=32,32,3 [--dtype=int32]
+    python -m launch.layers --model=my_package.my_module:make_model --input=32,32,3
         [--formats=int_s --rule="stem: bf16" --rule="(query|key|value)$: tie"]
+    python -m launch.layers --model=my_package.my_module:make_model --input=ids=128:int32 --input=mask=128
 
 `make_model` returns a linen module; all its arguments have defaults. With rules, the decision of each layer and its
-options are listed as well (`hwcost/format_plan.py`). The share of the cost is that of the multiply-accumulates (MACs).
-A last line says which MACs are in no listed layer, as those of tied heads.
+options are listed as well (`hwcost/format_plan.py`); without, rules to consider. The share of the cost is that of the
+multiply-accumulates (MACs). The last lines say how the model is called, and which MACs are in no listed layer, as those
+of tied heads.
 """
 
 import argparse
-import ast
 import pathlib
+import shlex
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 if not __package__:  # run as a file: import from the folder of launch/ and from the current one
     sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
@@ -23,50 +23,12 @@ from rich.table import Table
 
 from aqt_like.formats import format_space
 from fliqs_jax import models
+from fliqs_jax.models.call_finding import called, find_adapter
 from hwcost import workload
 from hwcost.format_plan import FormatPlan, format_plan
 from hwcost.workload import LayerSpec, Workload
-from launch import ending
-
-
-def example_shape(text: str) -> tuple[int, ...]:
-    """Parses the shape of one example, such as `32,32,3`.
-
-    Raises:
-      ValueError: not a list of whole numbers above 0, or a leading 1, which would be a batch axis.
-    """
-    try:
-        shape = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise ValueError(f"--input={text}: expected the shape of one example, as in 32,32,3")
-    if len(shape) > 1 and shape[0] == 1:
-        raise ValueError(f"--input={text}: expected the shape of one example, without a batch axis: {text[2:]}")
-    return shape
-
-
-def positive(text: str) -> int:
-    """Parses an option that is a whole number above 0; for argparse, which tells what is wrong."""
-    if not text.isascii() or not text.isdigit() or not 0 < (number := int(text[:12])) < 2**31:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number above 0")
-    return number
-
-
-def network_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """Parses settings of a network, such as `width=16`.
-
-    Raises:
-      ValueError: a text is not of the form NAME=VALUE.
-    """
-    settings: dict[str, Any] = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            settings[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-            raise ValueError(f"--set={text}: expected NAME=VALUE, as in width=16") from error
-    return settings
+from launch import ending, model_arguments
+from launch.rule_suggestions import suggested_rules
 
 
 def table(layers: Workload, plan: FormatPlan | None) -> Table:
@@ -117,17 +79,22 @@ def main(argv: list[str] | None = None) -> None:
     """Prints the layers of the model that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="package.module:function, or one of our names")
-    parser.add_argument("--input", required=True, help="shape of one example, as in 32,32,3")
+    parser.add_argument("--input", action="append", required=True, help=model_arguments.INPUT)
+    parser.add_argument("--apply", default="", help="package.module:function, a call of yours (docs/own_models.md)")
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, of the network, as in width=0.25")
     parser.add_argument("--dtype", choices=("float32", "int32"), default="float32", help="of the input")
     parser.add_argument("--formats", default="int_s", help="a format space, or formats joined by commas")
     parser.add_argument("--rule", action="append", default=[], help="'EXPRESSION: WHAT', may be given several times")
-    parser.add_argument("--classes", type=positive, default=10)
+    parser.add_argument("--classes", type=model_arguments.positive, default=10)
     arguments = parser.parse_args(argv)
     with ending.in_one_line():
-        shape = models.input_shape(arguments.model, example_shape(arguments.input))
-        model = models.create(arguments.model, classes=arguments.classes, **network_settings(arguments.set))
-        found = workload.survey(model, shape, dtype=arguments.dtype, **models.mode(model, train=False))
+        example = model_arguments.example_of(arguments.model, arguments.input, arguments.dtype)
+        settings = model_arguments.network_settings(arguments.set)
+        model = models.create(arguments.model, classes=arguments.classes, **settings)
+        adapter = find_adapter(arguments.apply)
+        plain = arguments.model in models.MODELS and not adapter
+        call = called(model, model_arguments.several(example), adapter=adapter, plain=plain)
+        found = workload.survey(call, example)
         layers = found.layers
         members = format_space(arguments.formats)
         plan = format_plan(layers, members, arguments.rule) if arguments.rule else None
@@ -136,8 +103,12 @@ def main(argv: list[str] | None = None) -> None:
     console.print(table(layers, plan))
     weights = sum(layer.weights for layer in layers)
     console.print(f"{len(layers)} layers, {found.layers_macs:,} MACs, {weights:,} weights")
-    if remark := found.remark():
-        console.print(remark, soft_wrap=True)
+    suggested = {} if plan else suggested_rules(layers, [member.name for member in members])
+    for rule, reason in suggested.items():
+        console.print(f"rule to consider: --rule={shlex.quote(rule)}  ({reason})", soft_wrap=True, highlight=False)
+    for remark in (*call.remarks(), found.remark()):
+        if remark:
+            console.print(remark, soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,15 @@ from collections.abc import Sequence
 if not __package__:  # run as a file: import from the folder of launch/ and from the current one
     sys.path[:1] = [str(pathlib.Path(__file__).parents[1]), ""]
 
+import jax
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from fliqs_jax import models
+from fliqs_jax.models.call_finding import called
 from hwcost import bitfusion, measured_tables
-from launch import cost, ending, layers
+from launch import cost, ending, model_arguments
 from launch.runtimes import engines, layer_timing
 from launch.training.progress import plainly
 
@@ -81,16 +83,16 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
-    example_shape = layers.example_shape(arguments.input) if arguments.input else ()
-    shape = (arguments.batch, *models.input_shape(arguments.model, example_shape))
+    example = model_arguments.example_of(arguments.model, [arguments.input] if arguments.input else [], arguments.dtype)
+    if not isinstance(example, jax.ShapeDtypeStruct):
+        raise measured_tables.LutError(f"--input={arguments.input}: expected the shape of one input, without a name")
+    shape = (arguments.batch, *example.shape)
     runtime = engines.find(arguments.backend, threads=arguments.threads)
-    model = models.create(arguments.model, classes=arguments.classes, **layers.network_settings(arguments.set))
+    model = models.create(arguments.model, classes=arguments.classes, **model_arguments.network_settings(arguments.set))
     terminal = Console(markup=False)
     console = terminal if terminal.is_terminal else Console(width=120, markup=False)
     console.print(f"{arguments.model} on {runtime.device}, batch {arguments.batch}")
-    network = layer_timing.network(
-        arguments.model, model, shape, dtype=arguments.dtype, **models.mode(model, train=False)
-    )
+    network = layer_timing.network(arguments.model, called(model), shape, dtype=example.dtype)
     identity = {"device": runtime.device, "batch": arguments.batch}
     samples = layer_timing.Samples(arguments.out.with_suffix(".samples.jsonl"), **identity, say=plainly(console))
     try:
@@ -142,11 +144,11 @@ def main(argv: list[str] | None = None) -> None:
     measuring.add_argument("--input", help="shape of one example, as in 32,32,3, if not as published")
     measuring.add_argument("--set", action="append", default=[], help="NAME=VALUE, of the network, as in width=0.25")
     measuring.add_argument("--dtype", choices=("float32", "int32"), default="float32", help="of the input")
-    measuring.add_argument("--classes", type=layers.positive, help="of the classifier, if not as published")
+    measuring.add_argument("--classes", type=model_arguments.positive, help="of the classifier, if not as published")
     measuring.add_argument("--backend", choices=tuple(engines.RUNTIMES), default="onnxruntime")
-    measuring.add_argument("--batch", type=layers.positive, default=1)
-    measuring.add_argument("--threads", type=layers.positive, default=os.cpu_count())
-    measuring.add_argument("--repetitions", type=layers.positive, default=25, help="samples of each setting")
+    measuring.add_argument("--batch", type=model_arguments.positive, default=1)
+    measuring.add_argument("--threads", type=model_arguments.positive, default=os.cpu_count())
+    measuring.add_argument("--repetitions", type=model_arguments.positive, default=25, help="samples of each setting")
     measuring.add_argument("--out", type=pathlib.Path, required=True, help="a .json or .csv file")
     measuring.set_defaults(run=_measure)
     arguments = parser.parse_args(argv)

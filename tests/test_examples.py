@@ -4,7 +4,7 @@ import logging
 import pytest
 
 from configs import fliqs_digits
-from examples import digits_mlp, text_transformer
+from examples import digits_mlp, own_loop, text_transformer
 from hwcost.pricing import price_exactly
 from launch.training.experiment import prepare_experiment
 
@@ -34,6 +34,14 @@ def test_a_transformer_on_text_is_searched(tmp_path, monkeypatch):
     assert len(chosen) == 2 * (4 + 2) + 1
     assert chosen["attention1/query"] == chosen["attention1/key"] == chosen["attention1/value"]
     assert "attention1/*.format" in {decision["name"] for decision in summary["decisions"]}
+
+
+def test_a_loop_of_ones_own_searches(capsys):
+    accuracy, cost, chosen = own_loop.main(steps=60)
+    assert accuracy > 0.3
+    assert 0 < cost < 4
+    assert list(chosen) == ["layers_0", "layers_2", "layers_4"]
+    assert f"{accuracy:.2%}" in capsys.readouterr().out
 
 
 def test_a_device_of_ones_own_is_a_cost():

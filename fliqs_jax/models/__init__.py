@@ -1,7 +1,7 @@
 """Networks by name: plain Flax linen modules, called as `model(x, train=…)`, without any quantisation code."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, get_args, get_origin
 
@@ -18,7 +18,7 @@ from fliqs_jax.models.recommender import CATEGORIES, NUMBERS, Recommender
 from fliqs_jax.models.resnet import ResNet
 from hwcost import registry
 
-__all__ = ["MODELS", "Network", "create", "family", "find", "input_shape", "mode"]
+__all__ = ["MODELS", "Network", "create", "family", "find", "input_shape", "taken_settings"]
 
 
 class Network(NamedTuple):
@@ -119,6 +119,15 @@ def create(name: str, *, classes: int | None = None, **settings: Any) -> nn.Modu
     return model
 
 
+def taken_settings(name: str, settings: Mapping[str, Any], ours: Collection[str]) -> dict[str, Any]:
+    """The settings without those of our networks, `ours`, that a function of the user `name` does not take."""
+    if name in MODELS or not callable(build := find(name).build):
+        return dict(settings)
+    taken = inspect.signature(build).parameters
+    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    return {key: value for key, value in settings.items() if is_open or key in taken or key not in ours}
+
+
 def _check_types(build: Callable[..., nn.Module], settings: Mapping[str, Any]) -> None:
     """Raises TypeError for a setting of one of our networks, all of which are flags or sizes, that is neither."""
     parameters = inspect.signature(build).parameters
@@ -165,8 +174,3 @@ def family(name: str, model: nn.Module, settings: Mapping[str, Any]) -> Family:
         return build(model, **settings)
     except TypeError as error:
         raise ValueError(f"{given}: {error}") from error
-
-
-def mode(model: nn.Module, *, train: bool) -> dict[str, Any]:
-    """Keyword arguments that select training or inference: `train=…`, or none if the model has no such argument."""
-    return {"train": train} if "train" in inspect.signature(type(model).__call__).parameters else {}

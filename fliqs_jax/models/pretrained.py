@@ -1,4 +1,4 @@
-"""Pretrained weights from safetensors files, with Flax names or PyTorch names.
+"""Pretrained weights: safetensors files with Flax names or PyTorch names, Flax's msgpack, orbax checkpoints.
 
 PyTorch names are those of torchvision for ResNet, MobileNetV2, EfficientNet and Inception-v3, and those of timm for
 DeiT. Regular expressions map our module paths to them; PyTorch stores convolution kernels as OIHW and dense kernels as
@@ -7,15 +7,16 @@ OI.
 
 import pathlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import safetensors
-from flax import traverse_util
+from flax import serialization, traverse_util
 from jax.typing import ArrayLike
 
 from aqt_like import tensor_file
@@ -24,11 +25,14 @@ Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 
 KIND, VERSION = "file of weights", 1  # of what `save` writes
 COLLECTIONS = ("params", "batch_stats")
+_FLAX = tuple(f"{name}/" for name in COLLECTIONS)  # begin names of Flax
 
 _CLASSIFIER = "classifier"
+_BOXED = "value"  # what msgpack and orbax make of a box: a dict of this one name
+_ORBAX_ITEM = "default"  # the part of a checkpoint of a manager of orbax
 # What belongs to a network although no variable is for it: counters, Inception's auxiliary classifier, and what the
 # weights of a run hold for other formats.
-_MAY_BE_LEFT = re.compile(r"(^|\.)num_batches_tracked$|^AuxLogits\.|^(calibration|clip_multiples)/")
+_MAY_BE_LEFT = re.compile(r"(^|\.)num_batches_tracked$|^AuxLogits\.|^(calibration|clip_multiples|collections)/")
 _FIRST, _HALF_RANGE = "stem1", 127.5
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _INCEPTION_STEM = {"1": "1a_3x3", "2": "2a_3x3", "3": "2b_3x3", "4": "3b_1x1", "5": "4a_3x3"}
@@ -153,16 +157,24 @@ def torch_name(model: str, path: tuple[str, ...]) -> str:
     return ".".join(part for part in (*name.split("/"), _LEAVES.get(leaf, "")) if part)
 
 
-def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def load(
+    path: pathlib.Path, model: str, variables: dict[str, Any], *, prefix: str = "", anew: Sequence[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
     """Loads the variables of the network `model` from a file.
 
     Args:
-      path: safetensors file with the names of torchvision or timm, or one that `save` wrote.
-      model: name of the network in `models.MODELS`; ignored for a file that `save` wrote.
+      path: safetensors file with the names of torchvision or timm, or with Flax names, as `save` writes; a file of
+        Flax's msgpack; or the folder of an orbax checkpoint. These two hold variables, parameters alone, or a training
+        state with `params`.
+      model: name of the network in `models.MODELS`; ignored for Flax names.
       variables: `"params"` and `"batch_stats"` of the network, which define the shapes.
+      prefix: what the file has before the paths of the network, as in `bert`; what is not below it is left.
+      anew: regular expressions; variables of the network whose path matches one keep their values, and what the file
+        holds at such paths is left.
 
     Returns:
-      The variables, and the paths of those that keep their values: the classifier, if its number of classes differs.
+      The variables, and the paths of those that keep their values: also the classifier, if its number of classes
+      differs.
 
     Raises:
       PretrainedError: the file cannot be read, lacks a variable, holds one that the network has not, or one of another
@@ -170,6 +182,8 @@ def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dic
     """
     stored = _read(path)
     flax_names = _has_flax_names(stored)
+    stored = _below(prefix, stored, path) if prefix else stored
+    starts_anew = _Anew(anew)
     loaded, kept = {}, []
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(nn.meta.unbox(variables))
     for key, ours in flat.items():
@@ -177,10 +191,18 @@ def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dic
         if collection not in COLLECTIONS:
             loaded[key] = ours
             continue
+        if starts_anew("/".join(place)):
+            loaded[key] = ours
+            kept.append("/".join(place))
+            continue
         name = "/".join(key) if flax_names else torch_name(model, tuple(place))
+        if name not in stored and f"{name}/{_BOXED}" in stored:
+            stored[name] = stored.pop(f"{name}/{_BOXED}")
         if name not in stored:
-            longer = next((other for other in stored if other.endswith(f".{name}")), None)
-            hint = f"; it has {longer!r}: take the prefix off all names" if longer else ""
+            longer = next(
+                (other for other in stored if other.endswith((f".{name}", name.removeprefix(collection)))), None
+            )
+            hint = f"; it has {longer!r}: init_prefix is what it has before the names of the network" if longer else ""
             raise PretrainedError(f"{path} has no {name!r}, which {'/'.join(place)} of {model} needs{hint}")
         values = stored.pop(name)
         values = values if flax_names else _to_flax_layout(values, place[-1])
@@ -190,15 +212,59 @@ def load(path: pathlib.Path, model: str, variables: dict[str, Any]) -> tuple[dic
             loaded[key] = ours
             kept.append("/".join(place))
         else:
-            raise PretrainedError(f"{name!r} in {path} has shape {values.shape}, {'/'.join(place)} needs {ours.shape}")
+            raise PretrainedError(
+                f"{name!r} in {path} has shape {values.shape}, {'/'.join(place)} needs {ours.shape}; init_anew names "
+                "what starts anew"
+            )
         if place[-1] == "var" and (values < 0).any():
             raise PretrainedError(f"{name!r} in {path} holds a negative variance")
-    if unused := sorted(name for name in stored if not _MAY_BE_LEFT.search(name)):
+    left = [name for name in stored if not _MAY_BE_LEFT.search(name)]
+    if unused := sorted(name for name in left if not starts_anew(_place(name, flax_names))):
         raise PretrainedError(
             f"{path} holds {len(unused)} tensors that {model} has no variable for, such as {', '.join(unused[:3])}: "
             "expected a file of this network"
         )
+    if unmatched := starts_anew.unmatched():
+        raise PretrainedError(f"init_anew: {', '.join(unmatched)} is in no path of {model} or of {path}")
     return nn.meta.replace_boxed(variables, variables | traverse_util.unflatten_dict(loaded)), sorted(kept)
+
+
+class _Anew:
+    """Whether paths match one of some expressions, and which of these matched none."""
+
+    def __init__(self, expressions: Sequence[str]) -> None:
+        self._matched = dict.fromkeys(expressions, False)
+
+    def __call__(self, path: str) -> bool:
+        found = [expression for expression in self._matched if re.search(expression, path)]
+        self._matched |= dict.fromkeys(found, True)
+        return bool(found)
+
+    def unmatched(self) -> list[str]:
+        """The expressions that matched no path so far."""
+        return [expression for expression, matched in self._matched.items() if not matched]
+
+
+def _place(name: str, flax_names: bool) -> str:
+    """The path in the name of a tensor, without the collection."""
+    return name.partition("/")[2] if flax_names else name
+
+
+def _below(prefix: str, stored: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors below a prefix, without it.
+
+    Raises:
+      PretrainedError: there are none.
+    """
+    found = {}
+    for name, values in stored.items():
+        collection, _, place = name.partition("/") if name.startswith(_FLAX) else ("", "", name)
+        for separator in "/.":
+            if place.startswith(start := prefix.rstrip("/.") + separator):
+                found[f"{collection}/{place[len(start) :]}" if collection else place[len(start) :]] = values
+    if not found:
+        raise PretrainedError(f"init_prefix={prefix!r}: {path} has no such names, but {', '.join(list(stored)[:3])}")
+    return found
 
 
 def _converted(place: str, values: np.ndarray, dtype: Any) -> jax.Array:
@@ -219,6 +285,8 @@ def _has_flax_names(names: Iterable[str]) -> bool:
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of a file; those of the weights of a run are checked."""
+    if path.is_dir() or path.suffix == ".msgpack":
+        return _flax_names(path, _tree(path))
     try:
         if tensor_file.is_ours(path):
             stored, manifest = tensor_file.load(path)
@@ -230,8 +298,37 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, safetensors.SafetensorError, tensor_file.DamagedFileError) as error:
-        reason = "it is a directory" if path.is_dir() else error
-        raise PretrainedError(f"cannot read weights from {path}: {reason}") from error
+        raise PretrainedError(f"cannot read weights from {path}: {error}") from error
+
+
+def _tree(path: pathlib.Path) -> Any:
+    """What a file of Flax's msgpack or the folder of an orbax checkpoint holds, with NumPy arrays."""
+    try:
+        if not path.is_dir():
+            return serialization.msgpack_restore(path.read_bytes())
+        inside = path / _ORBAX_ITEM
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            place = (inside if inside.is_dir() else path).absolute()
+            metadata: Any = checkpointer.metadata(place)
+            kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.item_metadata.tree)
+            return checkpointer.restore(place, args=ocp.args.PyTreeRestore(restore_args=kinds))
+    except Exception as error:  # Of msgpack, orbax, tensorstore or the file system.
+        expected = "the folder of one orbax checkpoint" if path.is_dir() else "a file of flax.serialization"
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise PretrainedError(f"cannot read weights from {path}: expected {expected}: {reason}") from error
+
+
+def _flax_names(path: pathlib.Path, tree: Any) -> dict[str, np.ndarray]:
+    """The tensors among variables, parameters alone, or a training state, by Flax names."""
+    if not isinstance(tree, Mapping):
+        raise PretrainedError(f"cannot read weights from {path}: it holds a {type(tree).__name__}")
+    variables = tree if "params" in tree else {"params": tree}
+    params = variables["params"]
+    if isinstance(params, Mapping) and "params" in params:  # a training state with all variables
+        variables = params
+    own = {name: variables[name] for name in COLLECTIONS if isinstance(variables.get(name), Mapping)}
+    flat: dict[str, Any] = traverse_util.flatten_dict(own, sep="/")
+    return {name: np.asarray(values) for name, values in flat.items()}
 
 
 def _tensor(file: Any, name: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from apq_jax import architectures, evolution, family_space
 from apq_jax.network_space import NetworkSpace
 from aqt_like.formats import LayerFormat, format_space
 from fliqs_jax import models
+from fliqs_jax.models.call_finding import called
 from hwcost import pricing
 from hwcost.costs import find_cost
 from hwcost.workload import Workload
@@ -204,7 +205,7 @@ def _space(config: ConfigDict, source: data.Source) -> NetworkSpace:
         family = models.family(name, network, config.architecture.to_dict())
     except ValueError as error:
         raise ConfigError(f"model and architecture: {error}") from error
-    if not models.mode(network, train=True):
+    if not called(network).flags:
         raise ConfigError(f"model.name={name!r}: expected one with batch statistics, which APQ recalibrates")
     of_family = family_space.of_family(
         family, format_space(config.formats), example_shape=shape, classes=source.classes, model=settings

@@ -11,9 +11,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch.data.contract import STREAM_OF_SPLIT, Batch, DataError, Normalization, check_batch_size, padded, set_aside
+from launch.data.contract import (
+    STREAM_OF_SPLIT,
+    Batch,
+    DataError,
+    Normalization,
+    check_batch_size,
+    is_list,
+    is_tuple_of_arrays,
+    named_arrays,
+    padded,
+    set_aside,
+)
 
-MakeBatch = Callable[[np.ndarray, np.ndarray, np.random.Generator | None], Batch]
+MakeBatch = Callable[[Any, np.ndarray, np.random.Generator | None], Batch]
 """`(inputs, labels, rng) → batch`, augmented with random numbers of `rng`, or not augmented if `rng` is None."""
 
 
@@ -21,15 +32,20 @@ MakeBatch = Callable[[np.ndarray, np.ndarray, np.random.Generator | None], Batch
 class Split:
     """Examples of a split: inputs, `[N, …]`, and labels, `[N]` or `[N, …]`; integers of any type become int32.
 
+    Inputs of a network of several are a dict or a tuple of arrays.
+
     Raises:
       DataError: inputs or labels are no array, or are masked.
     """
 
-    inputs: np.ndarray
+    inputs: Any
     labels: np.ndarray
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", _unwritable(_array("inputs", self.inputs)))
+        several = isinstance(self.inputs, Mapping) or is_tuple_of_arrays(self.inputs)
+        inputs = dict(self.inputs) if isinstance(self.inputs, Mapping) else self.inputs
+        arrays = jax.tree.map(lambda a: _unwritable(_array("inputs", a)), inputs, is_leaf=is_list) if several else None
+        object.__setattr__(self, "inputs", arrays if several else _unwritable(_array("inputs", inputs)))
         labels = _array("labels", self.labels)
         if labels.dtype.kind in "iub" and (labels.astype(np.int32) == labels).all():  # others are told later
             labels = labels.astype(np.int32)
@@ -37,6 +53,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def part(self, index: Any) -> tuple[Any, np.ndarray]:
+        """Inputs and labels of the examples at an index."""
+        return jax.tree.map(lambda leaf: leaf[index], self.inputs), self.labels[index]
 
 
 def _unwritable(values: np.ndarray) -> np.ndarray:
@@ -58,7 +78,7 @@ def _array(name: str, values: Any) -> np.ndarray:
 MOST_CLASSES = 2**24
 
 
-def unchanged_batch(inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None) -> Batch:
+def unchanged_batch(inputs: Any, labels: np.ndarray, rng: np.random.Generator | None) -> Batch:
     """Makes a batch without augmentation or normalisation."""
     del rng
     return {"input": inputs, "label": labels}
@@ -91,9 +111,9 @@ class Arrays:
         object.__setattr__(self, "classes", int(self.classes))  # of NumPy, as in max(labels) + 1, JSON takes none
 
     @property
-    def example(self) -> jax.ShapeDtypeStruct:
+    def example(self) -> Any:
         """See `Source.example`."""
-        return jax.ShapeDtypeStruct(self.train.inputs.shape[1:], self.train.inputs.dtype)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.train.inputs)
 
     @property
     def train_examples(self) -> int:
@@ -105,8 +125,9 @@ class Arrays:
         """Digest of all examples."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
-            for values in map(np.asarray, (split.inputs, split.labels)):
-                digest.update(f"{values.dtype.str}{values.shape}".encode())
+            named = named_arrays(split.inputs)
+            for name, values in (*named, ("", split.labels)):
+                digest.update(f"{name if len(named) > 1 else ''}{values.dtype.str}{values.shape}".encode())
                 digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()
 
@@ -125,7 +146,7 @@ def in_memory(
     Raises:
       DataError: see `set_aside`.
     """
-    train, valid = (Split(pool.inputs[i], pool.labels[i]) for i in set_aside(len(pool), valid_examples, seed))
+    train, valid = (Split(*pool.part(chosen)) for chosen in set_aside(len(pool), valid_examples, seed))
     return InMemory({"train": train, "valid": valid, "test": test}, make_batch_for(train), seed)
 
 
@@ -157,11 +178,11 @@ class InMemory:
                 order_epoch = epoch
             chosen = order[position * batch_size : (position + 1) * batch_size]
             rng = np.random.default_rng((self.seed, stream, epoch, position)) if augmented else None
-            yield self.make_batch(examples.inputs[chosen], examples.labels[chosen], rng)
+            yield self.make_batch(*examples.part(chosen), rng)
 
     def eval_batches(self, split: str, *, batch_size: int) -> Iterator[Batch]:
         """See `Dataset.eval_batches`."""
         examples = self.splits[split]
         for start in range(0, len(examples), batch_size):
-            part = slice(start, start + batch_size)
-            yield padded(self.make_batch(examples.inputs[part], examples.labels[part], None), batch_size)
+            part = examples.part(slice(start, start + batch_size))
+            yield padded(self.make_batch(*part, None), batch_size)

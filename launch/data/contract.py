@@ -6,8 +6,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-Batch = dict[str, np.ndarray]
-"""`"input"`, `[B, …]`, `"label"`, int32[B] or int32[B, …], and in training whatever else the loss reads."""
+Batch = dict[str, Any]
+"""`"input"`, `"label"`, int32[B] or int32[B, …], and in training whatever else the loss reads.
+
+The input is an array, `[B, …]`, or a dict or tuple of such arrays, for a network of several inputs."""
 
 
 Normalization = dict[str, Any]
@@ -50,8 +52,8 @@ class Source(Protocol):
     """
 
     @property
-    def example(self) -> jax.ShapeDtypeStruct:
-        """Shape and type of one input of the network, without the batch axis."""
+    def example(self) -> Any:
+        """Shape and type of one input of the network, without the batch axis; of several, a dict or tuple of these."""
         ...
 
     @property
@@ -96,8 +98,38 @@ def padded(batch: Batch, batch_size: int) -> Batch:
     missing = batch_size - len(batch["label"])
     if not missing:
         return batch
-    fill = {"label": -1}
+
+    def filled(values: np.ndarray, fill: int) -> np.ndarray:
+        return np.concatenate([values, np.full((missing, *values.shape[1:]), fill, values.dtype)])
+
     return {
-        name: np.concatenate([values, np.full((missing, *values.shape[1:]), fill.get(name, 0), values.dtype)])
+        name: jax.tree.map(lambda leaf, fill=-1 if name == "label" else 0: filled(leaf, fill), values)
         for name, values in batch.items()
     }
+
+
+def named_arrays(inputs: Any) -> list[tuple[str, Any]]:
+    """The arrays of inputs with their names for messages, as in `input ids`; a single one is `input`."""
+    return [
+        (" ".join(["input", *(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)]), leaf)
+        for path, leaf in jax.tree.leaves_with_path(inputs)
+    ]
+
+
+def as_arrays(values: Any) -> Any:
+    """What a batch holds as NumPy arrays: one, or a dict or tuple of them."""
+    if isinstance(values, dict) or is_tuple_of_arrays(values):
+        return jax.tree.map(np.asarray, values, is_leaf=is_list)
+    return np.asarray(values)
+
+
+def is_list(values: Any) -> bool:
+    """Whether values are a list, which makes one array."""
+    return isinstance(values, list)
+
+
+def is_tuple_of_arrays(values: Any) -> bool:
+    """Whether values are a tuple of arrays, and not a list or tuple of numbers that makes one array."""
+    return isinstance(values, tuple) and all(
+        hasattr(leaf, "shape") for leaf in jax.tree.leaves(values, is_leaf=is_list)
+    )

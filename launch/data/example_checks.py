@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.data.arrays import Arrays
-from launch.data.contract import Batch, DataError, Dataset
+from launch.data.contract import Batch, DataError, Dataset, as_arrays, named_arrays
 
 _BLOCK = 1024  # examples that are looked at together
 
@@ -37,28 +37,31 @@ def check_arrays(source: Arrays, expected: Labels) -> None:
       DataError: something cannot be; the message has the split and the number of the example, from 0.
     """
     for name, split in (("train", source.train), ("test", source.test)):
-        inputs, labels = split.inputs, split.labels
-        if inputs.ndim == 0 or labels.ndim == 0 or len(inputs) != len(labels):
-            raise DataError(
-                f"{name}: inputs of shape {inputs.shape}, labels of shape {labels.shape}: expected one label each"
-            )
+        labels = split.labels
+        for each, inputs in named_arrays(split.inputs):
+            if inputs.ndim == 0 or labels.ndim == 0 or len(inputs) != len(labels):
+                raise DataError(
+                    f"{name}: {each.replace('input', 'inputs')} of shape {inputs.shape}, labels of shape "
+                    f"{labels.shape}: expected one label each"
+                )
         if not len(split):
             raise DataError(f"{name}: there are no examples")
         for first in range(0, len(split), _BLOCK):
-            part = slice(first, first + _BLOCK)
-            batch = made_batch(source, inputs[part], labels[part], None)
+            part = split.part(slice(first, first + _BLOCK))
+            batch = made_batch(source, *part, None)
             check_batch(name, batch, source.example, expected, first=first)
-            if len(batch["label"]) != len(labels[part]):
-                raise DataError(f"make_batch gives {len(batch['label'])} of {len(labels[part])} examples: expected all")
+            if len(batch["label"]) != len(part[1]):
+                raise DataError(f"make_batch gives {len(batch['label'])} of {len(part[1])} examples: expected all")
             if first == 0:
-                again = made_batch(source, inputs[part], labels[part], None)
-                if any(not np.array_equal(batch[key], again[key]) for key in ("input", "label")):
+                again = made_batch(source, *part, None)
+                arrays = [
+                    jax.tree.leaves([as_arrays(made[key]) for key in ("input", "label")]) for made in (batch, again)
+                ]
+                if not all(map(np.array_equal, *arrays)):
                     raise DataError("make_batch without rng gives another batch each time: draw from rng only")
 
 
-def made_batch(
-    source: Arrays, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator | None
-) -> dict[str, Any]:
+def made_batch(source: Arrays, inputs: Any, labels: np.ndarray, rng: np.random.Generator | None) -> dict[str, Any]:
     """A batch of arrays, augmented if there is an `rng`.
 
     Raises:
@@ -85,7 +88,7 @@ def check_present(dataset: Dataset, batch_size: int, expected: Labels) -> None:
             raise DataError(f"{split}: no label is {' or '.join(map(str, sorted(missing)))}: there is nothing to rank")
 
 
-def check_evaluation_batch(place: str, batch: Batch | None, example: jax.ShapeDtypeStruct, expected: Labels) -> None:
+def check_evaluation_batch(place: str, batch: Batch | None, example: Any, expected: Labels) -> None:
     """Checks the first batch of a split that is evaluated, of which the last examples may be padding.
 
     Raises:
@@ -94,18 +97,18 @@ def check_evaluation_batch(place: str, batch: Batch | None, example: jax.ShapeDt
     real = np.flatnonzero(~_void(np.asarray(batch["label"]))) if batch and "label" in batch else []
     if batch is None or not len(real):
         raise DataError(f"{place}: there is no example with a label")
-    if len({len(values) for values in batch.values()}) == 1:
-        batch = {name: values[: real[-1] + 1] for name, values in batch.items()}
+    if len({len(values) for values in jax.tree.leaves(batch)}) == 1:
+        batch = jax.tree.map(lambda values: values[: real[-1] + 1], batch)
     check_batch(place, batch, example, expected)
 
 
-def check_batch(place: str, batch: Batch, example: jax.ShapeDtypeStruct, expected: Labels, *, first: int = 0) -> None:
+def check_batch(place: str, batch: Batch, example: Any, expected: Labels, *, first: int = 0) -> None:
     """Checks inputs and labels of a batch.
 
     Args:
       place: where the batch is from, for messages.
       batch: see `contract.Batch`.
-      example: shape and type that one input has to have.
+      example: shape and type that one input has to have, or a dict or tuple of these.
       expected: labels that there may be.
       first: number of the first example.
 
@@ -114,15 +117,20 @@ def check_batch(place: str, batch: Batch, example: jax.ShapeDtypeStruct, expecte
     """
     if missing := [name for name in ("input", "label") if name not in batch]:
         raise DataError(f"{place}: a batch has only {', '.join(batch)}: expected {', '.join(missing)} as well")
-    inputs, labels = np.asarray(batch["input"]), np.asarray(batch["label"])
-    if inputs.shape[1:] != example.shape or inputs.dtype != example.dtype:
-        raise DataError(
-            f"{place}: inputs are {inputs.dtype} of shape {_of_several(inputs.shape[1:])}: expected "
-            f"{np.dtype(example.dtype)} of shape {_of_several(example.shape)}, as those of train are"
-        )
-    if len(labels) != len(inputs):
-        raise DataError(f"{place}: {len(inputs)} inputs and {len(labels)} labels: expected one label each")
-    _check_finite(f"{place}: the input", inputs, first)
+    given, labels = as_arrays(batch["input"]), np.asarray(batch["label"])
+    if jax.tree.structure(given) != jax.tree.structure(example):
+        names = [", ".join(name for name, _ in named_arrays(tree)) for tree in (given, example)]
+        raise DataError(f"{place}: a batch has {names[0]}: expected {names[1]}, as those of train")
+    for (name, inputs), (_, one) in zip(named_arrays(given), named_arrays(example), strict=True):
+        if inputs.shape[1:] != one.shape or inputs.dtype != one.dtype:
+            raise DataError(
+                f"{place}: {name.replace('input', 'inputs')} are {inputs.dtype} of shape "
+                f"{_of_several(inputs.shape[1:])}: expected {np.dtype(one.dtype)} of shape {_of_several(one.shape)}, "
+                "as those of train are"
+            )
+        if len(labels) != len(inputs):
+            raise DataError(f"{place}: {len(inputs)} inputs and {len(labels)} labels: expected one label each")
+        _check_finite(f"{place}: the {name}", inputs, first)
     _check_labels(place, labels, expected, first)
 
 

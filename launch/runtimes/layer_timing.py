@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aqt_like.interception import profile_inputs
-from aqt_like.layer_calls import Product, computing_method, is_layer_call, layer_input, split_repetition
+from aqt_like.layer_calls import Model, Product, computing_method, is_layer_call, layer_input, split_repetition
 from aqt_like.quantized_layer import einsum_equation
 from hwcost import measured_tables, workload
 from hwcost.measured_tables import Bits, Entry, Lut
@@ -53,9 +53,7 @@ class Network(NamedTuple):
     parts: dict[str, Program]
 
 
-def network(
-    name: str, model: nn.Module, input_shape: Sequence[int], *, dtype: Any = np.float32, **mode: Any
-) -> Network:
+def network(name: str, model: Model, input_shape: Sequence[int], *, dtype: Any = np.float32, **mode: Any) -> Network:
     """Makes the programs of a network and of its layers, for random inputs of shape [B, …].
 
     The program of a layer is one run of the layer itself, with a bias, and a ReLU. Its input is never negative if that

@@ -18,6 +18,7 @@ _UNFINISHED = "unfinished-"
 _DAMAGED = "damaged-"
 _EARLIER = "policy/"  # which the states of earlier versions had
 _TOLD = 3  # differing arrays in a message
+_LATER = "collections"  # a field that the states of earlier versions lack; stored only if there is something in it
 
 
 class CheckpointError(RuntimeError):
@@ -56,7 +57,7 @@ class Checkpoints:
             shutil.rmtree(left)
         unfinished = self._directory / f"{_UNFINISHED}{step}"
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(unfinished / _STATE, args=ocp.args.StandardSave(state))
+            checkpointer.save(unfinished / _STATE, args=ocp.args.StandardSave(_as_stored(state)))
         (unfinished / _DIGESTS).write_text(json.dumps(_file_digests(unfinished)))
         unfinished.rename(checkpoint)
         for old in self._steps()[:-KEPT_CHECKPOINTS]:
@@ -90,7 +91,8 @@ class Checkpoints:
                 continue
             except OSError as error:
                 raise CheckpointError(f"cannot read {checkpoint}: {error.strerror}") from error
-            restored = step, self._restored(checkpoint, like, partly=partly)
+            found = self._restored(checkpoint, stored := _as_stored(like), partly=partly)
+            restored = step, found if stored is like else type(like)(**found, **{_LATER: {}})
             for each in () if self._read_only else damaged:
                 (self._directory / str(each)).rename(self._unused_name(f"{_DAMAGED}{each}"))
             return restored
@@ -131,6 +133,13 @@ class Checkpoints:
     def _unused_name(self, name: str) -> pathlib.Path:
         taken = sum(path.name.startswith(name) for path in self._directory.iterdir())
         return self._directory / (f"{name}-{taken}" if taken else name)
+
+
+def _as_stored(state: Any) -> Any:
+    """A state as it is stored."""
+    if getattr(state, _LATER, None) != {}:
+        return state
+    return {name: value for name, value in state._asdict().items() if name != _LATER}
 
 
 def _read(path: pathlib.Path, abstract: Any, *, partly: bool) -> Any:

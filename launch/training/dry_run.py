@@ -41,6 +41,7 @@ def check(experiment: Experiment, console: Console) -> None:
         "data": f"{experiment.config.data.name}, {experiment.source.train_examples:,} examples, of which "
         f"{experiment.config.data.valid_examples:,} for the reward",
         **({"read": remark} if (remark := getattr(dataset, "remark", "")) else {}),
+        "model": " ".join(search.model.remarks()),
         "layers": f"{len(plan.workload)}, {sum(layer.macs for layer in plan.workload):,} MACs, "
         f"{sum(layer.weights for layer in plan.workload):,} weights",
         **({"outside": remark} if (remark := experiment.survey.remark()) else {}),

@@ -4,7 +4,8 @@ from typing import Any
 
 from launch.training.compute import DEFAULT, FLOAT32
 
-_ADDED = {"architecture": {}, "compute": FLOAT32, "precision": DEFAULT, "targets": []}
+_ADDED = {"compute": FLOAT32, "precision": DEFAULT, "targets": []}
+_OF_MODELS = {"architecture": {}, "output": "", "apply": "", "init_prefix": "", "init_anew": []}  # added later
 _TO_REINFORCE = {  # Settings of the only controller that there was, and what they are called now.
     "reward": "reward",
     "gamma": "gamma",
@@ -20,11 +21,14 @@ _TO_REINFORCE = {  # Settings of the only controller that there was, and what th
 
 def of_today(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a run of any version, as parsed from JSON, with the settings of today; others are left as is."""
-    if "policy" not in config or "controller" in config:
+    if "policy" not in config:
         return {"architecture": {}, "formats": "", **config}
+    if "controller" in config:
+        return {**_OF_MODELS, **config}
     moved = {new: config[old] for old, new in _TO_REINFORCE.items() if old in config}
     kept = {key: value for key, value in config.items() if key not in _TO_REINFORCE}
     return {
+        **_OF_MODELS,
         **_ADDED,
         **kept,
         "controller": {

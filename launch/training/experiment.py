@@ -4,11 +4,13 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from aqt_like import calibration, format_choice, gradients
@@ -17,6 +19,8 @@ from aqt_like.formats import LayerFormat, format_space, parse_layer_format
 from aqt_like.interception import Quantizer, kernel_clip, weight_clips
 from fliqs_jax import assignment, models
 from fliqs_jax.models import elastic, pretrained
+from fliqs_jax.models.call_finding import called, find_adapter
+from fliqs_jax.models.calling import CalledModel
 from fliqs_jax.models.elastic import Family
 from fliqs_jax.search import Search
 from hwcost import pricing, workload
@@ -26,6 +30,8 @@ from hwcost.format_plan import USUAL_GRANULARITY, FormatPlan, format_plan
 from hwcost.genome_file import Genome, GenomeFileError, decides_format
 from hwcost.workload import Survey
 from launch import data
+from launch.config_files import load_config
+from launch.model_arguments import several
 from launch.training import given_genome, optimizers
 from launch.training.budgets import BudgetSetting, budget_entries, read_budgets
 from launch.training.compute import Arithmetic, choose_arithmetic
@@ -87,6 +93,13 @@ class Experiment:
     trials: tuple[Trial, ...]
     arithmetic: Arithmetic
 
+    def remarks(self) -> list[str]:
+        """How the model is called and what looks like a mistake in that, what is in no layer, what has no effect."""
+        unused = optimizers.unused_settings(self.config.optimizer)
+        told = [f"{self.config.optimizer.name} takes no {' and no '.join(unused)}"] if unused else []
+        outside = self.survey.remark()
+        return [*self.search.model.remarks(), *([outside] if outside else []), *told]
+
 
 def prepare_experiment(config: ConfigDict, source: data.Source | None = None) -> Experiment:
     """Checks `config` and prepares the experiment, within seconds; `source` replaces the data set of `config.data`.
@@ -95,6 +108,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
       ConfigError, data.DataError, formats.UnknownFormatError: a setting cannot be used; the message names it.
     """
     check_settings(config)
+    config = _own_model(config)
     given = given_genome.read(config)
     config = given_genome.with_network_of(config, given)
     formats = _formats(config, given)
@@ -106,11 +120,12 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     buckets = getattr(model, "buckets", None)
     if buckets is not None and buckets < config.data.get("buckets", 0):
         raise ConfigError(f"model.buckets={buckets}: expected at least data.buckets={config.data.buckets}")
-    task = _task(config, model, source)
+    call = _call(config, model, source)
+    task = _task(config, call, source)
     family = _family(config, model)
-    _check_pretrained(config, model, source)
-    model = family.largest if family else model
-    found = _survey(config, model, network.uncounted, source.example)
+    _check_pretrained(config, call, source)
+    call = dataclasses.replace(call, module=family.largest) if family else call
+    found = _survey(config, call, network.uncounted, source.example)
     architecture = elastic.architecture(family, found.layers) if family else given_genome.architecture_of(given)
     plan = format_plan(found.layers, formats, config.rules, architecture)
     costs, budgets = _budgets(config, plan)
@@ -118,11 +133,11 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
     total_steps = check_steps("epochs", config.epochs, config.epochs * steps_per_epoch)
     search = Search(
-        model=model,
+        model=call,
         plan=plan,
         bank=format_choice.format_bank(formats, use_unsigned=config.unsigned_inputs),
         budgets=budgets,
-        optimizer=optimizers.weight_optimizer(config.optimizer, total_steps),
+        optimizer=_optimizer(config, total_steps),
         loss=task.loss,
         quality=task.quality,
         targets=_targets(config, plan, budgets[0]),
@@ -154,6 +169,19 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     )
 
 
+def _own_model(config: ConfigDict) -> ConfigDict:
+    """The config without the settings that shipped configs have for our networks, if the network is the user's."""
+    settings = config.model.to_dict()
+    name = settings.pop("name")
+    taken = models.taken_settings(name, settings, set(load_config("common").model))
+    if taken == settings:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model = {"name": name, **taken}
+    return config
+
+
 def _check_examples(config: ConfigDict, source: data.Source) -> None:
     """Checks that there is at least one batch of training examples and one of validation examples."""
     for key, available in (
@@ -167,7 +195,24 @@ def _check_examples(config: ConfigDict, source: data.Source) -> None:
             )
 
 
-def _task(config: ConfigDict, model: nn.Module, source: data.Source) -> Task:
+def _call(config: ConfigDict, model: nn.Module, source: data.Source) -> CalledModel:
+    """The model of a config with how it is called."""
+    adapter = find_adapter(config.apply)
+    try:
+        plain = config.model.name in models.MODELS and not (config.output or adapter)
+        return called(model, several(source.example), output=config.output, adapter=adapter, plain=plain)
+    except ValueError as error:
+        raise ConfigError(f"model={config.model.name!r}: {error}") from error
+
+
+def _optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
+    try:
+        return optimizers.weight_optimizer(config.optimizer, total_steps)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _task(config: ConfigDict, model: CalledModel, source: data.Source) -> Task:
     """The loss and the quality of a config, checked with the model and the data."""
     try:
         return make_task(config, model, source)
@@ -177,16 +222,9 @@ def _task(config: ConfigDict, model: nn.Module, source: data.Source) -> Task:
         raise ConfigError(str(error)) from error
 
 
-def _survey(config: ConfigDict, model: nn.Module, uncounted: Sequence[str], example: jax.ShapeDtypeStruct) -> Survey:
+def _survey(config: ConfigDict, model: CalledModel, uncounted: Sequence[str], example: Any) -> Survey:
     """Layers whose formats can be searched, and what is outside of them."""
-    found = workload.survey(
-        model,
-        example.shape,
-        dtype=example.dtype,
-        ignored=uncounted,
-        products=config.products,
-        **models.mode(model, train=False),
-    )
+    found = workload.survey(model, example, ignored=uncounted, products=config.products)
     if unnamed := [layer.path for layer in found.layers if ":" in layer.path]:
         raise ConfigError(
             f"products=True: {', '.join(unnamed)} cannot be quantised from outside: write them with "
@@ -225,11 +263,20 @@ def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic) -> 
     )
 
 
-def _check_pretrained(config: ConfigDict, model: nn.Module, source: data.Source) -> None:
+def _check_pretrained(config: ConfigDict, model: CalledModel, source: data.Source) -> None:
     if config.init_from:
-        inputs = jnp.zeros((1, *source.example.shape), source.example.dtype)
-        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs, **models.mode(model, train=False)))
-        pretrained.load(pathlib.Path(config.init_from), config.model.name, shapes)
+        shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), several(source.example))
+        pretrained.load(
+            pathlib.Path(config.init_from),
+            config.model.name,
+            shapes,
+            prefix=config.init_prefix,
+            anew=config.init_anew,
+        )
+    elif config.init_prefix or config.init_anew:
+        raise ConfigError(
+            f"init_prefix={config.init_prefix!r}, init_anew={config.init_anew!r}: there is no init_from to read"
+        )
 
 
 def _budgets(config: ConfigDict, plan: FormatPlan) -> tuple[dict[str, CostModel], tuple[pricing.Budget, ...]]:

@@ -11,7 +11,6 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,6 @@ import aqt_like
 from aqt_like import tensor_file
 from aqt_like.freezing import check_freezable
 from aqt_like.frozen_network import FrozenNetwork
-from fliqs_jax import models
 from fliqs_jax.evaluation import make_evaluate, make_profile, make_recalibrate, quality_over
 from fliqs_jax.policy import init_policy
 from fliqs_jax.search import SearchState, init_state, quantized_variables
@@ -30,6 +28,7 @@ from hwcost import carbon
 from hwcost.genome_file import Genome, read_genome
 from launch import data
 from launch.config_files import load_config
+from launch.data.contract import named_arrays
 from launch.training import found_network
 from launch.training.checkpoints import ArrayKind, differing_arrays
 from launch.training.controllers import NO_SEARCH
@@ -42,7 +41,7 @@ from launch.training.run_summary import environment_summary, network_summary
 from launch.training.settings import ConfigError, known_settings, unknown_keys
 
 WEIGHTS_KIND, WEIGHTS_VERSION = "file of float weights", 1
-_STORED = ("params", "batch_stats", "calibration", "clip_multiples")
+_STORED = ("params", "batch_stats", "collections", "calibration", "clip_multiples")
 
 
 def initial_state(experiment: Experiment, trial: Trial) -> SearchState:
@@ -53,8 +52,13 @@ def initial_state(experiment: Experiment, trial: Trial) -> SearchState:
         init_policy(experiment.plan.space, policy, trial.genome),
         experiment.clip_multiples,
         jax.random.key(trial.config.seed),
-        jnp.zeros((1, *experiment.source.example.shape), experiment.source.example.dtype),
+        zeros_like(experiment.source.example),
     )
+
+
+def zeros_like(example: Any) -> Any:
+    """A batch of one input of zeros, of the shapes and types of an example of a data set."""
+    return jax.tree.map(lambda leaf: np.zeros((1, *leaf.shape), leaf.dtype), example)
 
 
 def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
@@ -130,8 +134,7 @@ class Networks:
         experiment, trial = self._experiment, self._experiment.trials[0]
         genome = np.zeros(len(experiment.plan.space), np.int32)
         variables = jax.eval_shape(lambda: self.variables_of_genome(initial_state(experiment, trial), genome))
-        inference = models.mode(experiment.search.model, train=False)
-        check_freezable(*self._quantized(variables, genome), self._example(), **inference)
+        check_freezable(*self._quantized(variables, genome), self._example(), train=False)
         batch = [self._first_batch(split) for split in ("valid", "test")][-1]
         jax.eval_shape(self._evaluate, variables, batch)
         carbon.footprint(0.0, carbon.Rates(**trial.config.footprint))
@@ -143,32 +146,31 @@ class Networks:
         batch = next(iter(self._dataset.eval_batches(split, batch_size=config.valid_batch_size)), None)
         if batch is None:
             raise data.DataError(f"the {split} split of {config.data.name} is empty")
-        found, expected = batch["input"], (config.valid_batch_size, *source.example.shape)
-        if (found.shape, found.dtype) != (expected, source.example.dtype):
+        size = config.valid_batch_size
+        found = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", batch["input"])
+        expected = jax.tree.map(lambda leaf: f"{np.dtype(leaf.dtype)}{[size, *leaf.shape]}", source.example)
+        if found != expected:
             raise data.DataError(
-                f"the {split} split of {config.data.name} has inputs of {found.dtype}{list(found.shape)} in a batch, "
-                f"expected {source.example.dtype}{list(expected)}"
+                f"the {split} split of {config.data.name} has inputs of {found} in a batch, expected {expected}"
             )
         return batch
 
-    def _example(self) -> np.ndarray:
-        example = self._experiment.source.example
-        return np.zeros((1, *example.shape), example.dtype)
+    def _example(self) -> Any:
+        return zeros_like(self._experiment.source.example)
 
     def _quantized(self, variables: dict[str, Any], genome: Any) -> tuple[aqt_like.QuantizedModel, dict[str, Any]]:
         """The quantised model of a genome, and its weights and statistics."""
         search, formats = self._experiment.search, self._experiment.plan.layer_formats(np.asarray(genome))
         network = aqt_like.QuantizedModel(search.model, formats, variables["formats"], search.quantizer)
-        return network, {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+        return network, {name: x for name, x in variables.items() if name not in ("formats", "calibration")}
 
     def frozen(self, state: SearchState, genome: jax.Array) -> FrozenNetwork:
         """The network of a genome, int32[D], under the weights and batch statistics of a state."""
-        search = self._experiment.search
         frozen = aqt_like.freeze(
             *self._quantized(self.variables_of_genome(state, genome), genome),
             self._example(),
-            other_modes=({**models.mode(search.model, train=True), "mutable": ["batch_stats"]},),
-            **models.mode(search.model, train=False),
+            other_modes=({"train": True, "mutable": self._experiment.search.model.updated},),
+            train=False,
         )
         genome_by_name = self._experiment.plan.named(np.asarray(genome))
         return dataclasses.replace(frozen, about=_about(self._experiment, self._dataset, genome_by_name))
@@ -192,8 +194,7 @@ class Networks:
 
     def in_float(self, state: SearchState) -> dict[str, Any]:
         """The variables of the network that is not quantised, with batch statistics, if any, of training batches."""
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        variables = jax.device_put(variables, replicated(self._mesh))
+        variables = jax.device_put(state.variables, replicated(self._mesh))
         return self._recalibrate(variables, self._recalibration_batches()) if state.batch_stats else variables
 
     def _recalibration_batches(self) -> Iterator[Any]:
@@ -220,10 +221,14 @@ def variables_of(network: FrozenNetwork, experiment: Experiment) -> dict[str, An
 def about_data(experiment: Experiment, dataset: data.Dataset) -> dict[str, Any]:
     """What a file says about the data that its network takes."""
     source = experiment.source
+    arrays = named_arrays(source.example)
+    shapes = {name: list(leaf.shape) for name, leaf in arrays}
+    types = {name: np.dtype(leaf.dtype).name for name, leaf in arrays}
+    alone = isinstance(source.example, jax.ShapeDtypeStruct)
     return {
         "name": experiment.config.data.name,
-        "input_shape": list(source.example.shape),
-        "input_type": np.dtype(source.example.dtype).name,
+        "input_shape": shapes["input"] if alone else shapes,
+        "input_type": types["input"] if alone else types,
         "normalization": getattr(dataset, "normalization", None),
         "classes": int(source.classes),
         "class_names": getattr(source, "class_names", None),
@@ -251,7 +256,7 @@ def read_network(directory: pathlib.Path, experiment: Experiment) -> FrozenNetwo
     """
     network = FrozenNetwork.load(_existing(directory / NETWORK))
     state = jax.eval_shape(lambda: initial_state(experiment, experiment.trials[0]))
-    ours = {"params": nn.meta.unbox(state.params), "batch_stats": state.batch_stats}
+    ours = state.variables
     _, variables = network.bind(experiment.search.model)
     _check_shapes(directory / NETWORK, _by_name(variables), _by_name(ours))
     if network.layers.keys() != set(experiment.search.paths):
@@ -287,12 +292,12 @@ def weights_of(state: SearchState) -> dict[str, Any]:
 
 
 def write_weights(directory: pathlib.Path, state: SearchState) -> None:
-    """Writes the float weights of a state, its batch statistics, input profiles and clip multiples.
+    """Writes the float weights of a state, its other collections, input profiles and clip multiples.
 
     Raises:
       ConfigError: two variables have one name in the file.
     """
-    stored = nn.meta.unbox(weights_of(state))
+    stored = weights_of(state)
     arrays = {name: np.asarray(leaf) for name, leaf in _by_name(jax.device_get(stored)).items()}
     if len(arrays) < len(jax.tree.leaves(stored)):
         raise ConfigError("two variables have one name, if slashes separate those of modules: rename one of them")
@@ -308,7 +313,7 @@ def read_weights(directory: pathlib.Path, experiment: Experiment) -> SearchState
     """
     arrays, _ = tensor_file.load(_existing(directory / WEIGHTS), kind=WEIGHTS_KIND, version=WEIGHTS_VERSION)
     state = initial_state(experiment, experiment.trials[0])
-    like = nn.meta.unbox(weights_of(state))
+    like = weights_of(state)
     _check_shapes(directory / WEIGHTS, arrays, _by_name(like))
     stored = jax.tree.map_with_path(lambda path, leaf: jnp.asarray(arrays[_name(path)], leaf.dtype), like)
     return state._replace(**stored)

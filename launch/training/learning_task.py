@@ -2,21 +2,23 @@
 
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fliqs_jax import distillation, losses, models
+from fliqs_jax import distillation, losses
 from fliqs_jax.losses import LABEL_SHARE, MIXED_LABEL
+from fliqs_jax.models.calling import CalledModel
 from fliqs_jax.quality import QUALITIES, Quality
 from hwcost import registry
 from launch.config_files import load_config
 from launch.data import Arrays, Source
+from launch.data.contract import as_arrays, named_arrays
 from launch.data.example_checks import Labels, check_arrays, check_type, made_batch
+from launch.model_arguments import several
 from launch.training.run_directory import SUMMARY_KEYS
 
-_EXAMPLES = 2  # of the batch on which loss and quality are tried
+_EXAMPLES = 2  # of the batch on which loss and quality are tried, see `several`
 
 
 class Task(NamedTuple):
@@ -73,14 +75,15 @@ class _Noting(dict):
         return super().__getitem__(key)
 
 
-def make_task(config: ConfigDict, model: nn.Module, source: Source) -> Task:
+def make_task(config: ConfigDict, model: CalledModel, source: Source) -> Task:
     """The loss and the quality that a config names, checked on the logits of the model; arrays are checked whole.
 
     Raises:
       DataError: an example of arrays cannot be.
       ValueError: there is no such loss or quality, or they do not go together, or not with the model or the data.
     """
-    check_type("inputs", source.example.dtype)
+    for name, leaf in named_arrays(source.example):
+        check_type(name.replace("input", "inputs"), leaf.dtype)
     own_loss, own_quality = config.loss not in losses.LOSSES, config.quality not in QUALITIES
     plain = registry.lookup_function("loss", config.loss, losses.LOSSES, ("logits", "batch"))
     if not own_loss:  # Ours are made with the smoothing; a user's is the loss itself.
@@ -97,7 +100,7 @@ def make_task(config: ConfigDict, model: nn.Module, source: Source) -> Task:
             f"loss={config.loss!r} takes labels {np.dtype(stated.dtype)}{list(stated.shape)}, quality="
             f"{config.quality!r} class numbers: expected a quality of yours, as package.module:name"
         )
-    logits, quality = _logits(model, source), _quality(config.quality)
+    logits, quality = _logits(model), _quality(config.quality)
     padding = bool(getattr(source, "padding", False))
     if stated is None:
         count = logits.shape[-1]
@@ -116,19 +119,17 @@ def make_task(config: ConfigDict, model: nn.Module, source: Source) -> Task:
         )
     if isinstance(source, Arrays):
         check_arrays(source, task.labels)
-        part = slice(0, _EXAMPLES)
-        made = made_batch(source, source.train.inputs[part], source.train.labels[part], np.random.default_rng(0))
-        task.check(_with_teacher(config, task, {name: jax.typeof(np.asarray(made[name])) for name in made}))
+        made = made_batch(source, *source.train.part(slice(0, _EXAMPLES)), np.random.default_rng(0))
+        shapes = {name: jax.tree.map(jax.typeof, as_arrays(values)) for name, values in made.items()}
+        task.check(_with_teacher(config, task, shapes))
     return task
 
 
-def _logits(model: nn.Module, source: Source) -> jax.ShapeDtypeStruct:
+def _logits(model: CalledModel) -> jax.ShapeDtypeStruct:
     """Shape and type of the logits of one example."""
-    keys = {name: jax.random.key(0) for name in ("params", "dropout")}
-    mode = models.mode(model, train=False)
-    found = jax.eval_shape(lambda x: model.init_with_output(keys, x, **mode)[0], _several(source.example))
+    found = model.logits
     shape = getattr(found, "shape", ())
-    if len(shape) < 2 or shape[0] != _EXAMPLES:
+    if found is None or len(shape) < 2 or shape[0] != _EXAMPLES:
         raise ValueError(f"the model gives {found} for {_EXAMPLES} examples: expected logits, [batch, …, logits]")
     return jax.ShapeDtypeStruct(shape[1:], found.dtype)
 
@@ -153,17 +154,12 @@ def _quality(name: str) -> Quality:
 
 def _standard_batch(config: ConfigDict, source: Source, task: Task) -> dict[str, Any]:
     """Shapes and types of a training batch that holds nothing of the user's."""
-    label = _several(jax.ShapeDtypeStruct(task.labels.shape, task.labels.dtype))
-    batch = {"input": _several(source.example), "label": label}
+    label = several(jax.ShapeDtypeStruct(task.labels.shape, task.labels.dtype))
+    batch = {"input": several(source.example), "label": label}
     if not isinstance(source, Arrays) and (config.data.get("mixup") or config.data.get("cutmix")):
         batch |= {MIXED_LABEL: label, LABEL_SHARE: jax.ShapeDtypeStruct((_EXAMPLES,), np.dtype(np.float32))}
     return _with_teacher(config, task, batch)
 
 
 def _with_teacher(config: ConfigDict, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
-    return batch | ({distillation.TEACHER_LOGITS: _several(task.logits)} if config.distillation.teacher else {})
-
-
-def _several(example: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Shape and type of several examples."""
-    return jax.ShapeDtypeStruct((_EXAMPLES, *example.shape), example.dtype)
+    return batch | ({distillation.TEACHER_LOGITS: several(task.logits)} if config.distillation.teacher else {})

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
@@ -30,15 +29,14 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def place_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+def place_batch(batch: dict[str, Any], sharding: NamedSharding) -> dict[str, Any]:
     """Puts a host batch, equal on all processes, on the devices with this sharding."""
-    return {
-        name: jax.make_array_from_callback(array.shape, sharding, lambda index, array=array: array[index])
-        for name, array in batch.items()
-    }
+    return jax.tree.map(
+        lambda array: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]), batch
+    )
 
 
-def compile_step(step: Callable, mesh: Mesh, state: Any, *batches: dict[str, jax.ShapeDtypeStruct]) -> Compiled:
+def compile_step(step: Callable, mesh: Mesh, state: Any, *batches: dict[str, Any]) -> Compiled:
     """Compiles `step(state, *batches) -> (state, metrics)` ahead of time, with `state` donated.
 
     `state` and `batches` are shapes and types. Calls of the compiled step with other shapes are errors, never a second

@@ -1,11 +1,17 @@
 """Optimisers of the weights and their learning-rate schedules (FLIQS, Table 4)."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
+
+from hwcost import registry
+
+_PASSED = ("weight_decay", "momentum")  # settings that an optimiser of the user's may take
 
 
 def _cosine(config: ConfigDict, warmup: int, total_steps: int) -> optax.Schedule:
@@ -64,6 +70,37 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict, optax.Schedule], optax.GradientTrans
 
 
 def weight_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
-    """Optimiser of the weights from `config`, the `config.optimizer` of an experiment whose settings are checked."""
+    """Optimiser of the weights from `config`, the `config.optimizer` of an experiment whose settings are checked.
+
+    One of the user's, `package.module:function`, is a function of the learning rate, an `optax.Schedule`, as
+    `optax:lion` is. It receives `weight_decay` and `momentum` if it takes arguments of these names.
+
+    Raises:
+      ValueError: there is no such function, or it gives no optax transformation of gradients and weights.
+    """
     warmup = round(config.warmup_fraction * total_steps)
-    return OPTIMIZERS[config.name](config, SCHEDULES[config.schedule](config, warmup, total_steps))
+    rate = SCHEDULES[config.schedule](config, warmup, total_steps)
+    if config.name in OPTIMIZERS:
+        return OPTIMIZERS[config.name](config, rate)
+    function = registry.lookup("optimizer.name", config.name, OPTIMIZERS)
+    weights = {"kernel": jax.ShapeDtypeStruct((2, 2), np.float32)}
+    try:
+        optimizer = function(rate, **{name: config[name] for name in _taken(function)})
+        jax.eval_shape(lambda tree: optimizer.update(tree, optimizer.init(tree), tree), weights)
+    except Exception as error:  # Of a transformation of anybody's.
+        raise ValueError(
+            f"optimizer.name={config.name!r}: expected a function of the learning rate that gives an optax "
+            f"transformation, which updates by gradients and weights alone: {type(error).__name__}: {error}"
+        ) from error
+    return optimizer
+
+
+def unused_settings(config: ConfigDict) -> tuple[str, ...]:
+    """Names of settings of an optimiser of the user's that it does not take."""
+    if config.name in OPTIMIZERS:
+        return ()
+    return tuple(sorted(set(_PASSED) - set(_taken(registry.lookup("optimizer.name", config.name, OPTIMIZERS)))))
+
+
+def _taken(function: Callable[..., Any]) -> list[str]:
+    return [name for name in _PASSED if name in inspect.signature(function).parameters]

@@ -25,6 +25,7 @@ DATA = "data"  # the key of what a data set says of its content
 _OURS = ("apq_jax", "aqt_like", "fliqs_jax", "hwcost", "launch")
 _FILES = ("file", "genome", "init_from")  # last parts of keys that name files, whatever these are called
 _TEACHER = "distillation.teacher"
+_CHECKPOINT = "init_from"  # which may be a folder
 _INTERPOLATED = "interpolated:"
 _TRAINING_ONLY = ("init_from", _TEACHER)  # which a finished network does without
 
@@ -58,12 +59,19 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _file_of(key: str, value: str) -> pathlib.Path | None:
     """The file that a setting names; that of its network if the setting is a teacher."""
     name = f"{value}/{NETWORK}" if key == _TEACHER else value.removeprefix(_INTERPOLATED)
-    likely = key.rsplit(".", maxsplit=1)[-1] in _FILES or "." in name or "/" in name
-    return pathlib.Path(name) if likely and os.path.isfile(name) else None  # noqa: PTH113 (False for any text)
+    last = key.rsplit(".", maxsplit=1)[-1]
+    likely = last in _FILES or "." in name or "/" in name
+    if last == _CHECKPOINT and os.path.isdir(name):  # noqa: PTH112 (False for any text)
+        return pathlib.Path(name)
+    return pathlib.Path(name) if likely and os.path.isfile(name) else None  # noqa: PTH113
 
 
 def file_digest(path: pathlib.Path) -> str:
-    """SHA-256 of what a file holds, as `sha256sum` prints it; read once as long as size and time stay."""
+    """SHA-256 of what a file holds, as `sha256sum` prints it, or of all in a folder; files are read once as long as
+    size and time stay."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return hashlib.sha256("".join(f"{f.relative_to(path)} {file_digest(f)}" for f in files).encode()).hexdigest()
     status = path.stat()
     return _sha256_of(path.absolute(), status.st_size, status.st_mtime_ns)
 
@@ -108,8 +116,9 @@ def find_inputs(directory: pathlib.Path, config: ConfigDict) -> None:
             config.update_from_flattened_dict({key: same[0]})
         elif value in found and key not in _TRAINING_ONLY:
             check_inputs(directory, {key: stored}, {key: found[value]})
-    if config.get("init_from") and not os.path.isfile(config.init_from):  # noqa: PTH113
-        config.init_from = ""  # A finished network is not made from it again.
+    if config.get("init_from") and not os.path.exists(config.init_from):  # noqa: PTH110
+        # A finished network is not made from it again.
+        config.update({"init_from": "", "init_prefix": "", "init_anew": ()})
 
 
 def check_data(directory: pathlib.Path, source: data.Source) -> None:

@@ -33,6 +33,7 @@ SUMMARY_KEYS = {
     "arithmetic",
     "bit_identical_on",
     "budgets",
+    "call",
     "compile_seconds",
     "config",
     "cost",

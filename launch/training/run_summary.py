@@ -53,6 +53,7 @@ def network_summary(experiment: Experiment, genome: np.ndarray) -> dict[str, Any
             }
             for layer in experiment.plan.layers_of(genome).values()
         ],
+        "call": experiment.search.model.remarks(),
         "outside": experiment.survey.figures(),
         "base": _base(experiment, genome),
         "rank_correlations": {

@@ -91,10 +91,10 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Call
         traces.append(None)  # A function is traced once per compilation.
         return search_step(*arguments)
 
-    def example(split: str, size: int, *, augmented: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    def example(split: str, size: int, *, augmented: bool) -> dict[str, Any]:
         batch = next(dataset.train_batches(split, batch_size=size, first_step=0, augmented=augmented))
         check_batch(split, batch, experiment.source.example, experiment.task.labels)
-        return {name: jax.ShapeDtypeStruct(values.shape, values.dtype) for name, values in batch.items()}
+        return jax.tree.map(lambda values: jax.ShapeDtypeStruct(values.shape, values.dtype), batch)
 
     train_example = jax.eval_shape(teach, example("train", config.batch_size, augmented=True))
     valid_example = example("valid", config.valid_batch_size, augmented=False)
@@ -135,7 +135,7 @@ def _with_pretrained_weights(run: "_TrialRun", state: SearchState) -> Any:
     config = run.trial.config
     path, model = pathlib.Path(config.init_from), config.model.name
     ours = {"params": state.params, "batch_stats": state.batch_stats}
-    theirs, kept = pretrained.load(path, model, ours)
+    theirs, kept = pretrained.load(path, model, ours, prefix=config.init_prefix, anew=config.init_anew)
     run.say(f"weights from {config.init_from}" + (f", but for {', '.join(kept)}" if kept else ""))
     if pretrained.takes_half_ranges(path, model):
         if normalization := getattr(run.dataset, "normalization", None):
@@ -187,8 +187,8 @@ def _run_unfinished(
         done = ", ".join(t.name for t in experiment.trials if all(t is not trial for trial, *_ in unfinished))
         console.print(f"already complete in {workdir}: {done}", markup=False)
     if unfinished:
-        if remark := experiment.survey.remark():
-            console.print(remark, soft_wrap=True)
+        for remark in experiment.remarks():
+            console.print(remark, soft_wrap=True, markup=False, highlight=False)
         console.print(f"reading {experiment.config.data.name}, compiling the search step …")
         dataset = open_data(experiment)
         if remark := getattr(dataset, "remark", ""):
@@ -291,6 +291,8 @@ def _finish(run: _TrialRun, state: SearchState, genome: jax.Array, seconds: floa
     if experiment.search.family:
         run, state, genome = _cut_out(run, state, own_genome)
     networks = run.compiled.networks
+    if experiment.search.model.train_streams:
+        state = networks.profiled(state, genome)  # Where some values are dropped, the others are larger.
     network = networks.frozen(state, genome)
     before = networks.quality(networks.variables(network), "test")
     network = networks.recalibrated(network)

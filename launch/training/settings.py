@@ -98,7 +98,10 @@ def section(name: str, ranges: Mapping[str, Range]) -> dict[str, Range]:
 
 
 OPTIMIZER = {
-    "name": one_of(OPTIMIZERS),
+    "name": Range(
+        f"one of {', '.join(OPTIMIZERS)}, or package.module:function",
+        lambda value: _is_text(value) and (value in OPTIMIZERS or ":" in value),
+    ),
     "learning_rate": FROM_0,
     "momentum": BELOW_1,
     "weight_decay": FROM_0,
@@ -163,7 +166,11 @@ FLIQS = {
             and all(_is_sequence(options, ABOVE_0.holds) and len(options) > 0 for options in value.values())
         ),
     ),
+    "output": TEXT,
+    "apply": TEXT,
     "init_from": TEXT,
+    "init_prefix": TEXT,
+    "init_anew": _texts("head"),
     "epochs": ABOVE_0,
     "batch_size": WHOLE_ABOVE_0,
     "valid_batch_size": WHOLE_ABOVE_0,

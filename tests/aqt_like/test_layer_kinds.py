@@ -24,6 +24,7 @@ from aqt_like import clip_multiples, format_choice, gradients, interception, lay
 from aqt_like.formats import FORMAT_SPACES, format_space, parse_format
 from aqt_like.interception import Product, Quantizer
 from fliqs_jax import fisher, losses
+from fliqs_jax.models.call_finding import called
 from fliqs_jax.policy import init_policy
 from fliqs_jax.quality import accuracy
 from fliqs_jax.search import Search, init_state, make_search_step
@@ -752,7 +753,7 @@ def test_two_steps_of_a_search(variables, layers, image):
     plan = format_plan(layers, formats)
     table = analytic.BIT_OPERATIONS.table(plan)
     search = Search(
-        model=Kinds(SEARCHED, with_logits=True),
+        model=called(Kinds(SEARCHED, with_logits=True)),
         plan=plan,
         bank=format_choice.format_bank(formats, use_unsigned=True),
         budgets=(pricing.Budget(table, 1.5 * analytic.BIT_OPERATIONS.uniform(layers, formats[0])),),

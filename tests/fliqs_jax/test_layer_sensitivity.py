@@ -12,6 +12,7 @@ import pytest
 from aqt_like import format_choice, interception
 from aqt_like.formats import format_space
 from fliqs_jax import distillation, layer_sensitivity, losses, reinforce
+from fliqs_jax.models.call_finding import called
 from fliqs_jax.policy import init_policy
 from fliqs_jax.quality import accuracy
 from fliqs_jax.reward import absolute
@@ -38,7 +39,7 @@ class Tiny(nn.Module):
 PLAN = format_plan(workload.trace(Tiny(), (5,), train=False), FORMATS)
 BUDGETS = (pricing.Budget(analytic.BIT_OPERATIONS.table(PLAN), 1e4),)
 SEARCH = Search(
-    model=Tiny(),
+    model=called(Tiny()),
     plan=PLAN,
     bank=format_choice.format_bank(FORMATS, use_unsigned=True),
     budgets=BUDGETS,

@@ -14,6 +14,7 @@ from aqt_like import calibration, format_choice, gradients, interception
 from aqt_like.formats import format_space
 from fliqs_jax import assignment, fisher, layer_sensitivity, losses, random_search, reinforce
 from fliqs_jax.evaluation import make_evaluate, make_profile_clip_multiples, make_recalibrate
+from fliqs_jax.models.call_finding import called
 from fliqs_jax.policy import init_policy
 from fliqs_jax.quality import accuracy
 from fliqs_jax.reward import absolute
@@ -48,7 +49,7 @@ def reinforced(budgets=BUDGETS):
 
 
 SEARCH = Search(
-    model=Tiny(),
+    model=called(Tiny()),
     plan=PLAN,
     bank=format_choice.format_bank(FORMATS, use_unsigned=True),
     budgets=BUDGETS,
@@ -180,7 +181,7 @@ def test_recalibration_averages_over_batches_and_changes_only_batch_statistics(s
     recalibrated = recalibrate(recalibrate(variables, batches[:1]), batches)
     captured = jax.jit(
         lambda state: interception.apply_quantized(
-            SEARCH.model,
+            Tiny(),
             quantized_variables(SEARCH, state, genome, True),
             jnp.concatenate([b["input"] for b in batches]),
             train=False,

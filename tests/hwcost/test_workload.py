@@ -66,8 +66,17 @@ def test_a_model_without_layers_is_refused():
         def __call__(self, x):
             return nn.relu(x)
 
-    with pytest.raises(ValueError, match="Nothing has no layer"):
+    class OwnWeights(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x @ self.param("w", nn.initializers.ones, (4, 5))
+
+    with pytest.raises(ValueError, match=r"the model has no layer of a kind that can be quantised$"):
         workload.trace(Nothing(), (4,))
+    with pytest.raises(
+        ValueError, match=r"20 of 20 MACs .* the model itself \(20\)\. Products with parameters of a model"
+    ):
+        workload.trace(OwnWeights(), (4,))
 
 
 def test_ignored_layers_are_left_out_and_have_to_exist():

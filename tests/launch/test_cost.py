@@ -170,3 +170,11 @@ def test_devices_may_be_asked(capsys, tmp_path):
         run(capsys, "--model=mobilenetv2", "--format=e4m3", "--cost=bitfusion_energy")
     with pytest.raises(SystemExit, match=r"cost 'math:pi': expected a hwcost\.cost_model\.CostModel, got float"):
         run(capsys, "--model=mobilenetv2", "--cost=math:pi")
+
+
+def test_a_model_of_the_users_own_is_priced(capsys):
+    network = ["--model=tests.called_networks:Sentences", "--input=ids=6:int32", "--input=mask=6", "--json"]
+    figures = json.loads(run(capsys, *network))
+    assert (figures["gmacs"], figures["weights"]) == (408e-9, 88)
+    with pytest.raises(SystemExit, match=r"image=6: tests.called_networks:Sentences takes no images"):
+        run(capsys, *network, "--image=6")

@@ -1,6 +1,13 @@
+import re
+import shlex
+import types
+
 import pytest
 
 from launch import layers
+from launch.rule_suggestions import suggested_rules
+
+KINDS = ("expand", "depthwise", "project")
 
 
 def run(capsys, *arguments):
@@ -43,6 +50,48 @@ def test_what_sets_layers_apart_is_told(capsys):
         assert sum(kind in line for line in lines) >= 1
 
 
+def test_several_inputs_are_named_and_the_call_is_told(capsys):
+    network = ["--model=tests.called_networks:Sentences", "--input=ids=6:int32", "--input=mask=6"]
+    lines = run(capsys, *network).splitlines()
+    assert "2 layers, 408 MACs, 88 weights" in lines  # 6 · 8 · 8 + 8 · 3
+    assert any(
+        line.startswith("the model is called as Sentences(ids, mask, deterministic=not train)") for line in lines
+    )
+    text = run(capsys, "--model=tests.called_networks:Sequences", "--input=6,4", "--input=:int32")
+    assert "Sequences(x, lengths), with its field settings.deterministic=not train; random numbers in" in text
+    network = ["--model=tests.called_networks:Raw", "--input=x=6,4", "--apply=tests.called_networks:call_raw"]
+    assert "encoder" in run(capsys, *network)
+
+
+@pytest.mark.parametrize(
+    ("network", "last"),
+    [
+        (["--model=examples.text_transformer:Transformer", "--input=64:int32"], "(query|key|value)$: tie"),
+        (["--model=tests.unusual_networks:looped", "--input=64"], r"\[[\d,]+\]$: tie"),
+    ],
+)
+def test_rules_are_suggested_and_can_be_pasted(network, last, capsys):
+    text = run(capsys, *network)
+    rules = [shlex.split(line)[0] for line in re.findall("^rule to consider: (.*)$", text, flags=re.MULTILINE)]
+    assert rules[-1] == f"--rule={last}"
+    assert len(rules) == 3
+    with_rules = run(capsys, *network, *rules)
+    assert "rule to consider" not in with_rules
+    assert with_rules.splitlines()[1].rstrip().endswith("int8, bf16")  # the first layer
+
+
+def test_depthwise_convolutions_are_suggested_by_how_they_end():
+    def layer(path, groups=1):
+        return types.SimpleNamespace(path=path, kind="conv", groups=groups, in_channels=8)
+
+    blocks = [layer(f"block{i}/{kind}/conv", 8 if kind == "depthwise" else 1) for i in (1, 2) for kind in KINDS]
+    rules = list(suggested_rules((layer("stem"), *blocks), ["int4", "int6", "int8"]))
+    assert rules == ["^stem$: int6,int8", "^block2/project/conv$: int6,int8", "(^|/)(depthwise/conv)$: int6,int8"]
+    rules = list(suggested_rules((layer("a", 8), layer("b"), layer("c", 8)), ["int4", "int8"]))
+    assert rules == ["^a$: int8", "^c$: int8", "^(a|c)$: int8"]
+    assert not suggested_rules((layer("a"), layer("b")), ["int4"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -50,6 +99,8 @@ def test_what_sets_layers_apart_is_told(capsys):
         (["--model=json:dumper", "--input=2"], "model 'json:dumper': .*no attribute 'dumper'"),
         (["--model=fractions:Fraction", "--input=2"], "expected a flax.linen.Module, got Fraction"),
         (["--model=cifar_resnet", "--input=1,32,32,3"], "one example, without a batch axis: 32,32,3"),
+        (["--model=cifar_resnet", "--input=32:text"], "--input=32:text: expected the shape of one example"),
+        (["--model=cifar_resnet", "--input=a=2", "--input=3"], "--input=3: expected another name for each input"),
         (["--model=cifar_resnet", "--input=32,a"], "--input=32,a: expected the shape of one example"),
         (["--model=cifar_resnet", "--input=32,0,3"], "--input=32,0,3: expected the shape of one example"),
         (["--model=cifar_resnet", "--input=32,32,3", "--rule=stam: int8"], "'stam: int8' matches no layer; near it"),

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
-from flax import traverse_util
+from flax import serialization, traverse_util
 from golden import make_torch_outputs
 from safetensors.numpy import load_file, save_file
 
@@ -91,7 +92,7 @@ def test_what_does_not_fit_is_told(tmp_path):
     with pytest.raises(pretrained.PretrainedError, match=r"'features.1.conv.0.1.running_mean' in .* has shape \(8,\)"):
         pretrained.load(path, "mobilenetv2", variables_of(build("mobilenetv2", width=0.5), 32))
     save_file({f"module.{name}": values for name, values in load_file(path).items()}, path)
-    with pytest.raises(pretrained.PretrainedError, match=r"it has 'module\..*': take the prefix off all names"):
+    with pytest.raises(pretrained.PretrainedError, match=r"it has 'module\..*': init_prefix is what it has before"):
         pretrained.load(path, "mobilenetv2", shapes)
     write_weights(path, "mobilenetv2", shapes)
     deeper = {f"features.19.{i}.weight": np.ones(3, np.float32) for i in range(5)}
@@ -166,6 +167,65 @@ def test_partitioned_variables_keep_their_boxes(tmp_path):
     found, _ = pretrained.load(tmp_path / "w.safetensors", "own", here)
     assert found["params"]["kernel"].names == (None, "model")
     jax.tree.map(np.testing.assert_array_equal, found, there)
+
+
+NESTED = {"encoder": {"d": {"kernel": np.full((4, 3), 2, np.float32), "bias": np.full(3, 5, np.float32)}}}
+ADAM = {"0": {"mu": np.zeros(3, np.float32)}}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        NESTED,
+        {"params": NESTED, "batch_stats": {}},
+        {"params": NESTED, "opt_state": ADAM, "step": np.asarray(3)},
+        {"params": {"params": NESTED}, "opt_state": ADAM},
+        {"params": {"encoder": {"d": {**NESTED["encoder"]["d"], "kernel": {"value": np.full((4, 3), 2, np.float32)}}}}},
+    ],
+)
+@pytest.mark.parametrize("kind", ["msgpack", "orbax", "manager"])
+def test_weights_in_msgpack_and_orbax_are_loaded(kind, tree, tmp_path):
+    here = {"params": {"d": nn.Dense(3).init(jax.random.key(0), jnp.ones((1, 4)))["params"]}}
+    path = tmp_path / ("weights.msgpack" if kind == "msgpack" else "checkpoint")
+    if kind == "msgpack":
+        path.write_bytes(serialization.msgpack_serialize(tree))
+    else:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save((path / "default" if kind == "manager" else path).absolute(), tree)
+    found, kept = pretrained.load(path, "own", here, prefix="encoder")
+    jax.tree.map(np.testing.assert_array_equal, found["params"], NESTED["encoder"])
+    assert kept == []
+    with pytest.raises(
+        pretrained.PretrainedError, match="has no 'params/d/bias', which d/bias of own needs; it has 'p"
+    ):
+        pretrained.load(path, "own", here)
+    with pytest.raises(pretrained.PretrainedError, match=r"init_prefix='bert': .* has no such names, but params/enc"):
+        pretrained.load(path, "own", here, prefix="bert")
+
+
+def test_what_starts_anew_is_named(tmp_path):
+    here = {"params": {"d": nn.Dense(2).init(jax.random.key(0), jnp.ones((1, 4)))["params"], "new": jnp.ones(2)}}
+    path = stored(tmp_path / "w.safetensors", **{"params/cls/bias": np.ones(9, np.float32)})
+    expressions = ["^d/kernel", "^new", "bias", "^cls/"]
+    found, kept = pretrained.load(path, "own", here, anew=expressions)
+    jax.tree.map(np.testing.assert_array_equal, found, here)
+    assert kept == ["d/bias", "d/kernel", "new"]
+    with pytest.raises(
+        pretrained.PretrainedError, match=r"has shape \(3,\), d/bias needs \(2,\); init_anew names what"
+    ):
+        pretrained.load(path, "own", here, anew=["^d/kernel", "^new", "cls"])
+    with pytest.raises(pretrained.PretrainedError, match=r"holds 1 tensors .*such as params/cls/bias"):
+        pretrained.load(path, "own", here, anew=["^d/", "^new"])
+    with pytest.raises(pretrained.PretrainedError, match="init_anew: haed is in no path of own or of"):
+        pretrained.load(path, "own", here, anew=[*expressions, "haed"])
+
+
+@pytest.mark.parametrize(("name", "contents"), [("w.msgpack", b"\x81nonsense"), ("w.msgpack", b"\xc0"), ("w", None)])
+def test_other_files_are_told(name, contents, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(contents) if contents else path.mkdir()
+    with pytest.raises(pretrained.PretrainedError, match="cannot read weights from"):
+        pretrained.load(path, "own", {"params": {}})
 
 
 def stored(path, **tensors):

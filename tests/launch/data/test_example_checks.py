@@ -191,3 +191,37 @@ def test_functions_that_make_no_good_batches_are_refused(make_batch, message):
         example_checks.check_arrays(arrays(inputs=mine, make_batch=make_batch), TEN)
     assert (mine == 1).all()
     mine[0] = 2  # the user's own array stays theirs
+
+
+NAMED = {"ids": np.arange(60, dtype=np.int32).reshape(30, 2), "x": np.ones((30, 3), np.float32)}
+
+
+def test_several_inputs_are_batched_and_padded_together():
+    for inputs in (NAMED, tuple(NAMED.values()), NAMED | {"ids": NAMED["ids"].tolist()}):
+        source = arrays(inputs=inputs, test_inputs=inputs)
+        example_checks.check_arrays(source, TEN)
+        dataset = source.open(valid_examples=10, seed=0)
+        batch = next(dataset.train_batches("train", batch_size=4, first_step=0, augmented=True))
+        ids, x = jax.tree.leaves(batch["input"])
+        assert (type(batch["input"]), x.shape) == (type(inputs), (4, 3))
+        np.testing.assert_array_equal(ids[:, 0] // 2 % 10, batch["label"])
+        last = list(dataset.eval_batches("test", batch_size=20))[-1]
+        assert [leaf.shape for leaf in jax.tree.leaves(last["input"])] == [(20, 2), (20, 3)]
+        assert last["label"][-1] == -1
+        example_checks.check_evaluation_batch("test", last, source.example, TEN._replace(padding=True))
+    assert arrays(inputs=NAMED).content != arrays(inputs={"ids": NAMED["ids"], "y": NAMED["x"]}).content
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"inputs": {**NAMED, "x": NAMED["x"][:29]}}, r"train: inputs x of shape \(29, 3\), labels of shape \(30,\)"),
+        ({"inputs": {**NAMED, "x": changed(NAMED["x"], (5, 0), np.nan)}}, "train: the input x of example 5 has a nan"),
+        ({"test_inputs": {"ids": NAMED["ids"]}}, "test: a batch has input ids: expected input ids, input x, as those"),
+        ({"test_inputs": {**NAMED, "x": NAMED["ids"]}}, r"test: inputs x are int32 of shape \[N, 2\]: .* \[N, 3\]"),
+        ({"inputs": tuple(NAMED.values())}, r"test: a batch has input ids, input x: expected input 0, input 1"),
+    ],
+)
+def test_what_is_wrong_with_one_of_several_inputs_is_named(given, message):
+    with pytest.raises(data.DataError, match=message):
+        example_checks.check_arrays(arrays(**({"inputs": NAMED, "test_inputs": NAMED} | given)), TEN)

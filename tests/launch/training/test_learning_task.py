@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fliqs_jax.models.call_finding import called
 from fliqs_jax.quality import Quality, accuracy
 from launch import data
+from launch.model_arguments import several
 from launch.training.experiment import prepare_experiment
 from launch.training.learning_task import make_task
 from launch.training.run_directory import SUMMARY_KEYS
@@ -40,6 +42,10 @@ def arrays(labels, classes, **others):
     return data.Arrays(split, split, classes, **others)
 
 
+def task_of(config, model, source):
+    return make_task(config, called(model, several(source.example)), source)
+
+
 BINARY = np.arange(20) % 2
 
 
@@ -63,19 +69,19 @@ def test_losses_and_qualities_that_go_together(source, logits, loss, quality, me
     if source == "digits":
         found.classes = logits
     if message is None:
-        task = make_task(tiny_config, Sum(logits), found)
+        task = task_of(tiny_config, Sum(logits), found)
         assert task.labels == ((), max(logits, 2), np.int32, False, (0, 1) if quality == "auc" else ())
         return
     with pytest.raises(ValueError, match=message):
-        make_task(tiny_config, Sum(logits), found)
+        task_of(tiny_config, Sum(logits), found)
 
 
 def test_models_that_do_not_fit_the_data_are_refused(tiny_config):
     with pytest.raises(ValueError, match=r"has 5 logits, the data have 10 classes"):
-        make_task(tiny_config, Sum(5), arrays(BINARY, 10))
-    assert make_task(tiny_config, Sum(16), arrays(BINARY, 10)).labels.classes == 10
+        task_of(tiny_config, Sum(5), arrays(BINARY, 10))
+    assert task_of(tiny_config, Sum(16), arrays(BINARY, 10)).labels.classes == 10
     with pytest.raises(ValueError, match=r"expected logits, \[batch, …, logits\]"):
-        make_task(tiny_config, Squeezed(1), arrays(BINARY, 1))
+        task_of(tiny_config, Squeezed(1), arrays(BINARY, 1))
 
 
 def mean_square(logits, batch):
@@ -122,15 +128,15 @@ def mine(monkeypatch):
 def test_a_loss_states_labels_that_are_no_class_numbers(mine, tiny_config):
     targets = np.ones((20, 3), np.float32)
     tiny_config.loss, tiny_config.quality = f"{mine}:stated", f"{mine}:explained"
-    assert make_task(tiny_config, Sum(3), arrays(targets, 3)).labels == ((3,), None, np.float32, False, ())
+    assert task_of(tiny_config, Sum(3), arrays(targets, 3)).labels == ((3,), None, np.float32, False, ())
     with pytest.raises(data.DataError, match=r"labels are int32 of shape \[N\]: expected float32 of shape \[N, 3\]"):
-        make_task(tiny_config, Sum(3), arrays(BINARY, 3))
+        task_of(tiny_config, Sum(3), arrays(BINARY, 3))
     tiny_config.loss = f"{mine}:mean_square"
     with pytest.raises(data.DataError, match=r"labels are float32 .* a loss of yours that takes others states them"):
-        make_task(tiny_config, Sum(3), arrays(targets, 3))
+        task_of(tiny_config, Sum(3), arrays(targets, 3))
     tiny_config.loss, tiny_config.quality = f"{mine}:stated", "accuracy"
     with pytest.raises(ValueError, match=r"takes labels float32\[3\], quality='accuracy' class numbers"):
-        make_task(tiny_config, Sum(3), arrays(targets, 3))
+        task_of(tiny_config, Sum(3), arrays(targets, 3))
 
 
 @pytest.mark.parametrize(
@@ -145,13 +151,13 @@ def test_a_loss_states_labels_that_are_no_class_numbers(mine, tiny_config):
 def test_losses_that_fail_are_named(loss, message, mine, tiny_config):
     tiny_config.loss = loss
     with pytest.raises(ValueError, match=message):
-        make_task(tiny_config, Sum(3), arrays(BINARY, 3))
+        task_of(tiny_config, Sum(3), arrays(BINARY, 3))
 
 
 def test_smoothing_that_a_loss_does_not_take_is_refused(mine, tiny_config):
     tiny_config.loss, tiny_config.label_smoothing = f"{mine}:plain", 0.3
     with pytest.raises(ValueError, match=r"label_smoothing=0.3: loss='mine_for_tests:plain' is yours and does"):
-        make_task(tiny_config, Sum(3), arrays(BINARY, 3))
+        task_of(tiny_config, Sum(3), arrays(BINARY, 3))
 
 
 def test_a_batch_may_hold_what_only_its_loss_reads(mine, tiny_config):
@@ -159,7 +165,7 @@ def test_a_batch_may_hold_what_only_its_loss_reads(mine, tiny_config):
         return {"input": inputs, "label": labels, "weight": np.ones((len(labels), 1), np.float32)}
 
     tiny_config.loss = f"{mine}:weighted"
-    make_task(tiny_config, Sum(3), arrays(BINARY, 3, make_batch=make_batch))
+    task_of(tiny_config, Sum(3), arrays(BINARY, 3, make_batch=make_batch))
 
 
 def test_a_loss_reads_the_second_label_of_mixed_images(mine, tiny_config):
@@ -171,6 +177,6 @@ def test_a_loss_reads_the_second_label_of_mixed_images(mine, tiny_config):
 def test_qualities_have_names_of_their_own(mine, tiny_config, uninterrupted):
     tiny_config.quality = "mine_for_tests:taken"
     with pytest.raises(ValueError, match="is called 'cost', which summaries use for something else"):
-        make_task(tiny_config, Sum(3), arrays(BINARY, 3))
+        task_of(tiny_config, Sum(3), arrays(BINARY, 3))
     summary = json.loads((uninterrupted / "summary.json").read_text())
     assert {key for key in summary if "accuracy" not in key} == SUMMARY_KEYS

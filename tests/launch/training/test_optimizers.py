@@ -64,3 +64,22 @@ def test_weight_decay_is_for_kernels(name):
     course = trained(settings(name=name, weight_decay=0.1, learning_rate=0.01), gradient=0.0)
     assert course[-1, 0] < 1
     assert course[-1, 1] == 1
+
+
+@pytest.mark.parametrize("name", ["optax:lion", "tests.called_networks:optimizer"])
+def test_an_optimizer_of_ones_own(name):
+    config = common.get_config().optimizer
+    config.name, config.weight_decay = name, 0.0
+    optimizer = optimizers.weight_optimizer(config, STEPS)
+    params = {"kernel": jnp.ones((2, 2))}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert jnp.all(updates["kernel"] == 0)  # the rate that the schedule begins with
+    assert optimizers.unused_settings(config) == ("momentum",)
+
+
+@pytest.mark.parametrize("name", ["optax.contrib:reduce_on_plateau", "tests.called_networks:CLASSES", "optax:l2_loss"])
+def test_what_is_no_optimizer_is_refused(name):
+    config = common.get_config().optimizer
+    config.name = name
+    with pytest.raises(ValueError, match=f"optimizer.name='{name}': expected a function of the learning rate"):
+        optimizers.weight_optimizer(config, STEPS)

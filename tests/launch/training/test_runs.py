@@ -492,7 +492,7 @@ def test_weights_of_a_run_are_checked_where_they_are_read(uninterrupted, tiny_co
         with pytest.raises(ValueError, match=message):
             prepare_experiment(tiny_config)
     tiny_config.init_from = str(tmp_path)
-    with pytest.raises(ValueError, match="it is a directory"):
+    with pytest.raises(ValueError, match="expected the folder of one orbax checkpoint"):
         prepare_experiment(tiny_config)
 
 

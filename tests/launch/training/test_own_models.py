@@ -1,0 +1,101 @@
+"""Whole runs of models that are called in unusual ways: checked, searched, resumed, measured and frozen."""
+
+import json
+import signal
+
+import pytest
+
+from aqt_like.frozen_network import FrozenNetwork
+from configs import fliqs_digits
+from launch import sensitivity
+from launch.training.experiment import prepare_experiment
+from launch.training.interruption import StopRequested
+from tests.launch.conftest import run_in
+
+PLACE = "tests.called_networks"
+
+
+def config_of(model, source, **changes):
+    config = fliqs_digits.get_config()
+    config.model = {"name": f"{PLACE}:{model}"}
+    config.data.name, config.data.valid_examples = f"{PLACE}:{source}", 16
+    config.formats, config.target, config.target_unit, config.baselines = "int_s", 1.2, "int4", ()
+    config.batch_size = config.valid_batch_size = 8
+    config.epochs, config.log_every, config.checkpoint_every, config.recalibration_batches = 1.5, 3, 3, 1
+    config.optimizer.name = f"{PLACE}:optimizer"
+    config.controller.fisher.examples = 2
+    config.update(changes)
+    return config
+
+
+def searched(model, config, layers, workdir):
+    (whole,), text = run_in(workdir, config)
+    summary = json.loads((whole / "summary.json").read_text())
+    assert [layer["path"] for layer in summary["layers"]] == layers
+    assert summary["call"][0].startswith(f"the model is called as {model}(")
+    assert summary["call"][0] in text.replace("\n", "")
+    assert list(FrozenNetwork.load(whole / "network.safetensors").layers) == layers
+    return whole, summary
+
+
+def test_a_run_with_random_numbers_is_resumed_and_measured(tmp_path, capsys):
+    """Inputs by name, dropout, drop-path, statistics over a named axis, partitioned kernels, a cache, a dict."""
+    config = config_of("Sentences", "sentences")
+    whole, summary = searched("Sentences", config, ["up", "head"], tmp_path / "whole")
+    stop = StopRequested()
+    stop.signal_number = signal.SIGTERM
+    with pytest.raises(SystemExit):
+        run_in(tmp_path / "parts", config, stop)
+    (parts,), _ = run_in(tmp_path / "parts", config)
+    assert json.loads((parts / "summary.json").read_text())["state_sha256"] == summary["state_sha256"]
+    sensitivity.main([str(whole), "--examples=16"])
+    assert "head" in capsys.readouterr().out
+
+
+def test_a_run_with_loops_and_tuples(tmp_path):
+    """Two inputs in a tuple, a recurrent cell, layers in a loop with dropout, a flag in a field's field, a tuple."""
+    layers = ["SimpleCell_0/i", "SimpleCell_0/h", "blocks/fc[0]", "blocks/fc[1]", "head"]
+    searched("Sequences", config_of("Sequences", "sequences"), layers, tmp_path / "whole")
+
+
+def test_a_call_of_ones_own_is_an_adapter():
+    config = config_of("Raw", "named_sequences", apply=f"{PLACE}:call_raw")
+    prepared = prepare_experiment(config)
+    assert prepared.search.paths == ("encoder", "head")
+    assert prepared.search.model.told == "call_raw(Raw, inputs, train); random numbers in training: dropout"
+
+
+def test_a_network_of_ones_own_by_its_name_alone():
+    config = fliqs_digits.get_config()
+    config.model.name = "examples.digits_mlp:make_model"  # depth and width are of the config's own network
+    prepared = prepare_experiment(config)
+    assert prepared.config.model.to_dict() == {"name": "examples.digits_mlp:make_model"}
+    config.model = {"name": "examples.digits_mlp:make_model", "widht": 3}
+    with pytest.raises(ValueError, match=r"unexpected keyword argument 'widht'"):
+        prepare_experiment(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"name": f"{PLACE}:Raw"}}, r"model='.*Raw': Raw\(x\).*NotImplementedError.*config.apply"),
+        ({"output": "hidden.x"}, "output='hidden.x': the model returns an array .2, 6, 8. there"),
+        ({"apply": f"{PLACE}:sentences"}, "apply 'tests.*sentences': expected a function of .model, inputs, train"),
+        ({"model": {"name": f"{PLACE}:CLASSES"}}, "model 'tests.called_networks:CLASSES': .* is not a callable object"),
+        ({"apply": "nowhere"}, "unknown apply 'nowhere': expected package.module:function$"),
+        ({"init_anew": ("head",)}, "init_anew=.*: there is no init_from to read"),
+    ],
+)
+def test_what_cannot_be_called_is_refused(changes, message):
+    changes = dict(changes)
+    config = config_of("Sentences", "sentences")
+    config.model = changes.pop("model", config.model)
+    config.update(changes)
+    with pytest.raises(ValueError, match=message):
+        prepare_experiment(config)
+
+
+def test_optimizers_of_optax_are_named():
+    config = config_of("Sentences", "sentences")
+    config.optimizer.name = "optax:lion"
+    assert "momentum" in prepare_experiment(config).remarks()[-1]
