@@ -5,6 +5,7 @@ from typing import Any
 from launch.training.compute import DEFAULT, FLOAT32
 
 _ADDED = {"architecture": {}, "compute": FLOAT32, "precision": DEFAULT, "targets": []}
+_NOT_WITHIN = {"within_budget": False}
 _TO_REINFORCE = {  # Settings of the only controller that there was, and what they are called now.
     "reward": "reward",
     "gamma": "gamma",
@@ -21,14 +22,16 @@ _TO_REINFORCE = {  # Settings of the only controller that there was, and what th
 def of_today(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a run of any version, as parsed from JSON, with the settings of today; others are left as is."""
     if "policy" not in config or "controller" in config:
-        return {"architecture": {}, **config}
+        reinforce = config.get("controller", {}).get("reinforce")
+        added = {"controller": {**config["controller"], "reinforce": _NOT_WITHIN | reinforce}} if reinforce else {}
+        return {"architecture": {}, **config, **added}
     moved = {new: config[old] for old, new in _TO_REINFORCE.items() if old in config}
     kept = {key: value for key, value in config.items() if key not in _TO_REINFORCE}
     return {
         **_ADDED,
         **kept,
         "controller": {
-            "reinforce": {**moved, "paired": False, "freeze_fraction": 1.0},
+            "reinforce": {**moved, **_NOT_WITHIN, "paired": False, "freeze_fraction": 1.0},
             "fisher": {"examples": 8, "freeze_fraction": 0.25},
         },
     }

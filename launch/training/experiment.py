@@ -17,6 +17,7 @@ from aqt_like.calibration import CRITERIA, Criterion
 from aqt_like.formats import LayerFormat, format_space, parse_layer_format
 from aqt_like.interception import Quantizer, kernel_clip, weight_clips
 from fliqs_jax import assignment, models
+from fliqs_jax.best_genome import best_within_budgets
 from fliqs_jax.models import elastic, pretrained
 from fliqs_jax.models.elastic import Family
 from fliqs_jax.search import Search
@@ -293,15 +294,14 @@ def _check_sampling(config: ConfigDict, search: Search) -> None:
             f"controller.reinforce.freeze_fraction={settings.freeze_fraction}: expected a later part of training than "
             f"controller.reinforce.warmup_fraction={settings.warmup_fraction}, before which nothing is learnt"
         )
-    if search.targets and not search.controller.within_budget:
+    if search.targets and (config.policy == "reinforce" or not search.controller.within_budget):
         raise ConfigError(
             f"targets={config.targets}: the policy {config.policy!r} learns one target; expected one that samples "
-            "within the budget, such as policy='fisher'"
+            "within the budget for several, such as policy='fisher'"
         )
     try:
-        costs = search.option_costs
-        for of_target in () if costs is None else costs:
-            assignment.best_within(np.where(search.plan.space.exists, 0.0, np.inf), of_target)
+        for budgets in search.budgets_by_target if search.controller.within_budget else ():
+            best_within_budgets(search.plan.space, np.zeros(search.plan.space.exists.shape), budgets)
     except ValueError as error:
         raise ConfigError(f"policy={config.policy!r}: {error}") from error
 

@@ -27,6 +27,7 @@ def make_config():
     config.model = {"name": "mobilenetv2", "stages": ((2, 4, 1, 1),), "stem": 4, "head": 8, "multiple": 2}
     config.architecture = {"widths": (0.5, 1.0, 1.5), "kernels": (3, 5)}
     config.profile_fraction = 1.0
+    config.controller.reinforce.within_budget = True
     return config
 
 
@@ -61,6 +62,10 @@ def test_the_network_found_is_a_plain_run_of_its_own(ended):
     assert pricing.price_exactly(experiment.search.budgets[0].table, genome) == pytest.approx(sum(costs))
     assert [(layer["path"], layer["macs"]) for layer in summary["layers"]] == [(e.path, e.macs) for e in layers]
     assert summary["name"].startswith("FLIQNAS")
+    # It was within the budget from the first step on, and is now.
+    lines = [json.loads(line) for line in (ended / "metrics.jsonl").read_text().splitlines()]
+    assert [line["expected_cost"] for line in lines] == pytest.approx([1] * len(lines), abs=0.02)
+    assert 0.8 < summary["relative_cost"] <= 1
     assert summary["search_step_compilations"] == 1
     # The file is that of the plain network, and does what the summary says.
     networks = finished.Networks(experiment, runs.open_data(experiment))
@@ -133,7 +138,11 @@ def test_kernels_are_trained_together_in_warm_up_and_never_later():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"policy": "fisher"}, "policy='fisher': .*"),
+        (
+            {"policy": "fisher"},
+            "policy='fisher': it scores formats alone, and stage1_block1.width is searched too: expected "
+            "policy='reinforce', which samples within the budget",
+        ),
         ({"clip.source": "profiled"}, "clip.source='profiled': expected 'precomputed'"),
         ({"init_from": "x.safetensors"}, "init_from='x.safetensors': with an architecture to search"),
         ({"architecture": {"depths": (1, 2)}}, r"architecture: depths=\(1, 2\): .*unexpected keyword"),
