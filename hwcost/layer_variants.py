@@ -38,13 +38,15 @@ class Architecture(NamedTuple):
 
     Attributes:
       space: its decisions.
-      base: option name of each, by name, of the network that costs are told relative to.
+      base: option name of each, by name, of the network that the others are made from.
       variants: what each layer may be, by path; layers that no decision shapes are absent.
+      relative_to: layers of the network that costs are told relative to; empty if it is that of `base`.
     """
 
     space: SearchSpace
     base: dict[str, str]
     variants: dict[str, LayerVariants]
+    relative_to: tuple[LayerSpec, ...] = ()
 
 
 NO_ARCHITECTURE = Architecture(SearchSpace(()), {}, {})

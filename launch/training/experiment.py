@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from aqt_like import calibration, format_choice, gradients
+from aqt_like import calibration, format_choice, gradients, path_rules
 from aqt_like.calibration import CRITERIA, Criterion
 from aqt_like.formats import LayerFormat, format_space, parse_layer_format
 from aqt_like.interception import Quantizer, kernel_clip, weight_clips
@@ -20,6 +20,7 @@ from fliqs_jax import assignment, models
 from fliqs_jax.best_genome import best_within_budgets
 from fliqs_jax.models import elastic, pretrained
 from fliqs_jax.models.elastic import Family
+from fliqs_jax.models.pinning import pinned
 from fliqs_jax.search import Search
 from hwcost import pricing, workload
 from hwcost.cost_model import CostModel
@@ -109,12 +110,16 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     if buckets is not None and buckets < config.data.get("buckets", 0):
         raise ConfigError(f"model.buckets={buckets}: expected at least data.buckets={config.data.buckets}")
     task = _task(config, model, source)
-    family = _family(config, model)
+    whole = _family(config, model)
+    family, of_layers = _under_rules(whole, config.rules)
     _check_pretrained(config, model, source)
-    model = family.largest if family else model
+    base, model = model, family.largest if family else model
     found = _survey(config, model, network.uncounted, source.example)
     architecture = elastic.architecture(family, found.layers) if family else NO_ARCHITECTURE
-    plan = format_plan(found.layers, formats, config.rules, architecture)
+    if family is not whole:
+        relative_to = _survey(config, base, network.uncounted, source.example).layers
+        architecture = architecture._replace(relative_to=relative_to)
+    plan = format_plan(found.layers, formats, of_layers, architecture)
     costs, budgets = _budgets(config, plan)
     arithmetic = choose_arithmetic(config, plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
@@ -212,6 +217,15 @@ def _family(config: ConfigDict, model: nn.Module) -> Family | None:
         return models.family(config.model.name, model, config.architecture.to_dict())
     except ValueError as error:
         raise ConfigError(f"architecture: {error}") from error
+
+
+def _under_rules(family: Family | None, rules: Sequence[str]) -> tuple[Family | None, list[str]]:
+    """The networks of a family that the rules on its decisions leave, and the other rules, which are on layers."""
+    of_sizes = [text for text in rules if path_rules.is_on_architecture(text)]
+    decisions = {decision.name: decision.options for decision in family.space.decisions} if family else {}
+    allowed = path_rules.allowed_options(decisions, of_sizes)
+    left = [text for text in rules if text not in of_sizes]
+    return pinned(family, allowed) if family and allowed else family, left
 
 
 def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic) -> Quantizer:

@@ -161,3 +161,48 @@ def test_what_cannot_be_searched_is_refused(changes, message):
             config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
         prepare_experiment(config)
+
+
+def test_rules_pin_decisions_of_the_architecture(tmp_path):
+    """The search has what they leave, and its budget stays relative to the network that the family is made from."""
+    config = make_config()
+    config.target = 3.0
+    whole = prepare_experiment(config)
+    config.rules = ("stem: int8", r"\.width: 0.5", r"\.kernel: 3,5", "head: ignore")
+    some = prepare_experiment(config)
+    options = {decision.name: decision.options for decision in some.plan.space.decisions}
+    assert options["stage1_block1.width"] == ("0.5",)
+    assert options["stage1_block1.kernel"] == ("3", "5")
+    assert some.search.family.largest.widths == (0.5,)
+    assert [layer for layer in whole.plan.base_workload if layer.path != "head/conv"] == [*some.plan.base_workload]
+    baseline = some.plan.uniform_genome("int4")
+    assert some.plan.space.decode(baseline)["stage1_block1.width"] == "0.5"
+    assert found_network.settings_of(some, baseline) == {"widths": [0.5], "kernels": [3]}
+    # A genome file is of the same network, whether it was found under rules or not.
+    named = dataclasses.replace(some.plan.named(baseline), architecture=found_network.settings_of(some, baseline))
+    write_genome(tmp_path / "genome.json", named)
+    config.update({"policy": "fixed", "genome": str(tmp_path / "genome.json")})
+    assert prepare_experiment(config).trials[0].genome.tolist() == baseline.tolist()
+    found = found_network.experiment_of(some, tmp_path / "genome.json")
+    assert found.config.rules == ("stem: int8", "head: ignore")
+    price = pricing.price_exactly(found.search.budgets[0].table, found.trials[0].genome)
+    assert price == pricing.price_exactly(some.search.budgets[0].table, baseline)
+    assert found.search.budgets[0].target == some.search.budgets[0].target
+    config.rules = (r"\.width: 1", "head: ignore", "stem: int8")
+    with pytest.raises(ValueError, match=r"genome=.*stage1_block1\.width: no option '0\.5', expected one of 1"):
+        prepare_experiment(config)
+
+
+def test_where_rules_pin_the_whole_architecture_formats_are_searched_by_any_policy():
+    config = make_config()
+    config.policy, config.rules, config.target = "fisher", ("width|kernel: 1.5",), 2.0
+    with pytest.raises(
+        ValueError, match=r"rule 'width\|kernel: 1.5': stage1_block1.kernel has no option 1.5: expected 3, 5"
+    ):
+        prepare_experiment(config)
+    config.rules = ("width: 1.5", "kernel: 5")
+    search = prepare_experiment(config).search
+    assert not search.relative_costs.is_joint
+    config.architecture = ConfigDict()
+    with pytest.raises(ValueError, match=r"rule .width: 1\.5.: no architecture is searched"):
+        prepare_experiment(config)
