@@ -12,6 +12,10 @@ rule that matches applies to the layer. `WHAT` is
   (`(query|key|value)$: int4,int8 per_tensor tie`).
 
 Layers that no rule matches are left to the caller: a search allows them all formats.
+
+Where an architecture is searched, a rule whose `WHAT` are numbers joined by commas is about its decisions instead:
+`EXPRESSION` is searched in their names, and they may have only these options (`stage1_block1.width: 0.5,1`); a single
+one pins them (`\\.kernel: 3`).
 """
 
 import dataclasses
@@ -30,7 +34,7 @@ class RuleError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A parsed rule.
+    """A parsed rule on layers, or on decisions of an architecture.
 
     Attributes:
       text: the rule as written.
@@ -39,6 +43,7 @@ class Rule:
       granularity: name of the granularity of weights (`granularity.kernel_granularity`); empty for the default.
       ignored: whether layers stay in float.
       tied: whether layers share one decision.
+      options: names of the allowed options of decisions of an architecture; empty if it is on layers.
     """
 
     text: str
@@ -47,6 +52,13 @@ class Rule:
     granularity: str = ""
     ignored: bool = False
     tied: bool = False
+    options: tuple[str, ...] = ()
+
+
+def is_on_architecture(text: str) -> bool:
+    """Whether a rule `EXPRESSION: WHAT` is on decisions of an architecture: `WHAT` are numbers."""
+    what = text.rpartition(":")[2]
+    return bool(re.fullmatch(r"[\s\d.,]*\d[\s\d.,]*", what))
 
 
 def parse_rule(text: str, formats: Sequence[str]) -> Rule:
@@ -86,8 +98,37 @@ def make_rule(expression: str, what: str) -> Rule:
     return rule
 
 
-def decide(paths: Sequence[str], rules: Sequence[Rule]) -> dict[str, Rule]:
+def allowed_options(decisions: Mapping[str, Sequence[str]], texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The options that rules on an architecture leave, as ascending positions, by the names of their decisions.
+
+    Args:
+      decisions: names of the options of each decision of the architecture, numbers, by its name.
+      texts: rules for which `is_on_architecture` holds.
+
+    Raises:
+      RuleError: a rule cannot be parsed, or applies to no decision; or a decision has no such option.
+    """
+    if texts and not decisions:
+        raise RuleError(f"rule {texts[0]!r}: no architecture is searched: expected formats, as in 'stem: bf16'")
+    rule_of = decide(list(decisions), [_parse_options(text) for text in texts], "decision")
+    for name, rule in rule_of.items():
+        if unknown := [option for option in rule.options if option not in decisions[name]]:
+            raise RuleError(
+                f"rule {rule.text!r}: {name} has no option {unknown[0]}: expected {', '.join(decisions[name])}"
+            )
+    return {
+        name: tuple(sorted({decisions[name].index(option) for option in rule.options}))
+        for name, rule in rule_of.items()
+    }
+
+
+def decide(paths: Sequence[str], rules: Sequence[Rule], what: str = "layer") -> dict[str, Rule]:
     """The first matching rule of each path; paths without a matching rule are left out.
+
+    Args:
+      paths: of layers, or names of decisions.
+      rules: in the order of their precedence.
+      what: what the paths are of, for messages.
 
     Raises:
       RuleError: a rule applies to no path.
@@ -100,7 +141,7 @@ def decide(paths: Sequence[str], rules: Sequence[Rule]) -> dict[str, Rule]:
                 break
     for rule in rules:
         if rule not in rule_of.values():
-            raise RuleError(_unused(rule, paths))
+            raise RuleError(_unused(rule, paths, what))
     return rule_of
 
 
@@ -130,14 +171,30 @@ def check_repetitions(rule_of: Mapping[str, Rule]) -> None:
 _EXPECTED = "expected EXPRESSION: WHAT, as in 'stem: bf16' or 'mlp: tie'"
 
 
-def _parse(text: str, expression: str, what: str) -> Rule:
-    """Parses a rule; its formats are not yet checked."""
-    if not expression.strip() or not what.strip():
+def _parse_options(text: str) -> Rule:
+    """Parses a rule on an architecture; its options are not yet checked."""
+    expression, _, what = text.rpartition(":")
+    try:
+        options = tuple(f"{float(option):g}" for option in what.split(","))
+    except ValueError as error:
+        raise RuleError(f"rule {text!r}: expected numbers joined by commas, as in 'block1.width: 0.5,1'") from error
+    return Rule(text, _compiled(text, expression), options=options)
+
+
+def _compiled(text: str, expression: str) -> re.Pattern[str]:
+    if not expression.strip():
         raise RuleError(f"rule {text!r}: {_EXPECTED}")
     try:
-        compiled = re.compile(expression.strip())
+        return re.compile(expression.strip())
     except re.error as error:
         raise RuleError(f"rule {text!r}: no regular expression: {error}") from error
+
+
+def _parse(text: str, expression: str, what: str) -> Rule:
+    """Parses a rule on layers; its formats are not yet checked."""
+    if not what.strip():
+        raise RuleError(f"rule {text!r}: {_EXPECTED}")
+    compiled = _compiled(text, expression)
     words = what.split()
     tied = words[-1] == "tie"
     if tied:
@@ -154,8 +211,8 @@ def _parse(text: str, expression: str, what: str) -> Rule:
     return Rule(text, compiled, allowed, granularity=name, tied=tied)
 
 
-def _unused(rule: Rule, paths: Sequence[str]) -> str:
+def _unused(rule: Rule, paths: Sequence[str], what: str) -> str:
     if any(rule.expression.search(path) for path in paths):
-        return f"rule {rule.text!r} decides nothing: earlier rules match all the layers that it does"
+        return f"rule {rule.text!r} decides nothing: earlier rules match all the {what}s that it does"
     near_matches = difflib.get_close_matches(rule.expression.pattern, [*paths], n=3, cutoff=0.3) or list(paths[:8])
-    return f"rule {rule.text!r} matches no layer; near it are {', '.join(near_matches)}"
+    return f"rule {rule.text!r} matches no {what}; near it are {', '.join(near_matches)}"

@@ -25,7 +25,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from configs import fliqs_cifar10_deit, fliqs_cifar10_mobilenetv2, fliqs_cifar10_resnet8, fliqs_digits
-from fliqs_jax import assignment, fisher, layer_sensitivity, sampling
+from fliqs_jax import assignment, fisher, layer_sensitivity
+from fliqs_jax.best_genome import best_within_budgets
 from hwcost import pricing
 from hwcost.genome_file import write_genome
 from launch.training import finished, progress, runs
@@ -198,9 +199,7 @@ def _at_random(seed: int, experiment: Experiment, directory: pathlib.Path) -> np
 
 
 def _knapsack(experiment: Experiment, losses: np.ndarray) -> np.ndarray:
-    space = experiment.plan.space
-    (costs,) = sampling.relative_option_costs(space, [experiment.search.budgets])
-    return assignment.best_within(np.where(space.exists, losses, np.inf), costs)
+    return best_within_budgets(experiment.plan.space, losses, experiment.search.budgets)
 
 
 @functools.cache

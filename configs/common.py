@@ -65,7 +65,8 @@ def get_config() -> ConfigDict:
             # weights in int4 and inputs in int8. Empty with a genome file: the formats in that file.
             "formats": "int_s",
             # Rules that restrict the formats of layers: 'EXPRESSION: WHAT' over layer paths, such as ("stem: bf16",
-            # "shortcut: tie"). See aqt_like/path_rules.py; python -m launch.layers lists the paths.
+            # "shortcut: tie"), or the options of an architecture: r"\.kernel: 3". See aqt_like/path_rules.py; python -m
+            # launch.layers lists the paths.
             "rules": (),
             "products": False,  # whether products of activations (attention) are searched; if not, they are float
             # A controller searches: reinforce is the paper's, fisher takes its scores from gradients, and your own is
@@ -100,6 +101,9 @@ def get_config() -> ConfigDict:
                     # one.
                     "cost_samples": 0,
                     "paired": False,  # whether a second genome on the same batch is the baseline, not a running mean
+                    # Whether genomes are sampled such that the expected cost is the target from the first step on. The
+                    # reward is the quality alone then; reward, gamma and cost_samples have no effect.
+                    "within_budget": False,
                     "entropy_schedule": "cosine",  # cosine, linear, constant, none
                     "entropy_end": 0.5,  # β_H at the end of training (FLIQS, Eq. 9)
                     "warmup_fraction": 0.25,  # of training, with uniformly sampled formats

@@ -5,7 +5,9 @@
 
 The network is of MobileNetV2's blocks, with the stem, the stages and the head of APQ's space for CIFAR-10: 32 formats,
 10 widths and 10 kernels. `--config.architecture="{}"` searches formats alone (FLIQS), `--config.rules="('.*: int8',)"`
-the architecture alone, at one format (the paper's quantised NAS).
+the architecture alone, at one format (the paper's quantised NAS). `--config.rules="(r'\\.kernel: 3',)"` searches no
+kernels. `--config.controller.reinforce.within_budget=True` keeps the expected cost at the target from the first step
+on.
 """
 
 from ml_collections import ConfigDict

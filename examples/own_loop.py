@@ -74,7 +74,8 @@ def main(steps: int = 2000) -> tuple[float, float, dict[str, str]]:
         (_, (logits, profile)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         quality, cost = jnp.mean(logits.argmax(-1) == y), pricing.price_relative(budgets, genome)
-        seen = Observation(step, key, genome[None], quality[None], cost[None], jnp.zeros(policy.logits.shape))
+        losses = jnp.zeros(policy.logits.shape)  # of a controller that measures none
+        seen = Observation(step, key, genome[None], policy.logits, quality[None], cost[None], losses)
         learned, _ = controller.learn(learned, seen)
         return (optax.apply_updates(params, updates), opt_state, profile, learned), policy.mode()
 

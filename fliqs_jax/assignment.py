@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize
 
-from hwcost import pricing
+from hwcost import expected_pricing
 from hwcost.format_plan import FormatPlan
 from hwcost.pricing import CostTable
 from hwcost.space import SearchSpace
@@ -44,16 +44,10 @@ def option_costs(space: SearchSpace, cost_table: CostTable) -> np.ndarray:
     Raises:
       ValueError: the cost of a layer depends on several decisions, or the total cost is not a sum over layers.
     """
-    if cost_table.peak:
-        raise ValueError("the dearest layer alone makes the cost: only policy=reinforce searches such costs")
-    if (np.count_nonzero(cost_table.stride, axis=1) > 1).any():
-        raise ValueError("a layer's cost depends on several decisions: only policy=reinforce searches such costs")
-    cost = np.zeros(space.exists.shape)
-    for option in range(cost.shape[1]):
-        genome = np.minimum(option, space.option_counts - 1)
-        priced = pricing.price_layers(cost_table, genome)
-        np.add.at(cost[:, option], cost_table.decision[:, 0], priced)
-    return np.where(space.exists, cost, np.inf)
+    separated = expected_pricing.separated(space, cost_table)
+    if separated.joint:
+        raise ValueError("a layer's cost depends on several decisions: expected costs that are sums over decisions")
+    return np.where(space.exists, separated.per_option, np.inf)
 
 
 def best_within(losses: np.ndarray, costs: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ class Observation(NamedTuple):
       key: PRNG key for the controller.
       genomes: int32[N, D], sampled genomes whose quality was measured on one validation batch; weights were trained
         under the first in this step. N is `Controller.draws`.
+      logits: float32[D, Kmax], of the policy that they were sampled from; −inf where there is no option.
       qualities: float32[N].
       relative_costs: float32[N], largest cost over target.
       losses: float32[D, Kmax], Fisher score of each option on the training batch (see `fisher`); zeros unless
@@ -27,6 +28,7 @@ class Observation(NamedTuple):
     step: jax.Array
     key: jax.Array
     genomes: jax.Array
+    logits: jax.Array
     qualities: jax.Array
     relative_costs: jax.Array
     losses: jax.Array

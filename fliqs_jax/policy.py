@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hwcost.expected_pricing import RelativeCosts
 from hwcost.space import SearchSpace
 
 POLICIES = ("searched", "uniform", "fixed")
@@ -74,59 +75,66 @@ def init_policy(space: SearchSpace, kind: str, genome: Sequence[int] | np.ndarra
     return Policy(_flat_logits(jnp.asarray(allowed)), jnp.asarray(kind == "searched"))
 
 
-_CANDIDATES = 16  # multipliers that are tried at once
-_ROUNDS = 7  # in which the interval between two neighbours is divided again
-_SWEEPS = 24  # over several budgets, in turn
+_SWEEPS = 24  # over several budgets, in turn, and to marginal costs that are those of the policy
 _EXPONENTS = (-6.0, 8.0)  # of 10, of multipliers relative to the scores
+_DIVISIONS = ((16, 7), (2, 28))  # of the interval of exponents: parts and rounds, of sums over decisions and of others
 
 
-def within_budget(scores: jax.Array, costs: jax.Array) -> jax.Array:
+def within_budget(scores: jax.Array, costs: RelativeCosts) -> jax.Array:
     """The logits of the policy ∝ exp(scores − Σ λ · cost) whose expected costs are at most 1.
 
+    The cost of an option is what it adds to the expected cost while all other decisions are drawn from that policy: of
+    a sum over decisions its own, else the marginal cost, which follows the policy over a number of sweeps, halfway each
+    time. Expected costs are exact in both cases.
+
     Each λ ≥ 0 is the smallest that does it: where the scores alone cost less it is 0, else that expected cost is 1. It
-    is found by bisection, for several budgets in turn until all hold: the logarithm of the normalising constant is
-    convex in λ, and this is coordinate descent on it. Of several budgets under scores so sharp that hardly anything is
-    left to chance, all but one may stay below their targets.
+    is found by bisection, for several budgets in turn until all hold: for sums over decisions, the logarithm of the
+    normalising constant is convex in λ, and this is coordinate descent on it. Of several budgets under scores so sharp
+    that hardly anything is left to chance, all but one may stay below their targets.
 
     Args:
       scores: float32[D, Kmax], −inf where there is no option.
-      costs: float32[M, D, Kmax], cost of each option over the target of each of M budgets; finite.
+      costs: of M budgets, for one set of targets, in float32.
 
     Returns:
       float32[D, Kmax].
     """
+    budgets = range(len(costs.joint))
+    parts, rounds = _DIVISIONS[costs.is_joint]
     scale = 1 + jnp.max(jnp.where(jnp.isfinite(scores), jnp.abs(scores), 0.0))
 
-    def logits(multipliers: jax.Array) -> jax.Array:
-        return scores - jnp.sum(multipliers[:, None, None] * costs, axis=0)
+    def logits(multipliers: jax.Array, slopes: jax.Array) -> jax.Array:
+        return scores - jnp.sum(multipliers[:, None, None] * slopes, axis=0)
 
-    def expected(multipliers: jax.Array, budget: int) -> jax.Array:
-        return jnp.sum(jax.nn.softmax(logits(multipliers)) * costs[budget])
-
-    def solve(multipliers: jax.Array, budget: int) -> jax.Array:
+    def solve(multipliers: jax.Array, slopes: jax.Array, budget: int) -> jax.Array:
         def cost_at(multiplier: jax.Array) -> jax.Array:
-            return expected(multipliers.at[budget].set(multiplier), budget)
+            tried = logits(multipliers.at[budget].set(multiplier), slopes)
+            return costs.expected(jax.nn.softmax(tried), budget)
 
         def divide(_: int, interval: jax.Array) -> jax.Array:
             low, high = interval
-            exponents = low + (high - low) * jnp.arange(_CANDIDATES + 1) / _CANDIDATES
-            kept = jax.vmap(cost_at)(scale * 10.0**exponents) <= 1
-            last = jnp.argmax(kept.at[-1].set(True))
-            return jnp.stack([exponents[jnp.maximum(last - 1, 0)], exponents[last]])
+            exponents = low + (high - low) * jnp.arange(parts + 1) / parts
+            kept = jax.vmap(cost_at)(scale * 10.0 ** exponents[1:-1]) <= 1
+            last = 1 + jnp.argmax(jnp.append(kept, True))
+            return jnp.stack([exponents[last - 1], exponents[last]])
 
-        _, exponent = jax.lax.fori_loop(0, _ROUNDS, divide, jnp.asarray(_EXPONENTS))
+        _, exponent = jax.lax.fori_loop(0, rounds, divide, jnp.asarray(_EXPONENTS))
         found = jnp.where(cost_at(jnp.zeros(())) <= 1, 0.0, scale * 10.0**exponent)
         return multipliers.at[budget].set(found)
 
-    def sweep(_: int, multipliers: jax.Array) -> jax.Array:
-        for budget in range(len(costs)):
-            multipliers = solve(multipliers, budget)
-        return multipliers
+    def sweep(_: int, carried: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        multipliers, slopes = carried
+        if costs.is_joint:
+            slopes = (slopes + costs.marginals(jax.nn.softmax(logits(multipliers, slopes)))) / 2
+        for budget in budgets:
+            multipliers = solve(multipliers, slopes, budget)
+        return multipliers, slopes
 
-    multipliers = jnp.zeros(len(costs))
-    if len(costs) == 1:
-        return logits(solve(multipliers, 0))
-    return logits(jax.lax.fori_loop(0, _SWEEPS, sweep, multipliers))
+    multipliers = jnp.zeros(len(budgets))
+    slopes = costs.marginals(jax.nn.softmax(scores)) if costs.is_joint else jnp.asarray(costs.per_option)
+    if not costs.is_joint and len(budgets) == 1:
+        return logits(solve(multipliers, slopes, 0), slopes)
+    return logits(*jax.lax.fori_loop(0, _SWEEPS, sweep, (multipliers, slopes)))
 
 
 def _flat_logits(allowed: jax.Array) -> jax.Array:

@@ -11,7 +11,8 @@ from fliqs_jax.controller import Controller, Observation
 from fliqs_jax.policy import Policy, init_policy
 from fliqs_jax.reward import Reward
 from fliqs_jax.schedule import EntropySchedule
-from hwcost import pricing
+from hwcost import expected_pricing, pricing
+from hwcost.expected_pricing import RelativeCosts
 from hwcost.pricing import Budget
 from hwcost.space import SearchSpace
 
@@ -46,8 +47,9 @@ def make_controller(
     total_steps: int,
     cost_samples: int = 0,
     paired: bool = False,
+    within_budget: bool = False,
 ) -> Controller:
-    """The controller of the paper.
+    """The controller of the paper; `within_budget`, one that knows no cost, since its genomes keep to it on average.
 
     Args:
       space: the decisions.
@@ -64,6 +66,9 @@ def make_controller(
         genomes for the part of the gradient that depends on the cost only: see `_advantages`.
       paired: whether the baseline is the reward of a second genome on the same validation batch instead of the running
         mean (self-critical training; Rennie et al., 2017). The expected gradient is the same.
+      within_budget: whether genomes are sampled within the budget (`policy.within_budget`), in warm-up too. The reward
+        is the quality alone then, and the logits follow its gradient along the policies of that expected cost;
+        `reward`, `gamma` and `cost_samples` are not used.
     """
     flat = init_policy(space, "uniform")
 
@@ -78,13 +83,13 @@ def make_controller(
         return jnp.where(jnp.isfinite(flat.logits), sampled_logits(state, step), 0.0)
 
     def learn(state: ReinforceState, seen: Observation) -> tuple[ReinforceState, dict[str, jax.Array]]:
-        rewards = reward(seen.qualities, seen.relative_costs, gamma)
+        rewards = seen.qualities if within_budget else reward(seen.qualities, seen.relative_costs, gamma)
         # The baseline r̄ does not contain the reward of this step yet.
         state = state._replace(
             reward_mean=jnp.where(seen.step == 0, rewards[0], state.reward_mean),
             quality_mean=jnp.where(seen.step == 0, seen.qualities[0], state.quality_mean),
         )
-        sampled_from = Policy(sampled_logits(state, seen.step), jnp.asarray(True))
+        sampled_from = Policy(seen.logits if within_budget else sampled_logits(state, seen.step), jnp.asarray(True))
         genomes, advantages = _advantages(state, sampled_from, seen, rewards)
         searching = seen.step >= warmup_steps
         progress = (seen.step - warmup_steps) / max(total_steps - warmup_steps, 1)
@@ -96,7 +101,11 @@ def make_controller(
             log_probs = jax.vmap(policy.log_prob)(genomes)
             return -jnp.sum(advantages * log_probs) + entropy_weight * policy.entropy()
 
-        updates, opt_state = optimizer.update(jax.grad(policy_loss)(state.logits), state.opt_state, state.logits)
+        gradient = jax.grad(policy_loss)(seen.logits if within_budget else state.logits)
+        if within_budget:
+            costs = expected_pricing.relative_costs(space, [budgets]).of_set(0).traced()
+            gradient = _at_equal_cost(gradient, seen.logits, costs)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.logits)
         learned = (optax.apply_updates(state.logits, updates), opt_state)
         logits, opt_state = jax.tree.map(
             lambda new, old: jnp.where(searching, new, old), learned, (state.logits, state.opt_state)
@@ -125,7 +134,7 @@ def make_controller(
         averaged over genomes that are sampled and priced for this purpose, and the remainder, which needs a measured
         quality. The expected gradient is the same.
         """
-        if not cost_samples:
+        if not cost_samples or within_budget:
             return seen.genomes, _against_baseline(rewards, state.reward_mean)
 
         def reward_at_mean_quality(relative_cost: jax.Array) -> jax.Array:
@@ -142,7 +151,29 @@ def make_controller(
     def _against_baseline(rewards: jax.Array, baseline: jax.Array | float) -> jax.Array:
         return _leave_one_out(rewards) if paired else rewards - baseline
 
-    return Controller(init, scores, learn, within_budget=False, draws=2 if paired else 1)
+    return Controller(init, scores, learn, within_budget=within_budget, draws=2 if paired else 1)
+
+
+_FULL = 0.999  # expected cost over target from which on a budget holds the policy back
+
+
+def _at_equal_cost(gradient: jax.Array, logits: jax.Array, costs: RelativeCosts) -> jax.Array:
+    """The gradient by the scores from that by the logits of a policy within the budget, float32[D, Kmax] both.
+
+    Where scores change, so do the multipliers of the costs, such that the expected cost stays as it is: what would only
+    change that cost has no effect. Marginal costs are taken as constant, which they are for sums over decisions.
+    """
+    probabilities = jax.nn.softmax(logits)
+    slopes = costs.marginals(probabilities)
+    # The derivatives of the expected costs by the logits.
+    normals = probabilities * (slopes - jnp.sum(probabilities * slopes, axis=2, keepdims=True))
+    expected = jnp.stack([costs.expected(probabilities, budget) for budget in range(len(slopes))])
+    full = (expected >= _FULL)[:, None]
+    slopes, normals = (jnp.where(full, each.reshape(len(each), -1), 0.0) for each in (slopes, normals))
+    products = slopes @ normals.T
+    ridge = jnp.where(full, 1e-6 * jnp.trace(products) + 1e-12, 1.0)  # for budgets that are alike, or settled
+    multipliers = jnp.linalg.solve(products + ridge * jnp.eye(len(slopes)), slopes @ gradient.ravel())
+    return gradient - (multipliers @ normals).reshape(gradient.shape)
 
 
 def _leave_one_out(rewards: jax.Array) -> jax.Array:

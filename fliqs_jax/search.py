@@ -24,7 +24,8 @@ from fliqs_jax.models.calling import CalledModel
 from fliqs_jax.models.elastic import Family
 from fliqs_jax.policy import Policy, init_policy
 from fliqs_jax.quality import Quality
-from hwcost import pricing
+from hwcost import expected_pricing, pricing
+from hwcost.expected_pricing import RelativeCosts
 from hwcost.format_plan import FormatPlan
 from hwcost.pricing import Budget
 
@@ -94,15 +95,20 @@ class Search:
         return (self.budgets[0]._replace(target=target), *self.budgets[1:])
 
     @property
-    def option_costs(self) -> np.ndarray | None:
-        """`sampling.relative_option_costs`, if the controller is sampled within the budget.
+    def budgets_by_target(self) -> list[tuple[Budget, ...]]:
+        """The budgets of each target."""
+        return [self.budgets_of(number) for number in range(self.target_count)]
+
+    @property
+    def relative_costs(self) -> RelativeCosts | None:
+        """The costs over their targets, if the controller is sampled within the budget.
 
         Raises:
-          ValueError: it is, and a cost is no sum over decisions.
+          ValueError: it is, and a cost is a peak over layers.
         """
         if not self.controller.within_budget:
             return None
-        return sampling.relative_option_costs(self.plan.space, list(map(self.budgets_of, range(self.target_count))))
+        return expected_pricing.relative_costs(self.plan.space, self.budgets_by_target)
 
 
 class SearchState(NamedTuple):
@@ -176,7 +182,7 @@ def init_state(
         opt_state=search.optimizer.init(params),
         # Copied because a step donates its state, while other runs start from the same multiples.
         clip_multiples=jax.tree.map(jnp.copy, clip_multiples),
-        policies=sampling.next_policies(search.controller, search.option_costs, policies, controller, step),
+        policies=sampling.next_policies(search.controller, search.relative_costs, policies, controller, step),
         controller=controller,
         collections=collections,
     )
@@ -185,7 +191,12 @@ def init_state(
 def settled_genomes(search: Search, state: SearchState) -> list[np.ndarray]:
     """The genome of each target that a state stands for, int32[D] each, on the host (`sampling.settled_genomes`)."""
     return sampling.settled_genomes(
-        search.controller, search.option_costs, state.policies, state.controller, state.step
+        search.controller,
+        search.plan.space,
+        search.budgets_by_target,
+        state.policies,
+        state.controller,
+        state.step,
     )
 
 
@@ -250,7 +261,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
     `"genome"`, int32[D].
     """
     apply = functools.partial(interception.apply_quantized, quantizer=search.quantizer)
-    controller, costs = search.controller, search.option_costs
+    controller, costs = search.controller, search.relative_costs
     layers, formats = len(search.paths), search.bank.signed.bits.shape[0]
 
     def step_fn(state: SearchState, train_batch: Batch, valid_batch: Batch) -> tuple[SearchState, Metrics]:
@@ -314,6 +325,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             step=state.step,
             key=own_key(1),
             genomes=jnp.stack(drawn)[: controller.draws],
+            logits=policy.logits,
             qualities=jnp.asarray([valid_quality(each) for each in drawn[: controller.draws]]),
             relative_costs=jnp.stack(relative_costs)[: controller.draws],
             losses=losses,
@@ -333,7 +345,7 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
             "genome": genome,
         }
         if costs is not None:
-            metrics["expected_cost"] = sampling.expected_cost(policy, jnp.asarray(costs, jnp.float32)[turn])
+            metrics["expected_cost"] = sampling.expected_cost(policy, costs.traced().of_set(turn))
         return state._replace(
             step=state.step + 1,
             policies=sampling.next_policies(controller, costs, state.policies, learned, state.step + 1),

@@ -46,6 +46,8 @@ class FormatPlan:
     @property
     def base_workload(self) -> Workload:
         """The layers of the network that costs are told relative to."""
+        if self.architecture.relative_to:
+            return self.architecture.relative_to
         decisions = self.architecture.space.decisions
         base = {d.name: d.options.index(self.architecture.base[d.name]) for d in decisions}
         return tuple(self._layers_under(base).values())
@@ -155,7 +157,7 @@ class FormatPlan:
     def uniform_genome(self, name: str) -> np.ndarray:
         """The genome, int32[D], with all layers in the format `name`, except layers pinned to another format.
 
-        Its architecture is the base.
+        Its architecture is the base, or next to it where rules exclude that.
 
         Raises:
           ValueError: a layer may use several formats, but not this one.
@@ -198,10 +200,11 @@ def format_plan(
     unrestricted = Rule("no rule", re.compile(""))
     check_repetitions({layer.path: _effective(rule_of.get(layer.path, unrestricted)) for layer in workload})
     options: dict[str, tuple[str, ...]] = {}
-    searched_layers, decision_names = [], []
+    searched_layers, decision_names, ignored = [], [], set()
     for layer in workload:
         rule = rule_of.get(layer.path, unrestricted)
         if rule.ignored:
+            ignored.add(layer.path)
             continue
         name = format_decision(rule.expression.sub("*", layer.path) if rule.tied else layer.path)
         options[name] = rule.formats or names
@@ -211,6 +214,7 @@ def format_plan(
         raise RuleError("the rules ignore every layer: none is left to search")
     of_formats = tuple(Decision(name, allowed) for name, allowed in options.items())
     space = SearchSpace((*of_formats, *architecture.space.decisions))
+    relative_to = tuple(layer for layer in architecture.relative_to if layer.path not in ignored)
     table = np.zeros((len(space), space.option_counts.max()), np.int32)
     for row, decision in zip(table, of_formats, strict=False):
         row[: len(decision.options)] = [names.index(option) for option in decision.options]
@@ -221,7 +225,7 @@ def format_plan(
         decision_of=np.asarray([space.index(name) for name in decision_names], np.int32),
         format_of_option=table,
         granularity_of={path: rule.granularity for path, rule in rule_of.items() if rule.granularity},
-        architecture=architecture,
+        architecture=architecture._replace(relative_to=relative_to),
     )
 
 

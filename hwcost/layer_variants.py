@@ -38,16 +38,18 @@ class Architecture(NamedTuple):
 
     Attributes:
       space: its decisions.
-      base: option name of each, by name, of the network that costs are told relative to.
+      base: option name of each, by name, of the network that the others are made from.
       variants: what each layer may be, by path; layers that no decision shapes are absent.
       settings: `(options int32[A]) → dict`, what builds the network that its decisions describe, as genome files hold
         it; of a network that is not searched, what a genome file said of it.
+      relative_to: layers of the network that costs are told relative to; empty if it is that of `base`.
     """
 
     space: SearchSpace
     base: dict[str, str]
     variants: dict[str, LayerVariants]
     settings: Callable[[np.ndarray], dict[str, Any]]
+    relative_to: tuple[LayerSpec, ...] = ()
 
 
 NO_ARCHITECTURE = Architecture(SearchSpace(()), {}, {}, lambda _: {})

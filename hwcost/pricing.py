@@ -90,8 +90,8 @@ def price_relative(budgets: Sequence[Budget], genome: jax.Array) -> jax.Array:
 
 
 def price_layers(table: CostTable, genome: np.ndarray) -> np.ndarray:
-    """Cost of each term for a genome, int32[D], on the host: float64[L]."""
-    return table.flat[table.offset + (table.stride * np.asarray(genome)[table.decision]).sum(axis=1)]
+    """Cost of each term for a genome, int32[D], on the host: float64[L]; of genomes `[…, D]`, float64[…, L]."""
+    return table.flat[table.offset + (table.stride * np.asarray(genome)[..., table.decision]).sum(axis=-1)]
 
 
 def price_exactly(table: CostTable, genome: np.ndarray) -> float:

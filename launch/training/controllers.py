@@ -41,12 +41,19 @@ def _reinforce(config: ConfigDict, plan: FormatPlan, budgets: Sequence[Budget], 
         total_steps=total_steps,
         cost_samples=settings.cost_samples,
         paired=settings.paired,
+        within_budget=settings.within_budget and config.policy not in NO_SEARCH,
     )._replace(freeze_fraction=settings.freeze_fraction)
 
 
 def _fisher(config: ConfigDict, plan: FormatPlan, budgets: Sequence[Budget], total_steps: int) -> Controller:
     del budgets
     settings = config.controller.fisher
+    searched = [decision for decision in plan.architecture.space.decisions if len(decision.options) > 1]
+    if searched:
+        raise ValueError(
+            f"policy='fisher': it scores formats alone, and {searched[0].name} is searched too: expected "
+            "policy='reinforce', which samples within the budget with controller.reinforce.within_budget=True"
+        )
     controller = fisher.make_controller(plan.option_bits(), total_steps=total_steps, examples=settings.examples)
     return controller._replace(freeze_fraction=settings.freeze_fraction)
 

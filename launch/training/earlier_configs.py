@@ -6,6 +6,7 @@ from launch.training.compute import DEFAULT, FLOAT32
 
 _ADDED = {"compute": FLOAT32, "precision": DEFAULT, "targets": []}
 _OF_MODELS = {"architecture": {}, "output": "", "apply": "", "init_prefix": "", "init_anew": []}  # added later
+_NOT_WITHIN = {"within_budget": False}
 _TO_REINFORCE = {  # Settings of the only controller that there was, and what they are called now.
     "reward": "reward",
     "gamma": "gamma",
@@ -24,7 +25,8 @@ def of_today(config: dict[str, Any]) -> dict[str, Any]:
     if "policy" not in config:
         return {"architecture": {}, "formats": "", **config}
     if "controller" in config:
-        return {**_OF_MODELS, **config}
+        reinforce = _NOT_WITHIN | config["controller"].get("reinforce", {})
+        return {**_OF_MODELS, **config, "controller": {**config["controller"], "reinforce": reinforce}}
     moved = {new: config[old] for old, new in _TO_REINFORCE.items() if old in config}
     kept = {key: value for key, value in config.items() if key not in _TO_REINFORCE}
     return {
@@ -32,7 +34,7 @@ def of_today(config: dict[str, Any]) -> dict[str, Any]:
         **_ADDED,
         **kept,
         "controller": {
-            "reinforce": {**moved, "paired": False, "freeze_fraction": 1.0},
+            "reinforce": {**moved, **_NOT_WITHIN, "paired": False, "freeze_fraction": 1.0},
             "fisher": {"examples": 8, "freeze_fraction": 0.25},
         },
     }

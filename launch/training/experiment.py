@@ -13,15 +13,17 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from aqt_like import calibration, format_choice, gradients
+from aqt_like import calibration, format_choice, gradients, path_rules
 from aqt_like.calibration import CRITERIA, Criterion
 from aqt_like.formats import LayerFormat, format_space, parse_layer_format
 from aqt_like.interception import Quantizer, kernel_clip, weight_clips
 from fliqs_jax import assignment, models
+from fliqs_jax.best_genome import best_within_budgets
 from fliqs_jax.models import elastic, pretrained
 from fliqs_jax.models.call_finding import called, find_adapter
 from fliqs_jax.models.calling import CalledModel
 from fliqs_jax.models.elastic import Family
+from fliqs_jax.models.pinning import pinned
 from fliqs_jax.search import Search
 from hwcost import pricing, workload
 from hwcost.cost_model import CostModel
@@ -122,12 +124,16 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         raise ConfigError(f"model.buckets={buckets}: expected at least data.buckets={config.data.buckets}")
     call = _call(config, model, source)
     task = _task(config, call, source)
-    family = _family(config, model)
+    whole = _family(config, model)
+    family, of_layers = _under_rules(whole, config.rules)
     _check_pretrained(config, call, source)
-    call = dataclasses.replace(call, module=family.largest) if family else call
+    base, call = call, dataclasses.replace(call, module=family.largest) if family else call
     found = _survey(config, call, network.uncounted, source.example)
     architecture = elastic.architecture(family, found.layers) if family else given_genome.architecture_of(given)
-    plan = format_plan(found.layers, formats, config.rules, architecture)
+    if family is not whole:
+        relative_to = _survey(config, base, network.uncounted, source.example).layers
+        architecture = architecture._replace(relative_to=relative_to)
+    plan = format_plan(found.layers, formats, of_layers, architecture)
     costs, budgets = _budgets(config, plan)
     arithmetic = choose_arithmetic(config, plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
@@ -250,6 +256,15 @@ def _family(config: ConfigDict, model: nn.Module) -> Family | None:
         raise ConfigError(f"architecture: {error}") from error
 
 
+def _under_rules(family: Family | None, rules: Sequence[str]) -> tuple[Family | None, list[str]]:
+    """The networks of a family that the rules on its decisions leave, and the other rules, which are on layers."""
+    of_sizes = [text for text in rules if path_rules.is_on_architecture(text)]
+    decisions = {decision.name: decision.options for decision in family.space.decisions} if family else {}
+    allowed = path_rules.allowed_options(decisions, of_sizes)
+    left = [text for text in rules if text not in of_sizes]
+    return pinned(family, allowed) if family and allowed else family, left
+
+
 def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic) -> Quantizer:
     statistic = calibration.root_mean_square_of_present if config.architecture else calibration.root_mean_square
     clips = weight_clips(plan.granularity_of, statistic)
@@ -339,15 +354,14 @@ def _check_sampling(config: ConfigDict, search: Search) -> None:
             f"controller.reinforce.freeze_fraction={settings.freeze_fraction}: expected a later part of training than "
             f"controller.reinforce.warmup_fraction={settings.warmup_fraction}, before which nothing is learnt"
         )
-    if search.targets and not search.controller.within_budget:
+    if search.targets and (config.policy == "reinforce" or not search.controller.within_budget):
         raise ConfigError(
             f"targets={config.targets}: the policy {config.policy!r} learns one target; expected one that samples "
-            "within the budget, such as policy='fisher'"
+            "within the budget for several, such as policy='fisher'"
         )
     try:
-        costs = search.option_costs
-        for of_target in () if costs is None else costs:
-            assignment.best_within(np.where(search.plan.space.exists, 0.0, np.inf), of_target)
+        for budgets in search.budgets_by_target if search.controller.within_budget else ():
+            best_within_budgets(search.plan.space, np.zeros(search.plan.space.exists.shape), budgets)
     except ValueError as error:
         raise ConfigError(f"policy={config.policy!r}: {error}") from error
 

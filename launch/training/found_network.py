@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from aqt_like import interception
+from aqt_like.path_rules import is_on_architecture
 from fliqs_jax.models import elastic
 from fliqs_jax.search import SearchState
 from launch.training.budgets import ABSOLUTE
@@ -21,6 +22,7 @@ def experiment_of(experiment: Experiment, file: pathlib.Path) -> Experiment:
     config = experiment.config.copy_and_resolve_references()
     with config.unlocked():
         config.architecture = ConfigDict()
+        config.rules = tuple(text for text in config.rules if not is_on_architecture(text))
         main, *further = (
             {"cost": name, "target": budget.target, "target_unit": ABSOLUTE}
             for name, budget in zip(experiment.costs, experiment.search.budgets, strict=True)

@@ -147,6 +147,7 @@ _CONTROLLERS = section(
                 "baseline_momentum": BELOW_1,
                 "cost_samples": Range("0, or 2 and more", lambda value: _is_whole(value) and value != 1 and value >= 0),
                 "paired": FLAG,
+                "within_budget": FLAG,
                 "entropy_schedule": NAME,
                 "entropy_end": FROM_0,
                 "warmup_fraction": FRACTION,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aqt_like.path_rules import RuleError, decide, make_rule, parse_rule
+from aqt_like.path_rules import RuleError, allowed_options, decide, is_on_architecture, make_rule, parse_rule
 
 PATHS = ("stem", "block1/query", "block1/out", "block2/query", "head")
 FORMATS = ("int4", "int8", "bf16")
@@ -81,3 +81,41 @@ def test_what_cannot_be_read_in_two_texts_is_quoted_too(what, message):
 def test_rules_that_decide_nothing_are_refused(texts, message):
     with pytest.raises(RuleError, match=message):
         decide(PATHS, [parse_rule(text, FORMATS) for text in texts])
+
+
+# Rules on an architecture.
+
+DECISIONS = {"block1.width": ("0.5", "1", "1.5"), "block1.kernel": ("3", "5"), "block2.width": ("0.5", "1", "1.5")}
+
+
+def test_rules_on_an_architecture_are_those_of_numbers():
+    assert all(map(is_on_architecture, ("a: 3", "a:b: 0.5, 1.0", "a: .5")))
+    assert not any(map(is_on_architecture, ("a: int8", "a: int4,int8 tie", "a: ignore", "3: bf16", "a: per_block_32")))
+
+
+def test_the_first_rule_that_matches_a_decision_says_its_options():
+    rules = ("block1.width: 1.0", r"\.width$: 1.5,0.50", r"\.kernel: 3")
+    assert allowed_options(DECISIONS, rules) == {"block1.width": (1,), "block2.width": (0, 2), "block1.kernel": (0,)}
+    assert allowed_options(DECISIONS, ()) == allowed_options({}, ()) == {}
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (["block1.widht: 1"], "rule 'block1.widht: 1' matches no decision; near it are block1.width"),
+        (["block1: 3"], "rule 'block1: 3': block1.width has no option 3: expected 0.5, 1, 1.5"),
+        (["width: 2"], "rule 'width: 2': block1.width has no option 2: expected 0.5, 1, 1.5"),
+        (["width: 1", "block2.width: 1"], "decides nothing: earlier rules match all the decisions that it does"),
+        (["width: 1,,2"], "rule 'width: 1,,2': expected numbers joined by commas, as in"),
+        (["(width: 1"], r"rule '\(width: 1': no regular expression"),
+        ([": 1"], "rule ': 1': expected EXPRESSION: WHAT"),
+    ],
+)
+def test_rules_that_do_not_fit_the_architecture_are_refused(rules, message):
+    with pytest.raises(RuleError, match=message):
+        allowed_options(DECISIONS, rules)
+
+
+def test_without_an_architecture_there_is_nothing_for_numbers_to_pin():
+    with pytest.raises(RuleError, match="rule 'width: 1': no architecture is searched: expected formats, as in"):
+        allowed_options({}, ["width: 1"])

@@ -1,10 +1,19 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aqt_like.formats import format_space
+from fliqs_jax.models import elastic
 from fliqs_jax.policy import Policy, init_policy, within_budget
+from hwcost import expected_pricing, pricing, workload
+from hwcost.costs import COSTS
+from hwcost.expected_pricing import RelativeCosts
+from hwcost.format_plan import format_plan
 from hwcost.space import Decision, SearchSpace
+from tests.fliqs_jax.models.test_families import FAMILIES
 
 SPACE = SearchSpace((Decision("a", ("x", "y")), Decision("b", ("x", "y", "z"))))
 
@@ -84,6 +93,11 @@ def test_policies_that_make_no_sense_are_refused(kind, genome, message):
 # Within the budget.
 
 
+def sums(costs):
+    """Costs of options over targets, float[M, D, Kmax], as `within_budget` takes them."""
+    return RelativeCosts(jnp.asarray(costs, jnp.float32), (None,) * len(costs), jnp.ones(len(costs)))
+
+
 def expected_costs(logits, costs):
     p = np.exp(np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
@@ -108,7 +122,7 @@ def test_expected_costs_are_the_targets_where_scores_want_more(budgets, scale):
     solve = jax.jit(within_budget)
     for seed in range(5):
         scores, costs, exists = setting(seed, budgets, scale)
-        logits = np.asarray(solve(scores, jnp.asarray(costs, jnp.float32)))
+        logits = np.asarray(solve(scores, sums(costs)))
         found = expected_costs(logits, costs)
         assert (found < 1 + 2e-3).all()
         assert (np.isfinite(logits) == exists).all()
@@ -127,17 +141,95 @@ def test_expected_costs_are_the_targets_where_scores_want_more(budgets, scale):
 def test_very_sharp_scores_keep_several_budgets(budgets):
     for seed in range(5):
         scores, costs, _ = setting(seed, budgets, 1000.0)
-        found = expected_costs(within_budget(scores, jnp.asarray(costs, jnp.float32)), costs)
+        found = expected_costs(within_budget(scores, sums(costs)), costs)
         assert (found < 1 + 1e-4).all()
         assert found.max() > 0.998 or (expected_costs(scores, costs) <= 1).all()
 
 
 def test_scores_that_cost_less_than_the_target_are_left_alone():
     scores, costs, _ = setting(0, 2, 3.0)
-    np.testing.assert_array_equal(within_budget(scores, jnp.asarray(costs, jnp.float32) / 100), scores)
+    np.testing.assert_array_equal(within_budget(scores, sums(costs / 100)), scores)
 
 
 def test_sharp_scores_give_the_lagrangian_knapsack_but_for_one_toss():
     scores, costs, _ = setting(3, 1, 1e5)
-    p = np.asarray(jax.nn.softmax(within_budget(scores, jnp.asarray(costs, jnp.float32))))
+    p = np.asarray(jax.nn.softmax(within_budget(scores, sums(costs))))
     assert ((p > 0.01) & (p < 0.99)).any(axis=1).sum() <= 1
+
+
+# Over architectures, where a layer's cost depends on several decisions.
+
+
+@functools.cache
+def plan_over(name):
+    family, shape = FAMILIES[name]
+    layers = workload.trace(family.largest, shape, train=False)
+    return format_plan(layers, format_space("int_s"), (), elastic.architecture(family, layers))
+
+
+def budget(plan, name, share):
+    """A target between the cheapest genome (a share of 0) and the dearest (1), in powers of their ratio."""
+    table = COSTS[name].table(plan)
+    lowest, highest = (
+        pricing.price_exactly(table, genome) for genome in (0 * plan.space.option_counts, plan.space.option_counts - 1)
+    )
+    return pricing.Budget(table, lowest * (highest / lowest) ** share)
+
+
+def exact_probabilities(logits):
+    p = np.exp(np.asarray(logits, np.float64) - np.max(logits, axis=-1, keepdims=True))
+    return p / p.sum(axis=-1, keepdims=True)
+
+
+def sampled_cost(plan, table, p):
+    """The expected cost of a product policy in NumPy: of each term, over the options that it depends on."""
+    total = 0.0
+    for offset, decision, stride in zip(table.offset, table.decision, table.stride, strict=True):
+        used = decision[stride > 0]
+        for options in np.ndindex(*plan.space.option_counts[used]):
+            value = table.flat[offset + np.dot(stride[stride > 0], options)]
+            total += value * np.prod(p[used, list(options)])
+    return total
+
+
+@pytest.mark.parametrize(
+    ("name", "costs_of"),
+    [
+        ("mobilenetv2", ("bit_operations",)),
+        ("mobilenetv2", ("bitfusion_latency",)),
+        ("recommender", ("bit_operations", "weight_bytes")),
+    ],
+)
+def test_over_architectures_expected_costs_are_the_targets_too(name, costs_of):
+    """For two sets of targets at once, for scores that leave much to chance, and for some that leave nothing."""
+    plan = plan_over(name)
+    sets = [[budget(plan, cost, share) for cost in costs_of] for share in (0.05, 0.15)]
+    costs = expected_pricing.relative_costs(plan.space, sets)
+    assert costs.is_joint
+    traced, rng = costs.traced(), np.random.default_rng(0)
+    solve = jax.jit(jax.vmap(within_budget, in_axes=(None, RelativeCosts(0, None, 0))))
+    for scale in (1.0, 1000.0):
+        wanted = scale * np.sort(rng.standard_normal(plan.space.exists.shape), axis=1)
+        scores = jnp.asarray(np.where(plan.space.exists, wanted, -np.inf), jnp.float32)
+        both = solve(scores, traced)
+        for number, logits in enumerate(both):
+            p = exact_probabilities(logits)
+            found = np.asarray([sampled_cost(plan, table, p) / target for table, target in sets[number]])
+            assert found.max() == pytest.approx(1, abs=2e-3)
+            # What is taken off the scores are marginal costs, of budgets that are full alone.
+            slopes = np.asarray(costs.of_set(number).traced().marginals(jnp.asarray(p, jnp.float32)))
+            exists = plan.space.exists
+            taken, columns = np.where(exists, scores - logits, 0.0), slopes[found > 0.998]
+            if scale < 1000:
+                taken, *columns = (each - each.mean(axis=1, where=exists, keepdims=True) for each in (taken, *columns))
+                columns = np.stack([column[exists] for column in columns], axis=1)
+                multipliers, *_ = np.linalg.lstsq(columns, taken[exists], rcond=None)
+                np.testing.assert_allclose(columns @ multipliers, taken[exists], atol=0.02 * np.abs(taken).max())
+                assert (multipliers > 0).all()
+
+
+def test_over_architectures_a_budget_with_room_changes_nothing():
+    plan = plan_over("mobilenetv2")
+    scores = jnp.where(plan.space.exists, 1.0, -jnp.inf)
+    costs = expected_pricing.relative_costs(plan.space, [[budget(plan, "bit_operations", 1.0)]]).of_set(0).traced()
+    np.testing.assert_array_equal(within_budget(scores, costs), scores)

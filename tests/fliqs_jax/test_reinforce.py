@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from fliqs_jax import reinforce
+from fliqs_jax import policy, reinforce
 from fliqs_jax.controller import Observation
 from fliqs_jax.policy import Policy
 from fliqs_jax.reward import REWARDS, absolute
 from fliqs_jax.schedule import constant, cosine
-from hwcost import pricing
+from hwcost import expected_pricing, pricing
 from hwcost.space import Decision, SearchSpace
 
 SPACE = SearchSpace((Decision("a", ("x", "y", "z")), Decision("b", ("x", "y", "z"))))
@@ -53,6 +53,7 @@ def observation(own, state, step, key):
         step=step,
         key=jax.random.fold_in(key, 1),
         genomes=genomes,
+        logits=policy.logits,
         qualities=jax.vmap(quality_of)(genomes),
         relative_costs=jax.vmap(lambda genome: pricing.price_relative(BUDGETS, genome))(genomes),
         losses=jnp.zeros((2, 3)),
@@ -152,3 +153,81 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(name):
         found = gradients(20000, **changes)
         np.testing.assert_allclose(found.mean(0), exact, atol=0.05 * scale + 0.006)
         assert found.var(0).sum() < 0.7 * paper.var(0).sum()
+
+
+# Within the budget.
+
+WITHIN = {"within_budget": True, "warmup_steps": 0, "entropy_end": 0.0, "optimizer": optax.sgd(1.0)}
+LOGITS = jnp.asarray([[0.3, -0.2, 0.9], [-0.5, 0.4, 0.2]])
+
+
+def joint_budgets(*targets):
+    """A cost of both decisions together beside each one's own, and one of the second alone."""
+    pair = pricing.Term(("a", "b"), np.outer([1.0, 2.0, 3.0], [1.0, 2.0, 4.0]))
+    other = pricing.build(SPACE, [pricing.Term(("b",), np.asarray([1.0, 1.0, 3.0]))])
+    tables = (pricing.build(SPACE, [pair, pricing.Term(("a",), np.asarray([1.0, 2.0, 4.0]))]), other)
+    return tuple(map(pricing.Budget, tables, targets))
+
+
+@pytest.mark.parametrize(
+    ("budgets", "tolerance"),
+    [(BUDGETS, 0.02), (joint_budgets(5.0), 0.1), ((*BUDGETS, *joint_budgets(9.0, 1.5)[1:]), 0.02)],
+    ids=["sum", "joint", "two"],
+)
+def test_within_the_budget_the_expected_gradient_is_that_of_the_quality_at_this_cost(budgets, tolerance):
+    """By differences of the quality that policies within the budget expect, in each direction of the scores.
+
+    Over a joint cost, marginal costs change with the policy, which the gradient leaves out.
+    """
+    costs = expected_pricing.relative_costs(SPACE, [budgets]).of_set(0).traced()
+
+    @jax.jit
+    def sampled(scores):
+        return policy.within_budget(scores, costs)
+
+    def expected_quality(scores):
+        return float(jnp.sum(jax.nn.softmax(sampled(scores)) * QUALITY))
+
+    assert all(costs.expected(jax.nn.softmax(LOGITS), budget) > 1 for budget in range(len(budgets)))
+    own = reinforce.make_controller(SPACE, budgets, **(SETTINGS | WITHIN))
+    assert own.within_budget
+    state = own.init()._replace(logits=LOGITS, reward_mean=jnp.asarray(0.6))
+    step = 0.05 * np.eye(6, dtype=np.float32).reshape(6, 2, 3)
+    exact = np.asarray([expected_quality(LOGITS + each) - expected_quality(LOGITS - each) for each in step]) / 0.1
+
+    def update(genome):
+        quality = quality_of(genome)[None]
+        seen = Observation(jnp.asarray(3), jax.random.key(0), genome[None], sampled(LOGITS), quality, quality, None)
+        return own.learn(state, seen)[0].logits - LOGITS
+
+    probable = jnp.exp(jax.vmap(Policy(sampled(LOGITS), jnp.asarray(True)).log_prob)(GENOMES))
+    found = jnp.einsum("g,gdk->dk", probable, jax.jit(jax.vmap(update))(GENOMES)).ravel()
+    np.testing.assert_allclose(found, exact, atol=tolerance * np.abs(exact).max() + 1e-4)
+
+
+def test_within_the_budget_the_reward_is_the_quality_and_what_only_costs_is_no_advantage():
+    own = controller(**WITHIN)
+    state = own.init()
+    logits = policy.within_budget(
+        own.scores(state, 0), expected_pricing.relative_costs(SPACE, [BUDGETS]).of_set(0).traced()
+    )
+    costs = expected_pricing.relative_costs(SPACE, [BUDGETS]).per_option[0, 0]
+
+    def update(quality):
+        """The expected update where the quality of a genome is `quality`, float32[9]."""
+        state_at = state._replace(reward_mean=jnp.float32(0))
+
+        def one(genome, quality):
+            seen = Observation(
+                jnp.asarray(1), jax.random.key(0), genome[None], logits, quality[None], quality[None], None
+            )
+            learned, metrics = own.learn(state_at, seen)
+            return learned.logits, metrics["reward"]
+
+        learned, rewards = jax.vmap(one)(GENOMES, quality)
+        np.testing.assert_array_equal(rewards, quality)
+        return jnp.einsum("g,gdk->dk", jnp.exp(jax.vmap(Policy(logits, jnp.asarray(True)).log_prob)(GENOMES)), learned)
+
+    of_cost = update(jnp.asarray([costs[0, a] + costs[1, b] for a, b in GENOMES], jnp.float32))
+    np.testing.assert_allclose(of_cost, 0, atol=1e-5)
+    assert np.abs(update(jax.vmap(quality_of)(GENOMES))).max() > 1e-3

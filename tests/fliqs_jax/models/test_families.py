@@ -12,13 +12,19 @@ from apq_jax import architectures
 from aqt_like.formats import parse_format
 from fliqs_jax.models import elastic, mobilenet, recommender
 from fliqs_jax.models.mobilenet import MobileNetV2
+from fliqs_jax.models.pinning import pinned
 from fliqs_jax.models.recommender import Recommender
 from hwcost import workload
 from hwcost.costs import COSTS
 
 TINY = MobileNetV2(classes=3, small_images=True, stages=((1, 4, 1, 1), (2, 8, 2, 2)), stem=4, head=8, multiple=2)
+WHOLE = mobilenet.family(TINY, (0.5, 1.0, 1.5), (3, 5, 7))
 FAMILIES = {
-    "mobilenetv2": (mobilenet.family(TINY, (0.5, 1.0, 1.5), (3, 5, 7)), (8, 8, 3)),
+    "mobilenetv2": (WHOLE, (8, 8, 3)),
+    "under rules": (
+        pinned(WHOLE, {"stage1_block1.width": (0,), "stage2_block1.kernel": (0, 1), "stage2_block2.width": (0,)}),
+        (8, 8, 3),
+    ),
     "recommender": (
         recommender.family(Recommender(classes=1, width=1 / 64, rank=4, buckets=5, embedding=1), (0.5, 1, 2), (0.5, 1)),
         (39,),

@@ -70,17 +70,20 @@ def observation(plan, controller, step, key):
         step=step,
         key=key,
         genomes=genomes,
+        logits=jnp.where(plan.space.exists, jax.random.normal(key, plan.space.exists.shape), -jnp.inf),
         qualities=jax.random.uniform(key, (controller.draws,)),
         relative_costs=1 + jax.random.uniform(key, (controller.draws,)),
         losses=jax.random.exponential(key, plan.format_of_option.shape),
     )
 
 
-@pytest.mark.parametrize("name", [*CONTROLLERS, OWN])
-def test_controllers_keep_their_contract_under_jit_vmap_and_scan(name):
+@pytest.mark.parametrize(
+    ("name", "within_budget"), [*((name, False) for name in (*CONTROLLERS, OWN)), ("reinforce", True)]
+)
+def test_controllers_keep_their_contract_under_jit_vmap_and_scan(name, within_budget):
     plan, budgets = searched()
     config = common.get_config()
-    config.policy = name
+    config.policy, config.controller.reinforce.within_budget = name, within_budget
     controller = make_controller(config, plan, budgets, TOTAL)
 
     def step(state, number, key):
@@ -144,7 +147,7 @@ def test_fisher_scores_start_with_the_prior_and_are_a_running_mean():
         losses = rng.exponential(size=(3, 3))
         losses[2, 1:] *= 1e6
         mean += max(1 / (1 + step), 5 / (5 + step)) * (losses - mean)
-        seen = Observation(jnp.asarray(step), None, None, None, None, jnp.asarray(losses, jnp.float32))
+        seen = Observation(jnp.asarray(step), None, None, None, None, None, jnp.asarray(losses, jnp.float32))
         state, _ = controller.learn(state, seen)
         np.testing.assert_allclose(state.losses, mean, rtol=1e-4)
     short = fisher.make_controller(bits, total_steps=50, examples=8)
@@ -272,6 +275,11 @@ REFUSED = [
     (
         {"controller.reinforce.freeze_fraction": 0.2},
         "freeze_fraction=0.2: expected a later part of training than .*fraction=0.25",
+    ),
+    ({"controller.reinforce.within_budget": True, "targets": (1.15, 1.3)}, "the policy 'reinforce' learns one target"),
+    (
+        {"controller.reinforce.within_budget": True} | PEAK,
+        "policy='reinforce': the dearest layer alone makes the cost: only policy=reinforce, not within the budget",
     ),
     ({"policy": "fisher"} | PEAK, "policy='fisher': the dearest layer alone makes the cost: only policy=reinforce"),
     ({"policy": f"{__name__}:searched_by_nobody"}, "expected a fliqs_jax.controller.Controller, got NoneType"),

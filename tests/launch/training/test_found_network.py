@@ -27,6 +27,7 @@ def make_config():
     config.model = {"name": "mobilenetv2", "stages": ((2, 4, 1, 1),), "stem": 4, "head": 8, "multiple": 2}
     config.architecture = {"widths": (0.5, 1.0, 1.5), "kernels": (3, 5)}
     config.profile_fraction = 1.0
+    config.controller.reinforce.within_budget = True
     return config
 
 
@@ -61,6 +62,10 @@ def test_the_network_found_is_a_plain_run_of_its_own(ended):
     assert pricing.price_exactly(experiment.search.budgets[0].table, genome) == pytest.approx(sum(costs))
     assert [(layer["path"], layer["macs"]) for layer in summary["layers"]] == [(e.path, e.macs) for e in layers]
     assert summary["name"].startswith("FLIQNAS")
+    # It was within the budget from the first step on, and is now.
+    lines = [json.loads(line) for line in (ended / "metrics.jsonl").read_text().splitlines()]
+    assert [line["expected_cost"] for line in lines] == pytest.approx([1] * len(lines), abs=0.02)
+    assert 0.8 < summary["relative_cost"] <= 1
     assert summary["search_step_compilations"] == 1
     # The file is that of the plain network, and does what the summary says.
     networks = finished.Networks(experiment, runs.open_data(experiment))
@@ -157,7 +162,11 @@ def test_kernels_are_trained_together_in_warm_up_and_never_later():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"policy": "fisher"}, "policy='fisher': .*"),
+        (
+            {"policy": "fisher"},
+            "policy='fisher': it scores formats alone, and stage1_block1.width is searched too: expected "
+            "policy='reinforce', which samples within the budget",
+        ),
         ({"clip.source": "profiled"}, "clip.source='profiled': expected 'precomputed'"),
         ({"init_from": "x.safetensors"}, "init_from='x.safetensors': with an architecture to search"),
         ({"architecture": {"depths": (1, 2)}}, r"architecture: depths=\(1, 2\): .*unexpected keyword"),
@@ -175,4 +184,49 @@ def test_what_cannot_be_searched_is_refused(changes, message):
         else:
             config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
+        prepare_experiment(config)
+
+
+def test_rules_pin_decisions_of_the_architecture(tmp_path):
+    """The search has what they leave, and its budget stays relative to the network that the family is made from."""
+    config = make_config()
+    config.target = 3.0
+    whole = prepare_experiment(config)
+    config.rules = ("stem: int8", r"\.width: 0.5", r"\.kernel: 3,5", "head: ignore")
+    some = prepare_experiment(config)
+    options = {decision.name: decision.options for decision in some.plan.space.decisions}
+    assert options["stage1_block1.width"] == ("0.5",)
+    assert options["stage1_block1.kernel"] == ("3", "5")
+    assert some.search.family.largest.widths == (0.5,)
+    assert [layer for layer in whole.plan.base_workload if layer.path != "head/conv"] == [*some.plan.base_workload]
+    baseline = some.plan.uniform_genome("int4")
+    assert some.plan.space.decode(baseline)["stage1_block1.width"] == "0.5"
+    assert found_network.settings_of(some, baseline) == {"widths": [0.5], "kernels": [3]}
+    # A genome file is of the same network, whether it was found under rules or not.
+    named = dataclasses.replace(some.plan.named(baseline), architecture=found_network.settings_of(some, baseline))
+    write_genome(tmp_path / "genome.json", named)
+    config.update({"policy": "fixed", "genome": str(tmp_path / "genome.json")})
+    assert prepare_experiment(config).trials[0].genome.tolist() == baseline.tolist()
+    found = found_network.experiment_of(some, tmp_path / "genome.json")
+    assert found.config.rules == ("stem: int8", "head: ignore")
+    price = pricing.price_exactly(found.search.budgets[0].table, found.trials[0].genome)
+    assert price == pricing.price_exactly(some.search.budgets[0].table, baseline)
+    assert found.search.budgets[0].target == some.search.budgets[0].target
+    config.rules = (r"\.width: 1", "head: ignore", "stem: int8")
+    with pytest.raises(ValueError, match=r"genome=.*stage1_block1\.width: no option '0\.5', expected one of 1"):
+        prepare_experiment(config)
+
+
+def test_where_rules_pin_the_whole_architecture_formats_are_searched_by_any_policy():
+    config = make_config()
+    config.policy, config.rules, config.target = "fisher", ("width|kernel: 1.5",), 2.0
+    with pytest.raises(
+        ValueError, match=r"rule 'width\|kernel: 1.5': stage1_block1.kernel has no option 1.5: expected 3, 5"
+    ):
+        prepare_experiment(config)
+    config.rules = ("width: 1.5", "kernel: 5")
+    search = prepare_experiment(config).search
+    assert not search.relative_costs.is_joint
+    config.architecture = ConfigDict()
+    with pytest.raises(ValueError, match=r"rule .width: 1\.5.: no architecture is searched"):
         prepare_experiment(config)
