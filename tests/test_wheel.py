@@ -20,7 +20,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = [pattern.removesuffix("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]]
 COMMANDS = ("fliqs.py", "cost.py", "layers.py", "lut.py", "report.py", "sensitivity.py", "apq", "apq/__main__.py")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-ENVIRONMENT["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
 MODEL = """
 import flax.linen as nn
 def make_model():
