@@ -24,6 +24,10 @@ MODEL = """
 import flax.linen as nn
 def make_model():
     return nn.Sequential([nn.Dense(4), nn.Dense(10)])
+class OnImages(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(x.reshape(len(x), -1))
 """
 IMPORT_ALL = """
 import importlib, sys
@@ -112,7 +116,7 @@ def test_installed_commands_help(command, programs, elsewhere):
 
 
 def test_a_shipped_config_is_found_by_name_and_searched_by(programs, elsewhere):
-    settings = {"epochs": 2, "baselines": "()", "model.width": 2, "recalibration_batches": 2}
+    settings = {"epochs": 2, "baselines": "()", "model": {"name": "my_models:OnImages"}, "recalibration_batches": 2}
     options = [f"--config.{key}={value}" for key, value in settings.items()]
     said = output(programs / "fliqs", "--config=fliqs_digits", "--workdir=run", *options, cwd=elsewhere)
     assert "report: run/report.html" in said
