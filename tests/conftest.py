@@ -3,19 +3,18 @@
 import os
 import pathlib
 
-# XLA's former emitters compile the same programs in a third of the time. Programs that tests start inherit this too.
+# Programs that tests start inherit all of this. XLA's former emitters compile the same programs in a third of the time.
 os.environ["XLA_FLAGS"] = (
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 " + os.environ.get("XLA_FLAGS", "")
 )
 
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
 import jax
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
-DATA = ROOT.parent / "shared" / "data"
-
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
 
 
 # What rounds is compiled with all optimisations; the rest with fewer, as JAX's own tests are.

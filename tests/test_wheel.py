@@ -20,11 +20,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = [pattern.removesuffix("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]]
 COMMANDS = ("fliqs.py", "cost.py", "layers.py", "lut.py", "report.py", "sensitivity.py", "apq", "apq/__main__.py")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-ENVIRONMENT["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
 MODEL = """
 import flax.linen as nn
 def make_model():
     return nn.Sequential([nn.Dense(4), nn.Dense(10)])
+class OnImages(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(x.reshape(len(x), -1))
 """
 IMPORT_ALL = """
 import importlib, sys
@@ -113,7 +116,7 @@ def test_installed_commands_help(command, programs, elsewhere):
 
 
 def test_a_shipped_config_is_found_by_name_and_searched_by(programs, elsewhere):
-    settings = {"epochs": 2, "baselines": "()", "model.width": 2, "recalibration_batches": 2}
+    settings = {"epochs": 2, "baselines": "()", "model": {"name": "my_models:OnImages"}, "recalibration_batches": 2}
     options = [f"--config.{key}={value}" for key, value in settings.items()]
     said = output(programs / "fliqs", "--config=fliqs_digits", "--workdir=run", *options, cwd=elsewhere)
     assert "report: run/report.html" in said
