@@ -39,9 +39,13 @@ def next_policies(
     logits = jnp.where(jnp.isfinite(policies.logits), scores, -jnp.inf)
     if costs is not None:
         traced = costs.traced()
-        logits = jax.vmap(
-            lambda own, per_option, share: within_budget(own, traced._replace(per_option=per_option, share=share))
-        )(logits, traced.per_option, traced.share)
+
+        def of_target(own: Any) -> jax.Array:
+            logits, per_option, share = own
+            return within_budget(logits, traced._replace(per_option=per_option, share=share))
+
+        of_each = (logits, traced.per_option, traced.share)
+        logits = jax.lax.map(of_target, of_each) if traced.is_joint else jax.vmap(of_target)(of_each)
     return policies._replace(logits=jnp.where(policies.learns[:, None, None], logits, policies.logits))
 
 

@@ -60,13 +60,18 @@ def _pinned_layer(layer: ElasticLayer, left: Mapping[str, Sequence[int]]) -> Ela
             return None
         gate = None if all(there) else Gate(gate.decision, there.index(True))
     return layer._replace(
-        inputs=_pinned_channels(layer.inputs, left), outputs=_pinned_channels(layer.outputs, left), gate=gate
+        inputs=_pinned_channels(layer.inputs, left),
+        outputs=_pinned_channels(layer.outputs, left),
+        kernel=layer.kernel if layer.kernel and len(left[layer.kernel]) > 1 else "",
+        gate=gate,
     )
 
 
 def _pinned_channels(channels: Channels, left: Mapping[str, Sequence[int]]) -> Channels:
-    values = [
-        tuple(of_options[option] for option in left[decision])
+    values = {
+        decision: tuple(of_options[option] for option in left[decision])
         for decision, of_options in zip(channels.decisions, channels.values, strict=True)
-    ]
-    return channels._replace(values=tuple(values))
+    }
+    chosen = {decision: each for decision, each in values.items() if len(each) > 1}
+    least = max([channels.least, *(each[0] for each in values.values() if len(each) == 1)])
+    return channels._replace(decisions=tuple(chosen), values=tuple(chosen.values()), least=least)

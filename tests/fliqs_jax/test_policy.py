@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from aqt_like.formats import format_space
+from fliqs_jax import sampling
+from fliqs_jax.controller import Controller
 from fliqs_jax.models import elastic
 from fliqs_jax.policy import Policy, init_policy, within_budget
 from hwcost import expected_pricing, pricing, workload
@@ -206,13 +208,16 @@ def test_over_architectures_expected_costs_are_the_targets_too(name, costs_of):
     sets = [[budget(plan, cost, share) for cost in costs_of] for share in (0.05, 0.15)]
     costs = expected_pricing.relative_costs(plan.space, sets)
     assert costs.is_joint
-    traced, rng = costs.traced(), np.random.default_rng(0)
-    solve = jax.jit(jax.vmap(within_budget, in_axes=(None, RelativeCosts(0, None, 0))))
+    rng = np.random.default_rng(0)
+    both_flat = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), init_policy(plan.space, "searched"))
+    given = Controller(
+        init=lambda: None, scores=lambda scores, _: scores, learn=lambda s, _: (s, {}), within_budget=True
+    )
+    solve = jax.jit(lambda scores: sampling.next_policies(given, costs, both_flat, scores, jnp.asarray(0)).logits)
     for scale in (1.0, 1000.0):
         wanted = scale * np.sort(rng.standard_normal(plan.space.exists.shape), axis=1)
-        scores = jnp.asarray(np.where(plan.space.exists, wanted, -np.inf), jnp.float32)
-        both = solve(scores, traced)
-        for number, logits in enumerate(both):
+        scores = jnp.asarray(wanted, jnp.float32)
+        for number, logits in enumerate(solve(scores)):
             p = exact_probabilities(logits)
             found = np.asarray([sampled_cost(plan, table, p) / target for table, target in sets[number]])
             assert found.max() == pytest.approx(1, abs=2e-3)

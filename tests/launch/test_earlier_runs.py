@@ -14,7 +14,7 @@ import pytest
 import aqt_like
 from launch import cost, freeze, report, sensitivity
 from launch.reports.recorded_runs import read_runs
-from launch.training import finished
+from launch.training import earlier_configs, finished
 from launch.training.checkpoints import CheckpointError
 from tests import tiny_network
 
@@ -42,6 +42,12 @@ def test_settings_that_had_no_effect_do_not_keep_it_from_being_read(directory):
     config["data"] |= {"data_dir": "somewhere", "stream": True}
     (directory / "config.json").write_text(json.dumps(config))
     assert finished.read_experiment(directory).source.train_examples == 1437
+
+
+def test_settings_of_controllers_that_came_later_are_those_of_before():
+    config = {"policy": "reinforce", "controller": {"reinforce": {"paired": True}, "fisher": {"examples": 8}}}
+    today = earlier_configs.of_today(config)["controller"]
+    assert today == {"reinforce": {"paired": True, "within_budget": False}, "fisher": {"examples": 8}}
 
 
 def test_its_genome_is_priced(directory, capsys):

@@ -22,7 +22,15 @@ WHOLE = mobilenet.family(TINY, (0.5, 1.0, 1.5), (3, 5, 7))
 FAMILIES = {
     "mobilenetv2": (WHOLE, (8, 8, 3)),
     "under rules": (
-        pinned(WHOLE, {"stage1_block1.width": (0,), "stage2_block1.kernel": (0, 1), "stage2_block2.width": (0,)}),
+        pinned(
+            WHOLE,
+            {
+                "stage1_block1.width": (0,),
+                "stage2_block1.kernel": (1,),
+                "stage2_block2.width": (0,),
+                "stage2_block2.kernel": (0, 2),
+            },
+        ),
         (8, 8, 3),
     ),
     "recommender": (

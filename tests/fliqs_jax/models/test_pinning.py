@@ -42,6 +42,8 @@ def test_what_is_left_of_a_family_with_one_network_is_that_network():
     alone = pinned(family, {d.name: (int(own),) for d, own in zip(family.space.decisions, family.base, strict=True)})
     assert workload.trace(alone.largest, shape, train=False) == workload.trace(TINY, shape, train=False)
     assert not alone.base.any()
+    # Nothing is masked, and there is one kernel.
+    assert not any(layer.kernel or layer.inputs.decisions or layer.outputs.decisions for layer in alone.layers)
 
 
 def test_layers_beyond_the_deepest_are_gone_and_those_that_all_have_have_no_gate():
