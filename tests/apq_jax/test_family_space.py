@@ -62,7 +62,7 @@ def test_stages_of_shrinking_follow_what_decisions_shape():
     assert [set(kinds[row]) for row in elastic_decisions] == [set(), {"kernel"}, *[{"kernel", "width"}] * 2]
 
 
-@pytest.mark.parametrize("cost", ["bit_operations", "bitfusion_energy", "peak_activation_bytes", "fpga_area"])
+@pytest.mark.parametrize("cost", ["bit_operations", "bitfusion_energy", "peak_activation_bytes"])
 def test_the_table_prices_what_the_network_s_own_layers_cost(cost):
     table = SPACE.cost_table(COSTS[cost])
     for genome in (SPACE.smallest, SPACE.largest, *samples(2)):
