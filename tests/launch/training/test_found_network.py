@@ -201,9 +201,9 @@ def test_rules_pin_decisions_of_the_architecture(tmp_path):
     assert [layer for layer in whole.plan.base_workload if layer.path != "head/conv"] == [*some.plan.base_workload]
     baseline = some.plan.uniform_genome("int4")
     assert some.plan.space.decode(baseline)["stage1_block1.width"] == "0.5"
-    assert found_network.settings_of(some, baseline) == {"widths": [0.5], "kernels": [3]}
     # A genome file is of the same network, whether it was found under rules or not.
-    named = dataclasses.replace(some.plan.named(baseline), architecture=found_network.settings_of(some, baseline))
+    named = some.plan.named(baseline)
+    assert named.architecture == {"widths": [0.5], "kernels": [3]}
     write_genome(tmp_path / "genome.json", named)
     config.update({"policy": "fixed", "genome": str(tmp_path / "genome.json")})
     assert prepare_experiment(config).trials[0].genome.tolist() == baseline.tolist()
