@@ -14,7 +14,6 @@ from benchmarks import (
     apq_cifar10,
     apq_search,
     arithmetic,
-    assignments,
     cifar10,
     controllers,
     devices,
@@ -161,7 +160,6 @@ def test_what_make_search_prints_is_stored():
 def test_the_tables_of_results_are_those_stored():
     assert cifar10.markdown(stored("cifar10")["networks"]) in RESULTS
     assert controllers.markdown(stored("controllers")["networks"]) in RESULTS
-    assert assignments.markdown(stored("assignments")) in RESULTS
     assert search_step.markdown(stored("search_step")) in RESULTS
     step = stored("fliqnas_step")
     told = f"takes {step['time_ratio']:.2f} × one that searches formats alone"
