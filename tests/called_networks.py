@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from launch import data
 
@@ -105,3 +106,14 @@ def named_sequences() -> data.Arrays:
 def optimizer(learning_rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     """An optimiser of one's own."""
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate))
+
+
+class Holder:
+    """An object that holds a module, as those of Hugging Face."""
+
+    module = Raw()
+
+
+def nnx_network() -> nnx.Module:
+    """A network of Flax's other interface."""
+    return nnx.Linear(2, 2, rngs=nnx.Rngs(0))

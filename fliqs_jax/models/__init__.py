@@ -115,8 +115,17 @@ def create(name: str, *, classes: int | None = None, **settings: Any) -> nn.Modu
     except TypeError as error:
         raise ValueError(f"model {name!r}: {error}; its settings are {given or 'none'}") from error
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model {name!r}: expected a flax.linen.Module, got {type(model).__name__}")
+        raise ValueError(f"model {name!r}: expected a flax.linen.Module, got {_other_model(model)}")
     return model
+
+
+def _other_model(model: Any) -> str:
+    """What a function returns instead of a linen module, and what to return."""
+    kind = type(model)
+    if isinstance(getattr(model, "module", None), nn.Module):
+        return f"{kind.__name__}: return its `module`"
+    is_nnx = any(base.__module__.startswith("flax.nnx") for base in kind.__mro__)
+    return f"{kind.__name__}{' of nnx, which is not taken yet' if is_nnx else ''}"
 
 
 def taken_settings(name: str, settings: Mapping[str, Any], ours: Collection[str]) -> dict[str, Any]:

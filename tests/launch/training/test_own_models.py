@@ -82,6 +82,8 @@ def test_a_network_of_ones_own_by_its_name_alone():
         ({"output": "hidden.x"}, "output='hidden.x': the model returns an array .2, 6, 8. there"),
         ({"apply": f"{PLACE}:sentences"}, "apply 'tests.*sentences': expected a function of .model, inputs, train"),
         ({"model": {"name": f"{PLACE}:CLASSES"}}, "model 'tests.called_networks:CLASSES': .* is not a callable object"),
+        ({"model": {"name": f"{PLACE}:Holder"}}, "expected a flax.linen.Module, got Holder: return its `module`$"),
+        ({"model": {"name": f"{PLACE}:nnx_network"}}, "expected a .*, got Linear of nnx, which is not taken yet$"),
         ({"apply": "nowhere"}, "unknown apply 'nowhere': expected package.module:function$"),
         ({"init_anew": ("head",)}, "init_anew=.*: there is no init_from to read"),
     ],
