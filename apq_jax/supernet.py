@@ -17,8 +17,9 @@ from fliqs_jax.models.elastic import Params, Weights
 
 def init(space: ArchitectureSpace, key: jax.Array) -> tuple[Weights, Params]:
     """Initial weights and batch statistics of the largest network."""
-    example = jnp.zeros((1, space.image, space.image, space.image_channels))
-    return elastic.init(space.family, key, example, train=False)
+    family, example = space.family, jnp.zeros((1, space.image, space.image, space.image_channels))
+    # One program: op by op, each shape of each operation would be compiled by itself.
+    return jax.jit(lambda key: elastic.init(family, key, example, train=False))(key)
 
 
 def specialised(space: ArchitectureSpace, weights: Weights, genome: jax.Array) -> Params:

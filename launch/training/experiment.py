@@ -18,7 +18,7 @@ from aqt_like.formats import LayerFormat, format_space, parse_layer_format
 from aqt_like.interception import Quantizer, kernel_clip, weight_clips
 from fliqs_jax import assignment, models
 from fliqs_jax.models import elastic, pretrained
-from fliqs_jax.models.elastic import Family
+from fliqs_jax.models.elastic import Family, Params, Weights
 from fliqs_jax.search import Search
 from hwcost import pricing, workload
 from hwcost.cost_model import CostModel
@@ -49,6 +49,7 @@ class Trial:
       directory: run directory, relative to the work directory.
       config: config of this trial.
       genome: int32[D] for policy `fixed`, else None.
+      ends_as: the experiment of the network that the trial ends as, where it trains it as a part of a larger one.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Trial:
     directory: str
     config: ConfigDict
     genome: np.ndarray | None
+    ends_as: "Experiment | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Experiment:
         (FLIQS, §3, "Switchable Clipping"); None keeps the precomputed multiples.
       trials: networks to train.
       arithmetic: how products are computed on this platform.
+      weights: what trials start from, weights and batch statistics of a family, on the host; None: as the config says.
     """
 
     config: ConfigDict
@@ -88,10 +91,18 @@ class Experiment:
     clip_criterion: Criterion | None
     trials: tuple[Trial, ...]
     arithmetic: Arithmetic
+    weights: tuple[Weights, Params] | None = None
 
 
-def prepare_experiment(config: ConfigDict, source: data.Source | None = None) -> Experiment:
-    """Checks `config` and prepares the experiment, within seconds; `source` replaces the data set of `config.data`.
+def prepare_experiment(
+    config: ConfigDict, source: data.Source | None = None, *, family: Family | None = None
+) -> Experiment:
+    """Checks `config` and prepares the experiment, within seconds.
+
+    Args:
+      config: its settings.
+      source: replaces the data set of `config.data`.
+      family: networks of which the model of the config is the largest: its decisions are searched as well.
 
     Raises:
       ConfigError, data.DataError, formats.UnknownFormatError: a setting cannot be used; the message names it.
@@ -108,7 +119,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
     if buckets is not None and buckets < config.data.get("buckets", 0):
         raise ConfigError(f"model.buckets={buckets}: expected at least data.buckets={config.data.buckets}")
     task = _task(config, model, source)
-    family = _family(config, model)
+    family = family or _family(config, model)
     _check_pretrained(config, model, source)
     model = family.largest if family else model
     found = _survey(config, model, network.uncounted, source.example)
@@ -132,7 +143,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         # Inputs are profiled for at least one step before they are quantised.
         input_quantization_step=max(round(config.input_quantization_fraction * total_steps), 1),
         profile_steps=max(round(config.profile_fraction * total_steps), 1),
-        quantizer=_quantizer(config, plan, arithmetic),
+        quantizer=_quantizer(config, plan, arithmetic, elastic=family is not None),
         family=family,
         joint_steps=round(config.controller.reinforce.warmup_fraction * total_steps),
     )
@@ -213,8 +224,8 @@ def _family(config: ConfigDict, model: nn.Module) -> Family | None:
         raise ConfigError(f"architecture: {error}") from error
 
 
-def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic) -> Quantizer:
-    statistic = calibration.root_mean_square_of_present if config.architecture else calibration.root_mean_square
+def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic, *, elastic: bool) -> Quantizer:
+    statistic = calibration.root_mean_square_of_present if elastic else calibration.root_mean_square
     clips = weight_clips(plan.granularity_of, statistic)
     estimator = gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through
     return Quantizer(

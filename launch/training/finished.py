@@ -48,13 +48,18 @@ _STORED = ("params", "batch_stats", "calibration", "clip_multiples")
 def initial_state(experiment: Experiment, trial: Trial) -> SearchState:
     """Initial state of a trial; trials differ only in the policy."""
     policy = trial.config.policy if trial.config.policy in NO_SEARCH else "searched"
-    return init_state(
-        experiment.search,
-        init_policy(experiment.plan.space, policy, trial.genome),
-        experiment.clip_multiples,
-        jax.random.key(trial.config.seed),
-        jnp.zeros((1, *experiment.source.example.shape), experiment.source.example.dtype),
-    )
+
+    def made() -> SearchState:
+        return init_state(
+            experiment.search,
+            init_policy(experiment.plan.space, policy, trial.genome),
+            experiment.clip_multiples,
+            jax.random.key(trial.config.seed),
+            jnp.zeros((1, *experiment.source.example.shape), experiment.source.example.dtype),
+        )
+
+    # One program: op by op, each shape of each operation would be compiled by itself.
+    return jax.jit(made)()
 
 
 def read_experiment(directory: pathlib.Path, **changes: Any) -> Experiment:
