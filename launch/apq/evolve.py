@@ -1,6 +1,7 @@
 """The search step: the best genome for each set of budgets, in one compiled call (APQ, §3.3 and Algorithm 1)."""
 
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -41,7 +42,7 @@ def run(pipeline: Pipeline) -> None:
     fit_predictor.check_records(pipeline)
     asked = {
         "budgets": budgets,
-        "settings": {key: value for key, value in config.to_dict().items() if key != "budgets"},
+        "settings": {key: value for key, value in json.loads(config.to_json_best_effort()).items() if key != "budgets"},
         "predictor": {key: predictor_summary[key] for key in ("records", "settings")},
     }
     inputs = _inputs(pipeline)
