@@ -59,6 +59,7 @@ class Compiled:
     Attributes:
       mesh: devices.
       teach: adds the logits of the teacher to a training batch; identity if the experiment has no teacher.
+      initial: see `finished.make_initial_state`.
       step: search step, compiled ahead of time.
       networks: freezes, recalibrates and evaluates.
       profile: see `make_profile_clip_multiples`; None if clip multiples are not profiled on a batch.
@@ -68,6 +69,7 @@ class Compiled:
 
     mesh: jax.sharding.Mesh
     teach: Callable[[Batch], Batch]
+    initial: Callable[[Trial], SearchState]
     step: jax.stages.Compiled
     networks: finished.Networks
     profile: Callable | None
@@ -105,11 +107,13 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Call
     networks = finished.Networks(experiment, dataset)
     networks.check()
     start = time.perf_counter()
-    state = jax.eval_shape(lambda: finished.initial_state(experiment, experiment.trials[0]))
+    initial = finished.make_initial_state(experiment)
+    state = jax.eval_shape(lambda: initial(experiment.trials[0]))
     step = compile_step(counted_step, mesh, state, train_example, valid_example)
     return Compiled(
         mesh=mesh,
         teach=teach,
+        initial=initial,
         step=step,
         networks=networks,
         profile=criterion
@@ -343,7 +347,7 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, progress.R
     """Trains from the newest checkpoint or from the start; returns the last state, and what recorded the time."""
     config, search, compiled = run.trial.config, run.experiment.search, run.compiled
     checkpoints = Checkpoints(run.directory / CHECKPOINTS)
-    state = jax.device_put(finished.initial_state(run.experiment, run.trial), replicated(compiled.mesh))
+    state = jax.device_put(compiled.initial(run.trial), replicated(compiled.mesh))
     first_step = 0
     if restored := checkpoints.restore(state, say=run.say):
         first_step, state = restored
@@ -351,11 +355,6 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, progress.R
         run.say(f"going on from step {first_step}")
     elif config.init_from:
         state = _with_pretrained_weights(run, state)
-    elif run.experiment.weights:
-        # Copied because a step donates its state, while other trials start from the same weights.
-        copied = jax.tree.map(np.copy, run.experiment.weights)
-        weights, batch_stats = jax.device_put(copied, replicated(compiled.mesh))
-        state = state._replace(params=weights, batch_stats=batch_stats)
     costs = _costs_of_found(run.trial.ends_as)
 
     def step_fn(state: SearchState, *batches: Batch) -> tuple[SearchState, Mapping[str, Any]]:
