@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from apq_jax import evolution
+from apq_jax import within_budgets
 from aqt_like.formats import LayerFormat
 from fliqs_jax.models.elastic import Family
 from hwcost import genome_file
@@ -16,7 +16,7 @@ from hwcost.space import SearchSpace
 from hwcost.workload import Workload
 
 
-class NetworkSpace(evolution.Space, Protocol):
+class NetworkSpace(within_budgets.Space, Protocol):
     """The space that once-for-all training, records, predictors and finishing need beside what evolution does.
 
     Such as `apq_jax.architectures.ArchitectureSpace` and `apq_jax.family_space.FamilySpace`.

@@ -15,7 +15,7 @@ from hwcost.space import SearchSpace
 
 @dataclasses.dataclass(frozen=True)
 class RestrictedSpace:
-    """A search space (`evolution.Space`) in which only some kinds of decisions are searched.
+    """A search space (`within_budgets.Space`) in which only some kinds of decisions are searched.
 
     Attributes:
       space: the space of all decisions.
@@ -31,16 +31,27 @@ class RestrictedSpace:
     kinds: Collection[str]
 
     def __post_init__(self) -> None:
-        known = {decision.name.rpartition(".")[2] for decision in self.search_space.decisions}
-        if unknown := set(self.kinds) - known:
-            raise ValueError(f"no decisions of kind {', '.join(sorted(unknown))}: there are {', '.join(sorted(known))}")
+        if unknown := set(self.kinds) - set(self._kinds):
+            known = ", ".join(sorted(set(self._kinds)))
+            raise ValueError(f"no decisions of kind {', '.join(sorted(unknown))}: there are {known}")
         if not self.is_valid(self.smallest):
             raise ValueError("the genome that is held leaves no valid one: it has what the space excludes")
 
     @functools.cached_property
+    def _kinds(self) -> list[str]:
+        """The kind of each decision."""
+        return [decision.name.rpartition(".")[2] for decision in self.search_space.decisions]
+
+    @functools.cached_property
     def _free(self) -> np.ndarray:
         """bool[D]: which decisions are searched."""
-        return np.asarray([d.name.rpartition(".")[2] in self.kinds for d in self.search_space.decisions])
+        return np.asarray([kind in self.kinds for kind in self._kinds])
+
+    @functools.cached_property
+    def _free_kernels(self) -> np.ndarray:
+        """bool[D, D]: for each decision, which searched kernels are of the same block."""
+        kernels = self._free & np.asarray([kind == "kernel" for kind in self._kinds])
+        return (self.group[:, None] == self.group) & kernels
 
     @property
     def search_space(self) -> SearchSpace:
@@ -67,5 +78,11 @@ class RestrictedSpace:
         return jnp.where(self.is_valid(drawn), drawn, self.smallest)
 
     def made_valid(self, genome: Any) -> jax.Array:
-        """Valid genomes, int32[..., D], from genomes whose decisions each come from one of two valid genomes."""
-        return self.space.made_valid(genome)
+        """Valid genomes, int32[..., D], from genomes whose decisions each come from one of two valid genomes.
+
+        What the whole space would change in fixed bits is undone: a searched kernel of that block is the smallest then.
+        """
+        valid = self.space.made_valid(genome)
+        undone = ~self._free & (valid != self.held)
+        smaller = (undone[..., None] & self._free_kernels).any(axis=-2)
+        return jnp.where(undone, self.held, jnp.where(smaller, self.space.smallest, valid))

@@ -17,8 +17,10 @@ import optax
 from apq_jax import supernet
 from apq_jax.network_space import NetworkSpace
 from aqt_like import calibration, format_choice, interception, recalibration
+from aqt_like.calibration import CRITERIA, Statistic
 from aqt_like.formats import LayerFormat
 from aqt_like.recalibration import Sums
+from fliqs_jax.models import elastic
 from fliqs_jax.models.elastic import Params, Weights
 
 Batch = Mapping[str, Any]
@@ -82,6 +84,28 @@ def make_float_accuracy(space: NetworkSpace) -> Accuracy:
     return accuracy
 
 
+class Clipping(NamedTuple):
+    """How a quantiser clips.
+
+    Attributes:
+      granularity: of weights, a name that `interception.kernel_clip` takes.
+      statistic: what clip multiples of weights are multiples of.
+      source: where clip multiples come from, as in `clip.source` of configs/common.py.
+    """
+
+    granularity: str
+    statistic: Statistic
+    source: str
+
+
+QUANTIZERS: Mapping[str, Clipping] = {
+    "gaussian": Clipping("per_channel", calibration.root_mean_square_of_present, "precomputed"),
+    "least_divergence": Clipping("per_tensor", calibration.root_mean_square, "least_divergence"),  # APQ, Eq. 5
+}
+"""The quantisers of records and of finished networks: stored multiples for Gaussian values, for each output channel of
+weights; or the thresholds of least divergence on a batch, one for all weights of a layer (APQ, §4)."""
+
+
 class GenomeFormats(NamedTuple):
     """The formats that a genome gives to the L layers of the largest network.
 
@@ -101,23 +125,30 @@ def genome_formats(space: NetworkSpace) -> GenomeFormats:
     return GenomeFormats(tuple(layer.path for layer in space.layers), space.formats, space.format_choice)
 
 
+def _distinct(names: Sequence[str]) -> tuple[jax.Array, jax.Array]:
+    """The place of each different name, and which of these each name is, int32[K]."""
+    _, first, number = np.unique(names, return_index=True, return_inverse=True)
+    return jnp.asarray(first), jnp.asarray(number)
+
+
 def make_quantized_accuracy(
     space: NetworkSpace,
     *,
+    clipping: Clipping,
     optimizer: optax.GradientTransformation,
     loss: Callable[[jax.Array, Any], jax.Array],
 ) -> Accuracy:
     """The accuracy of quantised subnetworks, after fine-tuning on `data.training` with fake quantisation (APQ, §4).
 
-    Clip thresholds are precomputed multiples, per output channel for weights. They do not minimise the KL divergence
-    per layer as in APQ (§4, Eq. 5); configs/apq_common.py chooses that for the finished networks.
+    Clip multiples that are measured are of the first calibration batch and of the weights before fine-tuning.
     """
     layer_choices = genome_formats(space)
     paths, members = layer_choices.paths, layer_choices.members
     bank = format_choice.format_bank(members, use_unsigned=True)
-    multiples = format_choice.precomputed_clip_multiples(members, len(paths), "gaussian", use_unsigned=True)
-    clip = interception.kernel_clip("per_channel", calibration.root_mean_square_of_present)
+    precomputed = format_choice.precomputed_clip_multiples(members, len(paths), "gaussian", use_unsigned=True)
+    clip = interception.kernel_clip(clipping.granularity, clipping.statistic)
     quantizer = interception.Quantizer(weight_clip=clip)
+    criterion = CRITERIA.get(clipping.source)
 
     apply_variables = functools.partial(interception.apply_quantized, space.family.largest, quantizer=quantizer)
 
@@ -131,8 +162,32 @@ def make_quantized_accuracy(
         return apply(weights, genome, collections, batch["input"], train=True, mutable=mutable)[1]["calibration"]
 
     @jax.jit
-    def formats_under(genome: jax.Array, profiles: Any) -> Any:
+    def clip_multiples(weights: Weights, genome: jax.Array, stats: Params, batch: Batch) -> Any:
+        assert criterion
+        variables = {"params": supernet.specialised(space, weights, genome), "batch_stats": stats}
+        operands = interception.layer_operands(
+            space.family.largest, variables, batch["input"], train=True, mutable=["batch_stats"]
+        )
+        # Pairs share formats, each of which is measured once.
+        first_weights, weights_of = _distinct([member.weights.name for member in members])
+        first_inputs, inputs_of = _distinct([member.inputs.name for member in members])
+        distinct = bank._replace(
+            weights=bank.weights.row(first_weights),
+            signed=bank.signed.row(first_inputs),
+            unsigned=bank.unsigned.row(first_inputs),
+        )
+        found = format_choice.profiled_clip_multiples(paths, distinct, operands, criterion)
+        return format_choice.ClipMultiples(
+            found.weights[:, weights_of], found.inputs[:, inputs_of], found.unsigned_inputs[:, inputs_of]
+        )
+
+    @jax.jit
+    def formats_under(genome: jax.Array, profiles: Any, multiples: Any) -> Any:
         stacked = interception.stacked_calibration(paths, profiles)
+        if criterion is None:  # Stored multiples are of what is there; measured ones of absent channels' zeros as well.
+            options = elastic.options_of(space.search_space, genome)
+            shares = elastic.input_shares(space.family, options, paths)
+            stacked = stacked._replace(mean_square=stacked.mean_square / shares)
         choice = layer_choices.choice(genome)
         return format_choice.format_state(paths, bank, multiples, choice, stacked, jnp.asarray(True))
 
@@ -167,7 +222,10 @@ def make_quantized_accuracy(
         for batch in data.calibration:
             profiles = profile(weights, genome, batch_stats, profiles, batch)
         interception.check_profile(paths, interception.stacked_calibration(paths, profiles))
-        collections = {"batch_stats": batch_stats, "formats": formats_under(genome, profiles)}
+        multiples = precomputed
+        if criterion:
+            multiples = clip_multiples(weights, genome, batch_stats, data.calibration[0])
+        collections = {"batch_stats": batch_stats, "formats": formats_under(genome, profiles, multiples)}
         opt_state = optimizer.init(weights)
         for batch in data.training:
             weights, opt_state = fine_tune(weights, opt_state, genome, collections, batch)

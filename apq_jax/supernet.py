@@ -17,7 +17,9 @@ from fliqs_jax.models.elastic import Params, Weights
 
 def init(space: NetworkSpace, key: jax.Array) -> tuple[Weights, Params]:
     """Initial weights and batch statistics of the largest network."""
-    return elastic.init(space.family, key, jnp.zeros((1, *space.example_shape)), train=False)
+    family, example = space.family, jnp.zeros((1, *space.example_shape))
+    # One program: op by op, each shape of each operation would be compiled by itself.
+    return jax.jit(lambda key: elastic.init(family, key, example, train=False))(key)
 
 
 def specialised(space: NetworkSpace, weights: Weights, genome: jax.Array) -> Params:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from scipy.stats import kendalltau
 
-from apq_jax import evolution
+from apq_jax import evolution, within_budgets
 from apq_jax.architectures import BIT_DECISIONS
 from apq_jax.restricted import RestrictedSpace
 from benchmarks import pictures
@@ -65,7 +65,7 @@ def sequential_search(pipeline: Pipeline, limit: float) -> np.ndarray:
     settings = evolution.Settings(config.population, config.parents, config.mutation, config.generations)
     for stage in SEQUENCE:
         space = RestrictedSpace(pipeline.space, genome, stage.kinds)
-        least = pricing.price_exactly(tables[COST], evolution.cheapest(space, tables, np.asarray([np.inf])))
+        least = pricing.price_exactly(tables[COST], within_budgets.cheapest(space, tables, np.asarray([np.inf])))
         fitness = Partial(
             partial(fit_predictor.predict_accuracies, pipeline.space),
             fit_predictor.read_predictor(pipeline, stage.predictor),

@@ -14,12 +14,9 @@ FINISHING = (
     "label_smoothing",
     "distillation",
     "optimizer",
-    "rules",
     "input_quantization_fraction",
     "profile_fraction",
     "ewgs_strength",
-    "unsigned_inputs",
-    "clip",
     "recalibration_batches",
     "footprint",
     "log_every",
@@ -41,6 +38,10 @@ def get_config() -> ConfigDict:
             "model": {},
             "architecture": {},
             "formats": "",
+            # The quantiser of records and of the networks found: gaussian clips each output channel of weights at a
+            # stored multiple for Gaussian values; least_divergence clips all weights of a layer where the KL divergence
+            # is least (APQ, Eq. 5). docs/apq.md compares them.
+            "quantizer": "gaussian",
             # The once-for-all network (apq_jax/shrinking.py).
             "supernet": {
                 "epochs": 60.0,
@@ -76,21 +77,28 @@ def get_config() -> ConfigDict:
                 "repeats": 5,  # random subsets of that size, over which the curve averages
             },
             # Evolutionary search (APQ, Algorithm 1) of one network per set of budgets, which hold at the same time
-            # (launch/training/budgets.py); `one_each` makes sets of one. Targets in units of a format are relative to
-            # the network with that format in all layers: the largest of a space, or the model of a family.
+            # (launch/training/budgets.py); `one_each` makes sets of one, and sets may be of unlike costs. Targets in
+            # units of a format are relative to the network with that format in all layers: the largest of a space, or
+            # the model of a family.
             "search": {
                 "budgets": (),
+                # Searched as well, for comparison: from_scratch uses the predictor without transfer (APQ, Table 2:
+                # Ours-A); with a format of the space, as in ("int4", "int6"), all blocks have that format, and their
+                # architecture alone is searched (APQ, Figures 5 and 6).
+                "baselines": (),
                 "selection": "fittest",  # best genome; nsga2: Pareto front of accuracy and costs within the budgets
                 "generations": 500,
                 "population": 100,
                 "parents": 25,
                 "mutation": 0.1,
             },
-            # The result is cut out, quantised and fine-tuned as a FLIQS experiment with a fixed genome; these are the
-            # settings of configs/common.py that matter in one.
+            # The networks found are quantised and fine-tuned, each as a FLIQS experiment with a fixed genome; these are
+            # the settings of configs/common.py that matter in one.
             "finish": {key: fliqs.to_dict()[key] for key in FINISHING}
-            | {"epochs": 10.0, "rules": (".*: per_tensor",), "log_every": 50}
-            | {"clip": fliqs.clip.to_dict() | {"source": "least_divergence"}},
+            | {"epochs": 10.0, "log_every": 50}
+            # True: all are trained as parts of the largest network, in one compiled step, and cut out at the end. That
+            # pays where compiling takes longer than training. False: each is cut out first, and has a step of its own.
+            | {"together": False},
         }
     )
 

@@ -17,5 +17,6 @@ def get_config() -> ConfigDict:
     config.predictor.update({"repeats": 3, "steps": 1000, "learning_rate": 2e-3})
     config.search.budgets = apq_common.one_each("bitfusion_latency", (0.012, 0.016, 0.023, 0.036))
     config.finish.epochs = 20.0
+    config.finish.together = True
     config.finish.optimizer.learning_rate = 0.02
     return config

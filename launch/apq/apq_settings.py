@@ -4,14 +4,17 @@ from ml_collections import ConfigDict
 
 from apq_jax import shrinking
 from apq_jax.selection import SELECTIONS
+from apq_jax.subnet_accuracy import QUANTIZERS
 from launch.config_files import load_config
 from launch.training.settings import (
     ABOVE_0,
     BELOW_1,
     DISTILLATION,
+    FLAG,
     FLIQS,
     FROM_0,
     OPTIMIZER,
+    PRECOMPUTED,
     SEED,
     SHARE,
     TEXT,
@@ -36,6 +39,7 @@ _RANGES = {
     "image_size": WHOLE_FROM_0,
     "architecture": FLIQS["architecture"],
     "formats": TEXT,
+    "quantizer": one_of(QUANTIZERS),
     **section(
         "supernet",
         {
@@ -82,6 +86,10 @@ _RANGES = {
         "search",
         {
             "budgets": TUPLE,  # `read_alternatives` checks what is in it
+            "baselines": Range(
+                "a tuple of texts, such as ('from_scratch', 'int4')",
+                lambda value: isinstance(value, tuple | list) and all(map(TEXT.holds, value)),
+            ),
             "selection": one_of(SELECTIONS),
             "generations": WHOLE_FROM_0,
             "population": WHOLE_ABOVE_0,
@@ -89,6 +97,7 @@ _RANGES = {
             "mutation": SHARE,
         },
     ),
+    "finish.together": FLAG,
 }
 
 
@@ -124,6 +133,13 @@ def check_settings(config: ConfigDict) -> None:
             f"predictor.counts={predictor.counts}: expected different numbers of up to {learnt} records, those of "
             f"records.quantized={records.quantized} that are not in predictor.held_out={predictor.held_out}"
         )
+    if config.finish.together and QUANTIZERS[config.quantizer].source != PRECOMPUTED:
+        raise ConfigError(
+            f"finish.together=True: expected False with quantizer={config.quantizer!r}, whose thresholds are measured "
+            "on a network that is cut out"
+        )
+    if len(set(search.baselines)) < len(search.baselines):
+        raise ConfigError(f"search.baselines={search.baselines}: one is there twice")
     if search.parents > search.population:
         raise ConfigError(f"search.parents={search.parents}: expected at most search.population={search.population}")
 

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +22,15 @@ from launch.training.provenance import file_digest
 from launch.training.run_directory import Inputs
 from launch.training.settings import ConfigError
 
-FILES = {kind: f"{PREDICTOR}/{kind}.safetensors" for kind in ("float", "quantized")}
+FILES = {kind: f"{PREDICTOR}/{kind}.safetensors" for kind in ("float", "quantized", "from_scratch")}
+"""The predictors: of float networks, of quantised ones by transfer from it, and of those without (APQ, Table 2)."""
 
 
 def run(pipeline: Pipeline) -> None:
     """Fits the float predictor, transfers it, and compares it with training from scratch at several record counts.
 
-    The search uses the transferred predictor fitted on all records that are not held out (APQ, Algorithm 1, line 3).
+    The search uses the transferred predictor fitted on all records that are not held out (APQ, Algorithm 1, line 3);
+    that from scratch on the same records is for the search without transfer (APQ, Table 2: Ours-A).
 
     Raises:
       ConfigError: no records are left beside those held out; a predictor is not finite; or there are predictors, of
@@ -56,16 +57,21 @@ def run(pipeline: Pipeline) -> None:
     learnt = _learnable(pipeline, "quantized", quantized_features[:, : space.architecture_features], config.held_out)
     quantized = _QuantizedRecords(quantized_features, jnp.asarray(accuracies), learnt, config)
     transferred = predictor.transferred(float_predictor, quantized_features.shape[1])
-    curve = _learning_curve(pipeline, quantized, transferred, keys[2])
-    final = quantized.fitted(learnt, keys[3], transferred)
-    for kind, fitted in (("float", float_predictor), ("quantized", final)):
+    fit = jax.jit(quantized.fitted)  # compiled once for each number of records
+    curve = _learning_curve(pipeline, quantized, fit, transferred, keys[2])
+    fitted_by_kind = {
+        "float": float_predictor,
+        "quantized": fit(learnt, keys[3], transferred, jnp.asarray(True)),
+        "from_scratch": fit(learnt, keys[3], transferred, jnp.asarray(False)),
+    }
+    for kind, fitted in fitted_by_kind.items():
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted)):
             raise ConfigError(
-                f"the {kind} predictor is not finite: expected finite accuracies in {RECORD_FILES[kind]}, and a "
+                f"the {kind} predictor is not finite: expected finite accuracies in the records, and a "
                 f"predictor.learning_rate lower than {config.learning_rate}"
             )
     (pipeline.workdir / PREDICTOR).mkdir(exist_ok=True)
-    for kind, fitted in (("float", float_predictor), ("quantized", final)):
+    for kind, fitted in fitted_by_kind.items():
         save_file(_flat(fitted), pipeline.workdir / FILES[kind])
     pipeline.write(
         f"{PREDICTOR}/{SUMMARY}",
@@ -75,7 +81,8 @@ def run(pipeline: Pipeline) -> None:
             "files": {kind: file_digest(pipeline.workdir / file) for kind, file in FILES.items()},
             "float": float_agreement,
             "quantized": curve,
-            "final": quantized.agreement(quantized.held_out_predictions(final))._asdict(),
+            "final": quantized.agreement(fitted_by_kind["quantized"])._asdict(),
+            "final_from_scratch": quantized.agreement(fitted_by_kind["from_scratch"])._asdict(),
         },
     )
 
@@ -149,24 +156,30 @@ class _QuantizedRecords(NamedTuple):
     learnt: jax.Array
     config: ConfigDict
 
-    def fitted(self, indices: jax.Array, key: jax.Array, start: Predictor | None) -> Predictor:
-        """The predictor fitted on the records `indices`, int32[n], from `start` or, without one, from scratch."""
+    def fitted(self, indices: jax.Array, key: jax.Array, transferred: Predictor, transfer: jax.Array) -> Predictor:
+        """The predictor fitted on the records `indices`, int32[n], from `transferred`, or from scratch.
+
+        `transfer`, bool scalar, says which; it may be traced, so one compilation serves both.
+        """
         key, init_key = jax.random.split(key)
         features, accuracies = self.features[indices], self.accuracies[indices]
         untrained = predictor.init(self.features.shape[1], accuracies, init_key, hidden=self.config.hidden)
-        return _train(self.config, start or untrained, features, accuracies, key, anchor=start)
+        start = jax.tree.map(lambda old, new: jnp.where(transfer, old, new), transferred, untrained)
+        anchor = jax.tree.map(lambda old: jnp.where(transfer, old, 0.0), transferred)
+        return _train(self.config, start, features, accuracies, key, anchor=anchor)
 
-    def held_out_predictions(self, fitted: Predictor) -> jax.Array:
-        """Predictions for the records held out, float32[held_out]."""
-        return predictor.predict(fitted, self.features[: self.config.held_out])
-
-    def agreement(self, predictions: jax.Array) -> Agreement:
-        """The agreement of predictions with the records held out."""
-        return predictor.agreement(predictions, self.accuracies[: self.config.held_out])
+    def agreement(self, fitted: Predictor) -> Agreement:
+        """The agreement of a predictor with the records held out."""
+        held_out = self.config.held_out
+        return predictor.agreement(predictor.predict(fitted, self.features[:held_out]), self.accuracies[:held_out])
 
 
 def _learning_curve(
-    pipeline: Pipeline, quantized: _QuantizedRecords, transferred: Predictor, key: jax.Array
+    pipeline: Pipeline,
+    quantized: _QuantizedRecords,
+    fit: Callable[..., Predictor],
+    transferred: Predictor,
+    key: jax.Array,
 ) -> list[dict[str, Any]]:
     """Agreement by number of quantised records, with and without transfer (APQ, Figure 7).
 
@@ -176,15 +189,14 @@ def _learning_curve(
     available = len(quantized.learnt)
     keys = jax.random.split(key, config.repeats)
 
-    @partial(jax.jit, static_argnames="count")
-    def predictions(key: jax.Array, start: Predictor | None, count: int) -> jax.Array:
+    def fitted(key: jax.Array, count: int, *, transfer: bool) -> Predictor:
         choice_key, fit_key = jax.random.split(key)
         indices = quantized.learnt[jax.random.permutation(choice_key, available)[:count]]
-        return quantized.held_out_predictions(quantized.fitted(indices, fit_key, start))
+        return fit(indices, fit_key, transferred, jnp.asarray(transfer))
 
-    def agreement(count: int, start: Predictor | None) -> dict[str, object]:
+    def agreement(count: int, *, transfer: bool) -> dict[str, object]:
         pipeline.stop_if_asked()
-        return _mean([quantized.agreement(predictions(key, start, count)) for key in keys])
+        return _mean([quantized.agreement(fitted(key, count, transfer=transfer)) for key in keys])
 
     counts = [count for count in config.counts if count < available]
     if too_many := [count for count in config.counts if count > available]:
@@ -192,7 +204,11 @@ def _learning_curve(
             f"predictor.counts: {available} records to learn from, instead of {', '.join(map(str, too_many))}"
         )
     return [
-        {"records": count, "transferred": agreement(count, transferred), "from_scratch": agreement(count, None)}
+        {
+            "records": count,
+            "transferred": agreement(count, transfer=True),
+            "from_scratch": agreement(count, transfer=False),
+        }
         for count in track([*counts, available], "predictors", console=pipeline.console)
     ]
 
@@ -213,7 +229,7 @@ def _flat(fitted: Predictor) -> dict[str, np.ndarray]:
 
 
 def read_predictor(pipeline: Pipeline, kind: str = "quantized") -> Predictor:
-    """The fitted predictor of a kind, `float` or `quantized`.
+    """The fitted predictor of a kind, of those in `FILES`.
 
     Raises:
       ConfigError: it is not fitted yet, or its file is damaged.
@@ -241,8 +257,8 @@ def predictor_digest(pipeline: Pipeline, kind: str = "quantized") -> str:
         digest = file_digest(pipeline.workdir / FILES[kind])
     except OSError as error:
         raise _unreadable(pipeline, kind, error.strerror) from error
-    if written and written[kind] != digest:
-        raise _unreadable(pipeline, kind, f"its digest was {written[kind]}, and is {digest} now")
+    if written and written.get(kind) != digest:
+        raise _unreadable(pipeline, kind, f"its digest was {written.get(kind)}, and is {digest} now")
     return digest
 
 

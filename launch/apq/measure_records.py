@@ -54,7 +54,8 @@ def _head(pipeline: Pipeline, kind: str) -> dict[str, Any]:
     """What records of a kind belong to: the numbers of records are left out, so that more can be added later."""
     settings = {key: value for key, value in pipeline.config.records.to_dict().items() if key not in RECORD_FILES}
     supernet = pipeline.read(f"{SUPERNET}/{SUMMARY}")["state_sha256"]
-    return {"kind": kind, "supernet_sha256": supernet, "settings": settings}
+    quantizer = {"quantizer": pipeline.config.quantizer} if kind == "quantized" else {}
+    return {"kind": kind, "supernet_sha256": supernet, "settings": settings, **quantizer}
 
 
 def _drawn(pipeline: Pipeline, kind: str, count: int) -> np.ndarray:

@@ -1,16 +1,16 @@
 """An APQ experiment: its checked config, and the work directory that its steps read and write."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from apq_jax import architectures, evolution, family_space
+from apq_jax import architectures, family_space, within_budgets
 from apq_jax.network_space import NetworkSpace
 from aqt_like.formats import LayerFormat, format_space
 from fliqs_jax import models
@@ -20,6 +20,7 @@ from hwcost.costs import find_cost
 from hwcost.workload import Workload
 from launch import data
 from launch.apq import apq_settings
+from launch.apq.search_ways import Way, find_ways, limits_of
 from launch.data.example_checks import Labels, check_arrays
 from launch.training import loop
 from launch.training.budgets import BudgetSetting, parse_budget, read_alternatives
@@ -46,6 +47,7 @@ class Pipeline:
       space: the search space.
       budgets: sets of limits by name of the cost, in its unit; each set is searched for.
       tables: cost tables by name of the cost, for all costs with budgets.
+      ways: the joint search, and the baselines.
       stop: request to stop, see `stop_if_asked`.
     """
 
@@ -55,7 +57,8 @@ class Pipeline:
     source: data.Source
     space: NetworkSpace
     budgets: tuple[dict[str, float], ...]
-    tables: evolution.Tables
+    tables: within_budgets.Tables
+    ways: list[Way]
     stop: StopRequested = dataclasses.field(default_factory=StopRequested)
 
     def claim(self) -> None:
@@ -86,6 +89,8 @@ class Pipeline:
         for number, budget in enumerate(self.budgets, start=1):
             limits = (f"{name} ≤ {limit:,.4g} (largest {largest[name]:,.4g})" for name, limit in budget.items())
             self.note(f"network {number:<8}{', '.join(limits)}")
+        if len(self.ways) > 1:
+            self.note(f"searched        {', '.join(way.name for way in self.ways)}")
 
     def open_data(self) -> data.Dataset:
         """Reads the data."""
@@ -180,7 +185,9 @@ def prepare_pipeline(
     limits = _limits(sets, space.base_layers)
     if repeated := [limit for number, limit in enumerate(limits) if limit in limits[:number]]:
         raise ConfigError(f"budgets: {repeated[0]} is there twice, in other words")
-    return Pipeline(config, workdir, console, source, space, limits, _tables(space, limits))
+    tables = _tables(space, limits)
+    ways = find_ways(space, tables, limits, config.search.baselines, functools.partial(console.print, soft_wrap=True))
+    return Pipeline(config, workdir, console, source, space, limits, tables, ways)
 
 
 def _space(config: ConfigDict, source: data.Source) -> NetworkSpace:
@@ -242,21 +249,16 @@ def _limits(sets: Sequence[Sequence[BudgetSetting]], base: Workload) -> tuple[di
     return tuple({setting.cost: setting.amount(uniform_cost(setting.cost)) for setting in budget} for budget in sets)
 
 
-def _tables(space: NetworkSpace, budgets: Sequence[dict[str, float]]) -> evolution.Tables:
+def _tables(space: NetworkSpace, budgets: Sequence[dict[str, float]]) -> within_budgets.Tables:
     """The cost tables of all costs with budgets, by name; empty without budgets.
 
     Raises:
-      ConfigError: the sets have different costs.
-      evolution.BudgetError: no network found meets a set.
+      within_budgets.BudgetError: no network found meets a set.
     """
-    if not budgets:
-        return {}
-    names = tuple(budgets[0])
-    if any(tuple(budget) != names for budget in budgets):
-        raise ConfigError(f"budgets {list(budgets)}: expected the same costs in every set")
+    names = list(dict.fromkeys(name for budget in budgets for name in budget))
     tables = {name: space.cost_table(find_cost(name)) for name in names}
     for name, table in tables.items():
         pricing.check_total(name, *pricing.reachable_interval(table, space.search_space))
-    for budget in budgets:
-        evolution.cheapest(space, tables, np.asarray(list(budget.values())))
+    for limits in limits_of(budgets, names):
+        within_budgets.cheapest(space, tables, limits)
     return tables

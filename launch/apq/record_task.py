@@ -43,6 +43,7 @@ class RecordTask(NamedTuple):
       space: the search space.
       weights, batch_stats: weights and batch statistics of the once-for-all network.
       batches: the batches that accuracies are measured with.
+      quantizer: the name of that of quantised records, in `subnet_accuracy.QUANTIZERS`.
       fine_tuning_rate, label_smoothing: learning rate and label smoothing of fine-tuning.
     """
 
@@ -51,6 +52,7 @@ class RecordTask(NamedTuple):
     weights: Weights
     batch_stats: Params
     batches: subnet_accuracy.Data
+    quantizer: str
     fine_tuning_rate: float
     label_smoothing: float
 
@@ -65,6 +67,7 @@ def make_task(kind: str, pipeline: Pipeline, state: ShrinkingState, batches: sub
         weights,
         batch_stats,
         batches,
+        quantizer=config.quantizer,
         fine_tuning_rate=config.records.fine_tuning_rate,
         label_smoothing=config.supernet.label_smoothing,
     )
@@ -77,6 +80,7 @@ def make_measure(task: RecordTask) -> Callable[[np.ndarray], float]:
     else:
         measure = subnet_accuracy.make_quantized_accuracy(
             task.space,
+            clipping=subnet_accuracy.QUANTIZERS[task.quantizer],
             optimizer=optax.sgd(task.fine_tuning_rate, momentum=0.9),
             loss=losses.cross_entropy(task.label_smoothing),
         )

@@ -130,7 +130,8 @@ def read_supernet(pipeline: Pipeline) -> ShrinkingState:
     """
     expected = pipeline.read(f"{SUPERNET}/{SUMMARY}")["state_sha256"]
     checkpoints = Checkpoints(pipeline.workdir / SUPERNET / "checkpoints", read_only=True)
-    template = jax.device_put(_initial(pipeline)[0], replicated(data_mesh()))
+    sharding, shapes = replicated(data_mesh()), jax.eval_shape(lambda: _initial(pipeline)[0])
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
     restored = checkpoints.restore(template, say=pipeline.note)
     if restored is None:
         raise ConfigError(f"{pipeline.workdir / SUPERNET} has no checkpoint")

@@ -1,5 +1,6 @@
 """The figures of the APQ report, as SVG text."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.patches import Patch, Rectangle
 
+from launch.apq.search_ways import FROM_SCRATCH, JOINT
 from launch.reports.charts import (
     ACCENT,
     INK,
@@ -24,16 +26,25 @@ from launch.reports.charts import (
 from launch.reports.figures import readable_cost, short_names
 
 Network = Mapping[str, Any]
+_SHORT_LEGEND = 3  # lines whose names fit above the axes
+
+
+def way_of(network: Network) -> str:
+    """The way in which a network was searched; those of earlier versions were searched jointly."""
+    return network.get("way", JOINT)
+
+
+def way_in_words(way: str) -> str:
+    """A way of searching, as people are told it."""
+    return {JOINT: "all together", FROM_SCRATCH: "without transfer"}.get(way, f"{way} in all blocks")
 
 
 def front(networks: Sequence[Network], cost: str, unit: str) -> str:
     """Accuracy of the networks found against a cost: predicted, and measured after fine-tuning."""
-    words = cost.replace("_", " ")
-    factor, readable = readable_cost(unit)
     return _accuracy_against(
-        readable if unit == words else f"{words} ({readable})",
+        _axis_of(cost, unit),
         {
-            label: [(network["costs"][cost] * factor, network[key]) for network in networks]
+            label: _points(networks, cost, unit, key)
             for label, key in (
                 ("predicted", "predicted_accuracy"),
                 ("validation, fine-tuned", "validation_accuracy"),
@@ -41,6 +52,29 @@ def front(networks: Sequence[Network], cost: str, unit: str) -> str:
             )
         },
     )
+
+
+def front_by_way(networks: Sequence[Network], cost: str, unit: str) -> str:
+    """Test accuracy against a cost, a line for each way of searching (APQ, Figure 5, and Figure 6, right)."""
+    ways = dict.fromkeys(map(way_of, networks))
+    return _accuracy_against(
+        _axis_of(cost, unit),
+        {
+            way_in_words(way): _points([each for each in networks if way_of(each) == way], cost, unit, "accuracy")
+            for way in ways
+        },
+        first=ACCENT,
+    )
+
+
+def _axis_of(cost: str, unit: str) -> str:
+    words, readable = cost.replace("_", " "), readable_cost(unit)[1]
+    return readable if unit == words else f"{words} ({readable})"
+
+
+def _points(networks: Sequence[Network], cost: str, unit: str, key: str) -> list[tuple[float, float]]:
+    factor = readable_cost(unit)[0]
+    return [(network["costs"][cost] * factor, network[key]) for network in networks]
 
 
 def joint_and_sequential(networks: Sequence[Network]) -> str:
@@ -57,18 +91,22 @@ def joint_and_sequential(networks: Sequence[Network]) -> str:
     )
 
 
-def _accuracy_against(cost: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Lines through points (cost, accuracy), in ascending order of cost."""
+def _accuracy_against(cost: str, lines: Mapping[str, Sequence[tuple[float, float]]], *, first: str = SECOND) -> str:
+    """Lines through points (cost, accuracy), in ascending order of cost; `first` is the colour of the first of them."""
+    colours = dict.fromkeys((first, SECOND, ACCENT, INK, *map(bit_colour, (8, 4, 6, 2))))
     with matplotlib.rc_context(STYLE):
         figure = blank()
         axes = figure.subplots()
-        for (label, points), colour, marker in zip(lines.items(), (SECOND, ACCENT, INK), "os^", strict=False):
+        for (label, points), colour, marker in zip(lines.items(), colours, itertools.cycle("os^Dv"), strict=False):
             costs, accuracies = zip(*sorted(points), strict=True)
             axes.plot(costs, 100 * np.asarray(accuracies), color=colour, marker=marker, markersize=4, label=label)
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(cost)
         axes.set_ylabel("accuracy (%)")
-        legend_above(axes)
+        if len(lines) <= _SHORT_LEGEND:
+            legend_above(axes)
+        else:
+            axes.legend(fontsize=8, loc="best")
         return as_svg(figure, "Accuracy of the found networks against cost")
 
 

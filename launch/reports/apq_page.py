@@ -11,6 +11,7 @@ from rich.table import Table
 
 from apq_jax import architectures
 from launch.apq.pipeline import KIND, SUMMARY
+from launch.apq.search_ways import JOINT
 from launch.reports import apq_figures, charts, figures
 from launch.reports.page import card, html_table, page, picture_card
 from launch.training.run_directory import read_json
@@ -41,16 +42,27 @@ def read_summary(directory: pathlib.Path) -> dict[str, Any]:
     return summary
 
 
+def _joint(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The networks whose bits and architecture were searched together, with transfer."""
+    return [network for network in summary["networks"] if apq_figures.way_of(network) == JOINT]
+
+
+def _compared(summary: dict[str, Any]) -> bool:
+    """Whether networks were searched in several ways."""
+    return len(set(map(apq_figures.way_of, summary["networks"]))) > 1
+
+
 def _columns(summary: dict[str, Any]) -> list[str]:
     units = summary["search"]["units"]
     names = [f"{_words(cost)} ({unit})" if cost != "bit_operations" else "Mbit ops" for cost, unit in units.items()]
-    return ["budget", *names, "predicted", "validation", "test"]
+    return ["budget", *(["searched"] if _compared(summary) else []), *names, "predicted", "validation", "test"]
 
 
-def _row(network: dict[str, Any]) -> list[str]:
+def _row(summary: dict[str, Any], network: dict[str, Any]) -> list[str]:
     accuracies = [network[key] for key in ("predicted_accuracy", "validation_accuracy", "accuracy")]
     return [
-        _budget(network),
+        _budget(summary, network["budget"]),
+        *([apq_figures.way_in_words(apq_figures.way_of(network))] if _compared(summary) else []),
         *(
             f"{value / 1e6:,.1f}" if cost == "bit_operations" else f"{value:.4g}"
             for cost, value in network["costs"].items()
@@ -63,20 +75,22 @@ def _words(cost: str) -> str:
     return cost.replace("_", " ")
 
 
-def _budget(network: dict[str, Any]) -> str:
-    return ", ".join(f"{limit:g}" for limit in network["budget"].values())
+def _budget(summary: dict[str, Any], budget: dict[str, float]) -> str:
+    """A set of budgets in a few words; costs are named only where sets are of unlike costs."""
+    alike = len({tuple(each) for each in summary["search"]["budgets"]}) == 1
+    return ", ".join(f"{limit:g}" if alike else f"{_words(cost)} {limit:g}" for cost, limit in budget.items())
 
 
 def rows(summary: dict[str, Any]) -> list[dict[str, str]]:
     """The table of the networks found: a dictionary by column name per network."""
-    return [dict(zip(_columns(summary), _row(network), strict=True)) for network in summary["networks"]]
+    return [dict(zip(_columns(summary), _row(summary, network), strict=True)) for network in summary["networks"]]
 
 
 def print_table(summary: dict[str, Any], console: Console) -> None:
     """Prints the table of the networks found."""
     table = Table(*_columns(summary), box=box.SIMPLE_HEAD)
     for network in summary["networks"]:
-        table.add_row(*_row(network))
+        table.add_row(*_row(summary, network))
     console.print(table)
 
 
@@ -106,7 +120,7 @@ def markdown(summary: dict[str, Any]) -> str:
     """The Markdown tables of docs/apq.md: networks found, predictors and footprint (last columns of APQ, Table 2)."""
     columns = _columns(summary)
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    lines += [f"| {' | '.join(_row(network))} |" for network in summary["networks"]]
+    lines += [f"| {' | '.join(_row(summary, network))} |" for network in summary["networks"]]
     lines += ["", *predictor_table(summary["predictor"]["quantized"])]
     lines += ["", "| | seconds | CO2e (g) | cloud ($) |", "|---|---|---|---|"]
     for name, key, seconds in (
@@ -122,7 +136,7 @@ def markdown(summary: dict[str, Any]) -> str:
 def write(workdir: pathlib.Path, path: pathlib.Path | None = None) -> pathlib.Path:
     """Writes the page about a finished experiment to `path`, or to `report.html` in `workdir`; returns the path."""
     summary = read_summary(workdir)
-    networks, search, config = summary["networks"], summary["search"], summary["config"]
+    networks, search, config = _joint(summary), summary["search"], summary["config"]
     best = max(networks, key=lambda network: network["accuracy"])
     final = summary["predictor"]["final"]
     more = (
@@ -143,12 +157,17 @@ def write(workdir: pathlib.Path, path: pathlib.Path | None = None) -> pathlib.Pa
 
 def _gained(summary: dict[str, Any]) -> str:
     """A sentence on the accuracies of the networks found, and on what they cost."""
-    networks = summary["networks"]
+    networks = _joint(summary)
     cost, unit = next(iter(summary["search"]["units"].items()))
     factor, readable = figures.readable_cost(unit)
     accuracies = _range([100 * network["accuracy"] for network in networks], ".2f")
     costs = _range([factor * network["costs"][cost] for network in networks], ".4g")
     return f"{_count(networks)}: {accuracies} % on test, for {costs} {readable} of {_words(cost)}."
+
+
+def _searched_by(networks: list[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
+    """The networks with a budget on a cost, or all where none has."""
+    return [network for network in networks if cost in network["budget"]] or networks
 
 
 def _range(values: list[float], style: str) -> str:
@@ -167,10 +186,13 @@ def _searched(config: dict[str, Any]) -> str:
 def _cards(summary: dict[str, Any]) -> list[str]:
     networks, search, config = summary["networks"], summary["search"], summary["config"]
     blocks = architectures.find(config["space"], config["image_size"]).blocks if config["space"] else ()
-    names = [_budget(network) for network in networks]
-    set_names = [_budget({"budget": budget}) for budget in search["budgets"]]
+    joint = _joint(summary)
+    names = [_budget(summary, network["budget"]) for network in networks]
+    if _compared(summary):
+        names = [f"{apq_figures.way_of(each)} {name}" for each, name in zip(networks, names, strict=True)]
+    set_names = [_budget(summary, budget) for budget in search["budgets"]]
     settings = json.dumps(config, indent=1)
-    table_rows = [(_row(network), False) for network in networks]
+    table_rows = [(_row(summary, network), _compared(summary) and network in joint) for network in networks]
     low, high = summary["footprint"]["search"]["dollars"]
     grams = 1000 * summary["footprint"]["search"]["co2e_kilograms"]
     evolution_wide = len(search["units"]) % 2 == 1  # else it would stand beside an empty half
@@ -190,9 +212,18 @@ def _cards(summary: dict[str, Any]) -> list[str]:
             picture_card(
                 f"Accuracy against {_words(cost)}",
                 "Each point is a network searched for one budget.",
-                apq_figures.front(networks, cost, unit),
+                apq_figures.front(_searched_by(joint, cost), cost, unit),
             )
             for cost, unit in search["units"].items()
+        ),
+        *(
+            picture_card(
+                f"Ways of searching, {_words(cost)}",
+                "Test accuracy after fine-tuning: bits and architecture searched together, and the baselines "
+                "(the paper's Table 2, Figures 5 and 6).",
+                apq_figures.front_by_way(_searched_by(networks, cost), cost, unit),
+            )
+            for cost, unit in (search["units"].items() if _compared(summary) else ())
         ),
         picture_card(
             "Predictors",

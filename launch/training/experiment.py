@@ -22,7 +22,7 @@ from fliqs_jax.best_genome import best_within_budgets
 from fliqs_jax.models import elastic, pretrained
 from fliqs_jax.models.call_finding import called, find_adapter
 from fliqs_jax.models.calling import CalledModel
-from fliqs_jax.models.elastic import Family
+from fliqs_jax.models.elastic import Family, Params, Weights
 from fliqs_jax.models.pinning import pinned
 from fliqs_jax.search import Search
 from hwcost import pricing, workload
@@ -55,6 +55,7 @@ class Trial:
       directory: run directory, relative to the work directory.
       config: config of this trial.
       genome: int32[D] for policy `fixed`, else None.
+      ends_as: the experiment of the network that the trial ends as, where it trains it as a part of a larger one.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Trial:
     directory: str
     config: ConfigDict
     genome: np.ndarray | None
+    ends_as: "Experiment | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Experiment:
         (FLIQS, §3, "Switchable Clipping"); None keeps the precomputed multiples.
       trials: networks to train.
       arithmetic: how products are computed on this platform.
+      weights: what trials start from, weights and batch statistics of a family, on the host; None: as the config says.
     """
 
     config: ConfigDict
@@ -94,6 +97,7 @@ class Experiment:
     clip_criterion: Criterion | None
     trials: tuple[Trial, ...]
     arithmetic: Arithmetic
+    weights: tuple[Weights, Params] | None = None
 
     def remarks(self) -> list[str]:
         """How the model is called and what looks like a mistake in that, what is in no layer, what has no effect."""
@@ -103,8 +107,15 @@ class Experiment:
         return [*self.search.model.remarks(), *([outside] if outside else []), *told]
 
 
-def prepare_experiment(config: ConfigDict, source: data.Source | None = None) -> Experiment:
-    """Checks `config` and prepares the experiment, within seconds; `source` replaces the data set of `config.data`.
+def prepare_experiment(
+    config: ConfigDict, source: data.Source | None = None, *, family: Family | None = None
+) -> Experiment:
+    """Checks `config` and prepares the experiment, within seconds.
+
+    Args:
+      config: its settings.
+      source: replaces the data set of `config.data`.
+      family: networks of which the model of the config is the largest: its decisions are searched as well.
 
     Raises:
       ConfigError, data.DataError, formats.UnknownFormatError: a setting cannot be used; the message names it.
@@ -124,7 +135,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         raise ConfigError(f"model.buckets={buckets}: expected at least data.buckets={config.data.buckets}")
     call = _call(config, model, source)
     task = _task(config, call, source)
-    whole = _family(config, model)
+    whole = family or _family(config, model)
     family, of_layers = _under_rules(whole, config.rules)
     _check_pretrained(config, call, source)
     base, call = call, dataclasses.replace(call, module=family.largest) if family else call
@@ -152,7 +163,7 @@ def prepare_experiment(config: ConfigDict, source: data.Source | None = None) ->
         # Inputs are profiled for at least one step before they are quantised.
         input_quantization_step=max(round(config.input_quantization_fraction * total_steps), 1),
         profile_steps=max(round(config.profile_fraction * total_steps), 1),
-        quantizer=_quantizer(config, plan, arithmetic),
+        quantizer=_quantizer(config, plan, arithmetic, elastic=family is not None),
         family=family,
         joint_steps=round(config.controller.reinforce.warmup_fraction * total_steps),
     )
@@ -265,8 +276,8 @@ def _under_rules(family: Family | None, rules: Sequence[str]) -> tuple[Family | 
     return pinned(family, allowed) if family and allowed else family, left
 
 
-def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic) -> Quantizer:
-    statistic = calibration.root_mean_square_of_present if config.architecture else calibration.root_mean_square
+def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic, *, elastic: bool) -> Quantizer:
+    statistic = calibration.root_mean_square_of_present if elastic else calibration.root_mean_square
     clips = weight_clips(plan.granularity_of, statistic)
     estimator = gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through
     return Quantizer(

@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,8 @@ from aqt_like import tensor_file
 from aqt_like.freezing import check_freezable
 from aqt_like.frozen_network import FrozenNetwork
 from fliqs_jax.evaluation import make_evaluate, make_profile, make_recalibrate, quality_over
-from fliqs_jax.policy import init_policy
+from fliqs_jax.models.elastic import Params, Weights
+from fliqs_jax.policy import Policy, init_policy
 from fliqs_jax.search import SearchState, init_state, quantized_variables
 from hwcost import carbon
 from hwcost.genome_file import Genome, read_genome
@@ -44,16 +45,29 @@ WEIGHTS_KIND, WEIGHTS_VERSION = "file of float weights", 1
 _STORED = ("params", "batch_stats", "collections", "calibration", "clip_multiples")
 
 
+def make_initial_state(experiment: Experiment) -> Callable[[Trial], SearchState]:
+    """Makes `trial → initial state`; trials differ only in the policy, so it is compiled once for all of them."""
+
+    # One program: op by op, each shape of each operation would be compiled by itself.
+    @jax.jit
+    def made(policy: Policy, key: jax.Array, weights: tuple[Weights, Params] | None) -> SearchState:
+        inputs = zeros_like(experiment.source.example)
+        state = init_state(experiment.search, policy, experiment.clip_multiples, key, inputs)
+        return state if weights is None else state._replace(params=weights[0], batch_stats=weights[1])
+
+    def initial(trial: Trial) -> SearchState:
+        kind = trial.config.policy if trial.config.policy in NO_SEARCH else "searched"
+        policy = init_policy(experiment.plan.space, kind, trial.genome)
+        # Copied because a step donates its state, while other trials start from the same weights.
+        weights = jax.tree.map(np.copy, experiment.weights)
+        return made(policy, jax.random.key(trial.config.seed), weights)
+
+    return initial
+
+
 def initial_state(experiment: Experiment, trial: Trial) -> SearchState:
-    """Initial state of a trial; trials differ only in the policy."""
-    policy = trial.config.policy if trial.config.policy in NO_SEARCH else "searched"
-    return init_state(
-        experiment.search,
-        init_policy(experiment.plan.space, policy, trial.genome),
-        experiment.clip_multiples,
-        jax.random.key(trial.config.seed),
-        zeros_like(experiment.source.example),
-    )
+    """Initial state of a trial."""
+    return make_initial_state(experiment)(trial)
 
 
 def zeros_like(example: Any) -> Any:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,8 +20,9 @@ from fliqs_jax import random_search
 from fliqs_jax.evaluation import make_profile_clip_multiples
 from fliqs_jax.losses import Batch
 from fliqs_jax.models import pretrained
+from fliqs_jax.policy import init_policy
 from fliqs_jax.search import SearchState, freeze_genomes, make_search_step, settled_genomes
-from hwcost import carbon
+from hwcost import carbon, pricing
 from hwcost.genome_file import write_genome
 from launch import data
 from launch.data.example_checks import check_batch, check_evaluation_batch, check_present
@@ -58,6 +59,7 @@ class Compiled:
     Attributes:
       mesh: devices.
       teach: adds the logits of the teacher to a training batch; identity if the experiment has no teacher.
+      initial: see `finished.make_initial_state`.
       step: search step, compiled ahead of time.
       networks: freezes, recalibrates and evaluates.
       profile: see `make_profile_clip_multiples`; None if clip multiples are not profiled on a batch.
@@ -67,6 +69,7 @@ class Compiled:
 
     mesh: jax.sharding.Mesh
     teach: Callable[[Batch], Batch]
+    initial: Callable[[Trial], SearchState]
     step: jax.stages.Compiled
     networks: finished.Networks
     profile: Callable | None
@@ -104,11 +107,13 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Call
     networks = finished.Networks(experiment, dataset)
     networks.check()
     start = time.perf_counter()
-    state = jax.eval_shape(lambda: finished.initial_state(experiment, experiment.trials[0]))
+    initial = finished.make_initial_state(experiment)
+    state = jax.eval_shape(lambda: initial(experiment.trials[0]))
     step = compile_step(counted_step, mesh, state, train_example, valid_example)
     return Compiled(
         mesh=mesh,
         teach=teach,
+        initial=initial,
         step=step,
         networks=networks,
         profile=criterion
@@ -244,6 +249,8 @@ def _run(run: _TrialRun, stop: StopRequested) -> None:
     """Trains a trial, chooses its genomes, and finishes one network per target; that of the work directory last."""
     state, recorder = _train(run, stop)
     trained: dict[str, Any] = {"state_sha256": state_digest(state), "bit_identical_on": recorder.devices}
+    if found := run.trial.ends_as:
+        run, state = _as_found(run, found, state)
     if run.trial.kind == SEARCHED:
         search = run.experiment.search
         trained["scores"] = _scores(run.experiment, state)
@@ -314,11 +321,33 @@ def _cut_out(run: _TrialRun, state: SearchState, genome: np.ndarray) -> tuple[_T
     return dataclasses.replace(run, experiment=found, compiled=compiled), networks.profiled(state, formats), formats
 
 
+def _as_found(run: _TrialRun, found: Experiment, state: SearchState) -> tuple[_TrialRun, SearchState]:
+    """The run of the network that was trained as a part of a larger one, with its state."""
+    assert run.trial.genome is not None
+    (trial,) = found.trials
+    policy = init_policy(found.plan.space, "fixed", trial.genome)
+    state = found_network.cut_out(run.experiment, state, run.trial.genome, state)
+    state = state._replace(policies=jax.tree.map(lambda leaf: leaf[None], policy))
+    compiled = dataclasses.replace(run.compiled, networks=finished.Networks(found, run.dataset))
+    return dataclasses.replace(run, experiment=found, trial=trial, compiled=compiled), state
+
+
+def _costs_of_found(found: Experiment | None) -> dict[str, float]:
+    """The metrics of a network's own budgets, which are not those of the larger one that it is trained in."""
+    if found is None:
+        return {}
+    (trial,) = found.trials
+    assert trial.genome is not None
+    costs = [pricing.price_exactly(budget.table, trial.genome) for budget in found.search.budgets]
+    ratios = [cost / budget.target for cost, budget in zip(costs, found.search.budgets, strict=True)]
+    return {"cost": costs[0], "relative_cost": max(ratios)}
+
+
 def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, progress.Recorder]:
     """Trains from the newest checkpoint or from the start; returns the last state, and what recorded the time."""
     config, search, compiled = run.trial.config, run.experiment.search, run.compiled
     checkpoints = Checkpoints(run.directory / CHECKPOINTS)
-    state = jax.device_put(finished.initial_state(run.experiment, run.trial), replicated(compiled.mesh))
+    state = jax.device_put(compiled.initial(run.trial), replicated(compiled.mesh))
     first_step = 0
     if restored := checkpoints.restore(state, say=run.say):
         first_step, state = restored
@@ -326,6 +355,12 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, progress.R
         run.say(f"going on from step {first_step}")
     elif config.init_from:
         state = _with_pretrained_weights(run, state)
+    costs = _costs_of_found(run.trial.ends_as)
+
+    def step_fn(state: SearchState, *batches: Batch) -> tuple[SearchState, Mapping[str, Any]]:
+        state, metrics = compiled.step(state, *batches)
+        return state, {**metrics, **costs}
+
     inputs_from = search.input_quantization_step
     shown = list(config.targets).index(config.target) if search.targets else 0
 
@@ -353,7 +388,7 @@ def _train(run: _TrialRun, stop: StopRequested) -> tuple[SearchState, progress.R
     ) as recorder:
         state = loop.run(
             state,
-            step=compiled.step,
+            step=step_fn,
             batches=zip(run.taught_batches(first_step), valid_batches, strict=True),
             first_step=first_step,
             total_steps=search.total_steps,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from apq_jax import architectures, evolution, selection
-from apq_jax.evolution import BudgetError, Settings
+from apq_jax import architectures, evolution, selection, within_budgets
+from apq_jax.evolution import Settings
+from apq_jax.within_budgets import BudgetError
 from hwcost import pricing
 from hwcost.costs import COSTS
 
@@ -48,7 +49,7 @@ def small_evolution(select=selection.fittest):
 
 
 def lowest(table, space=DIGITS):
-    return pricing.price_exactly(table, evolution.cheapest(space, {"cost": table}, [np.inf]))
+    return pricing.price_exactly(table, within_budgets.cheapest(space, {"cost": table}, [np.inf]))
 
 
 networks = jax.vmap(DIGITS.canonical)
@@ -100,7 +101,7 @@ def test_budgets_out_of_reach_together_are_named():
     terms = [pricing.Term(("stage1_block1.kernel",), np.asarray(values)) for values in ([1.0, 2.0], [2.0, 1.0])]
     tables = {name: pricing.build(space.search_space, [term]) for name, term in zip("ab", terms, strict=True)}
     with pytest.raises(BudgetError, match=r"[ab]: no genome was found within 1\.5 together with the other budgets"):
-        evolution.cheapest(space, tables, [1.5, 1.5])
+        within_budgets.cheapest(space, tables, [1.5, 1.5])
 
 
 def test_limits_are_sets_of_budgets():
@@ -120,7 +121,7 @@ def test_the_cheapest_is_the_cheapest():
     costs = [pricing.price_exactly(table, genome) for genome in genomes]
     assert lowest(table, space) == min(costs)
     with pytest.raises(BudgetError, match=re.escape(f"reachable is {min(costs):g} to {max(costs):g}")):
-        evolution.cheapest(space, {"cost": table}, [0.5 * min(costs)])
+        within_budgets.cheapest(space, {"cost": table}, [0.5 * min(costs)])
 
 
 def test_sets_of_budgets_are_searched_as_if_alone():

@@ -36,6 +36,18 @@ def test_what_is_held_stays_and_the_rest_is_drawn(kinds):
     assert bool(space.is_valid(other)) == (other == space.held)[~free].all()
 
 
+def test_bits_that_the_whole_space_would_change_stay_and_their_kernel_is_the_smallest():
+    held = np.asarray(SPACE.with_bits(SPACE.largest, np.zeros_like(SPACE.largest)))
+    space = RestrictedSpace(SPACE, held, ("kernel", "channels", "depth"))
+    drawn = np.asarray(jax.vmap(space.sample)(jax.random.split(jax.random.key(0), 200)))
+    kinds = np.asarray([d.name.rpartition(".")[2] for d in SPACE.search_space.decisions])
+    assert (drawn[:, np.isin(kinds, BIT_DECISIONS)] == 0).all()
+    assert (drawn[:, kinds == "kernel"] == 0).all()  # 5×5 is excluded with 2 bits
+    channels = drawn[:, kinds == "channels"]
+    assert (channels.max(axis=0) > channels.min(axis=0)).all()
+    assert space.is_valid(drawn).all()
+
+
 def test_evolution_changes_what_is_searched_alone():
     space, free = restricted(("channels",))
     limit = 1.1 * pricing.price_exactly(TABLES["bit_operations"], space.smallest)

@@ -68,6 +68,7 @@ def test_quantised_accuracy_fine_tunes_and_leaves_the_once_for_all_network_alone
     data = subnet_accuracy.Data(calibration=examples, training=examples * 20, validation=examples)
     measure = subnet_accuracy.make_quantized_accuracy(
         SPACE,
+        clipping=subnet_accuracy.QUANTIZERS["gaussian"],
         optimizer=optax.sgd(0.05, momentum=0.9),
         loss=lambda logits, b: optax.softmax_cross_entropy_with_integer_labels(logits, b["label"]).mean(),
     )

@@ -10,13 +10,16 @@ import pathlib
 import shutil
 import signal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
-from apq_jax import architectures
+from apq_jax import architectures, subnet_accuracy, supernet
 from apq_jax.architectures import Stage
-from apq_jax.evolution import BudgetError
+from apq_jax.within_budgets import BudgetError
+from aqt_like import interception
 from configs import apq_common, apq_digits
 from hwcost import pricing, workload
 from hwcost.genome_file import read_genome
@@ -25,10 +28,11 @@ from launch.apq import evolve, finish, fit_predictor, measure_records, train_sup
 from launch.apq.pipeline import RECORD_FILES, SEARCH, SUMMARY, prepare_pipeline
 from launch.journal import Journal, JournalError, read_journal
 from launch.reports import apq_page
-from launch.training import given_genome, loop
+from launch.training import found_network, given_genome, loop
 from launch.training.budgets import BudgetSettingError
 from launch.training.experiment import prepare_experiment
-from launch.training.finished import read_experiment
+from launch.training.finished import initial_state, read_experiment
+from launch.training.progress import read_metrics
 from launch.training.settings import ConfigError
 from tests.launch.conftest import make_tiny_config
 
@@ -117,6 +121,11 @@ def test_all_steps_and_their_report(finished):
         assert formats["stem/conv"] == formats["classifier"] == "int8"
         assert network["accuracy"] == run_summary["accuracy"]
         assert (run_summary["kind"], run_summary["name"]) == ("fixed", f"{network['name']}/genome.json")
+        # It was trained as a part of the largest network, under its own budget, in one compiled step.
+        assert run_summary["search_step_compilations"] == 1
+        lines = read_metrics(directory / "run" / "metrics.jsonl")
+        for key in ("cost", "relative_cost"):
+            assert [line[key] for line in lines] == pytest.approx([run_summary[key]] * len(lines))
         # One file says what was searched, what it means for each layer, and what builds the network.
         named = read_genome(directory / "genome.json")
         assert named.choices == choices
@@ -157,6 +166,48 @@ def test_the_report(workdir):
     apq_page.print_table(json.loads((workdir / SUMMARY).read_text()), Console(quiet=True))
 
 
+def test_the_report_shows_baselines_beside_the_joint_search(finished, tmp_path):
+    summary = json.loads((finished / SUMMARY).read_text())
+    (network,) = summary["networks"]
+    summary["networks"] += [network | {"way": way} for way in ("from_scratch", "int4")]
+    (tmp_path / SUMMARY).write_text(json.dumps(summary))
+    assert [row["searched"] for row in apq_page.rows(summary)] == [
+        "all together",
+        "without transfer",
+        "int4 in all blocks",
+    ]
+    page = apq_page.write(tmp_path).read_text()
+    assert "Ways of searching, bitfusion energy" in page
+    assert "1 network: " in page
+
+
+def test_networks_trained_together_begin_and_end_as_those_cut_out(copied):
+    """Before training, too, the largest network under a genome is the network of the genome."""
+    (network,) = copied.read(SEARCH)["found"]
+    name = finish.network_name(network)
+    own = prepare_experiment(finish._finishing_config(copied, network, copied.workdir / "found" / name), copied.source)
+    state = train_supernet.read_supernet(copied)
+    largest = finish._joined(copied, {name: network}, {name: own}, state)
+    (trial,) = largest.trials
+    weights, batch_stats = largest.weights
+    shapes = jax.eval_shape(lambda: initial_state(largest, trial))
+    begun = shapes._replace(
+        params=weights,
+        batch_stats=batch_stats,
+        calibration=interception.empty_calibration(largest.search.paths),
+        clip_multiples=largest.clip_multiples,
+    )
+    cut = found_network.cut_out(largest, begun, trial.genome, begun)
+    genome = copied.space.search_space.encode(network["choices"])
+    _, variables = supernet.cut_out(copied.space, state.params, state.batch_stats, genome)
+    jax.tree.map(
+        np.testing.assert_array_equal, (cut.params, cut.batch_stats), (variables["params"], variables["batch_stats"])
+    )
+    jax.tree.map(np.testing.assert_array_equal, cut.clip_multiples, own.clip_multiples)
+    formats = largest.plan.layer_formats(trial.genome)
+    assert own.plan.layer_formats(own.trials[0].genome).items() <= formats.items()
+
+
 def test_the_report_command_writes_the_page_and_the_table(finished, tmp_path, capsys):
     page, table = tmp_path / "page.html", tmp_path / "table.json"
     report.main([str(finished), f"--out={page}", f"--json={table}"])
@@ -190,12 +241,24 @@ def test_what_is_done_is_not_done_again_and_another_search_needs_nothing_else(co
     before = (workdir / SUMMARY).read_text()
     run(config, workdir)
     assert (workdir / SUMMARY).read_text() == before
-    sets = [(budget("bitfusion_latency", limit), budget("weight_bytes", 9000)) for limit in (0.011, 0.015)]
+    # Sets may be of unlike costs; baselines are searched for the sets that they can meet.
+    sets = [(budget("bitfusion_latency", 0.011), budget("weight_bytes", 9000)), budget("bitfusion_energy", 0.02)]
+    config.search.baselines = ("from_scratch", "int4")
     other = prepare(config, workdir, [repr(each) for each in sets])
     evolve.run(other)
-    found = other.read(SEARCH)["found"]
-    assert [list(each["budget"].values()) for each in found] == [[0.011, 9000], [0.015, 9000]]
+    search = other.read(SEARCH)
+    found, ways = search["found"], ["joint", "from_scratch", "int4"]
+    assert [(each["way"], list(each["budget"].values())) for each in found] == [
+        (way, limits) for way in ways for limits in ([0.011, 9000], [0.02])
+    ]
     assert all(each["costs"][name] <= limit for each in found for name, limit in each["budget"].items())
+    for network in found[-2:]:
+        genome = other.space.search_space.encode(network["choices"])
+        choice = subnet_accuracy.genome_formats(other.space).choice(jnp.asarray(genome))
+        names = {subnet_accuracy.genome_formats(other.space).members[index].name for index in choice[3:6]}
+        assert names == {"int4"}
+    assert {"predictor", "predictor from_scratch"} <= set(search["inputs"])
+    config.search.baselines = ()
 
     both = (budget("bitfusion_latency", 0.014), budget("weight_bytes", 9000))
     config.search.update({"selection": "nsga2", "budgets": (both,)})
@@ -388,7 +451,6 @@ def test_a_work_directory_can_be_moved(config, finished, workdir, tmp_path):
     assert json.loads((moved / SUMMARY).read_text()) == before
     read = read_experiment(stored.parent).config
     assert read.genome == str(stored.parents[1] / "genome.json")
-    assert read.init_from == str(stored.parents[1] / "initial.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -444,11 +506,11 @@ def test_the_once_for_all_network_goes_on_after_a_stop(config, tmp_path, monkeyp
         ({"search.budgets": ("bitfusion_latency=8",)}, BudgetSettingError, r"'bitfusion_latency=8': expected {'cost'"),
         ({"search.budgets": (budget("watts", 1),)}, ValueError, "cost 'watts'"),
         ({"search.budgets": (budget("weight_bytes", 1),)}, BudgetError, "no genome is within 1, reachable is"),
-        (
-            {"search.budgets": (budget("weight_bytes", 9000), budget("bit_operations", 1e9))},
-            ConfigError,
-            "the same costs in every set",
-        ),
+        ({"search.baselines": ("int6",)}, ConfigError, "search.baselines='int6': expected some of from_scratch, int2,"),
+        ({"search.baselines": ("int8",)}, ConfigError, "'int8': no network with int8 in all blocks meets a set of bud"),
+        ({"search.baselines": ("int2", "int2")}, ConfigError, "search.baselines=.*: one is there twice"),
+        ({"quantizer": "best"}, ConfigError, "quantizer='best': expected one of gaussian, least_divergence"),
+        ({"quantizer": "least_divergence"}, ConfigError, "finish.together=True: expected False with quantizer='least"),
     ],
 )
 def test_bad_settings_are_told_before_anything_runs(config, tmp_path, changes, error, message):
@@ -493,7 +555,21 @@ def test_configs_name_spaces_and_budgets_that_there_are(name):
     assert np.isfinite(config.supernet.epochs)
 
 
-def test_a_unit_stands_for_all_layers_of_the_largest_network_in_its_format(config, workdir):
-    pipeline = prepare(config, workdir, [repr(budget("weight_bytes", 1.0, "int8"))])
+def test_all_budgets_of_a_set_are_those_of_the_finished_run(config, workdir):
+    """A unit that is a format stands for that format in all layers of the largest network.
+
+    This network is cut out first, and has a compiled step of its own.
+    """
+    rewrite(workdir / "config.json", lambda stored: stored["finish"].update(together=False))
+    config.finish.together = False
+    sets = (budget("bitfusion_latency", 2.0, "int8"), budget("weight_bytes", 1.0, "int8"))
+    pipeline = prepare(config, workdir, [repr(sets)])
     layers = workload.trace(pipeline.space.family.largest, (8, 8, 1), train=False)
     assert pipeline.budgets[0]["weight_bytes"] == sum(layer.weights for layer in layers)
+    evolve.run(pipeline)
+    finish.run(pipeline)
+    (network,) = pipeline.read(SUMMARY)["networks"]
+    run_summary = json.loads((workdir / "found" / network["name"] / "run" / "summary.json").read_text())
+    assert {each["name"]: each["target"] for each in run_summary["budgets"]} == pipeline.budgets[0]
+    read = read_experiment(workdir / "found" / network["name"] / "run").config
+    assert read.init_from == str(workdir / "found" / network["name"] / "initial.safetensors")
