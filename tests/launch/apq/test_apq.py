@@ -154,7 +154,7 @@ def test_a_network_found_is_trained_by_the_loop_of_fliqs_whatever_its_config_say
     assert price == pytest.approx(network["costs"]["bitfusion_latency"], rel=1e-9)
     # Its own genome file is as good as that of APQ.
     own = finished / "found" / network["name"] / "run" / "genome.json"
-    config.genome, config.rules = str(own), (".*: per_tensor",)
+    config.genome = str(own)
     assert prepare_experiment(config).trials[0].genome.tolist() == genome.tolist()
     assert read_genome(own).architecture == found.architecture
 
