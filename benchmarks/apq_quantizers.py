@@ -1,6 +1,6 @@
 """The two quantisers of APQ on the digits: the same networks at few bits, fine-tuned under each.
 
-    python -m benchmarks.apq_quantizers [--workdir=runs/apq]     (three minutes on two cores after `make apq`)
+    python -m benchmarks.apq_quantizers [--workdir=runs/apq]     (five CPU minutes with all training)
 
 Eight random networks of the once-for-all network of `configs/apq_digits.py`, with bits of 2 and 4 drawn for each
 convolution (and 2 everywhere in every other network), are fine-tuned for four times the steps of a record and measured
