@@ -1,6 +1,6 @@
 """The two quantisers of APQ on the digits: the same networks at few bits, fine-tuned under each.
 
-    python -m benchmarks.apq_quantizers [--workdir=runs/apq]     (three minutes on two cores after `make apq`)
+    python -m benchmarks.apq_quantizers [--workdir=runs/apq]     (five CPU minutes with all training)
 
 Eight random networks of the once-for-all network of `configs/apq_digits.py`, with bits of 2 and 4 drawn for each
 convolution (and 2 everywhere in every other network), are fine-tuned for four times the steps of a record and measured
@@ -55,11 +55,13 @@ def measure(pipeline: Pipeline) -> list[dict[str, Any]]:
         dataset = seeded.open_data()
         test = list(dataset.eval_batches("test", batch_size=config.records.batch_size))
         by_seed.append(record_task.read_batches(seeded, dataset)._replace(validation=test))
-    genomes = [few_bits(pipeline.space, number) for number in range(NETWORKS)]
-    rows: list[dict[str, Any]] = [{"choices": pipeline.space.search_space.decode(genome)} for genome in genomes]
+    space = pipeline.space
+    assert isinstance(space, ArchitectureSpace)
+    genomes = [few_bits(space, number) for number in range(NETWORKS)]
+    rows: list[dict[str, Any]] = [{"choices": space.search_space.decode(genome)} for genome in genomes]
     for name, clipping in QUANTIZERS.items():
         accuracy = subnet_accuracy.make_quantized_accuracy(
-            pipeline.space,
+            space,
             clipping=clipping,
             optimizer=optax.sgd(config.records.fine_tuning_rate, momentum=0.9),
             loss=losses.cross_entropy(settings.label_smoothing),

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import (
     apq_cifar10,
+    apq_quantizers,
     apq_search,
     arithmetic,
     cifar10,
@@ -193,6 +194,7 @@ def test_the_page_on_devices_has_what_is_stored_and_known():
 def test_what_is_told_of_apq_is_stored():
     assert apq_page.markdown(stored("apq_digits")) in APQ
     assert apq_cifar10.markdown(stored("apq_cifar10")) in APQ
+    assert apq_quantizers.markdown(stored("apq_quantizers")) in APQ
     assert apq_search.markdown(stored("apq_search")) in APQ
 
 
