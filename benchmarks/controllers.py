@@ -29,7 +29,7 @@ from fliqs_jax import assignment, fisher, layer_sensitivity
 from fliqs_jax.best_genome import best_within_budgets
 from hwcost import pricing
 from hwcost.genome_file import write_genome
-from launch.training import finished, progress, runs
+from launch.training import finished, progress, runs, trial_run
 from launch.training.experiment import Experiment, prepare_experiment
 from launch.training.interruption import StopRequested, stop_on_signals
 from launch.training.run_directory import METRICS, SUMMARY
@@ -206,7 +206,7 @@ def _knapsack(experiment: Experiment, losses: np.ndarray) -> np.ndarray:
 def _sensitivities(directory: pathlib.Path) -> np.ndarray:
     """Noise over signal of the logits of a finished run, float64[L, K]."""
     experiment = finished.read_experiment(directory)
-    state, dataset = finished.read_weights(directory, experiment), runs.open_data(experiment)
+    state, dataset = finished.read_weights(directory, experiment), trial_run.open_data(experiment)
     size = experiment.config.valid_batch_size
     batches = itertools.islice(dataset.eval_batches("valid", batch_size=size), SENSITIVITY_EXAMPLES // size)
     return layer_sensitivity.measure_over(experiment.search, state, batches).noise_to_signal

@@ -37,7 +37,7 @@ from aqt_like.frozen_network import FrozenNetwork, Kernel
 from aqt_like.layer_calls import is_layer_call, layer_input
 from fliqs_jax import models
 from fliqs_jax.search import quantized_variables
-from launch.training import finished, runs
+from launch.training import finished, trial_run
 from launch.training.run_directory import NETWORK, SUMMARY
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "frozen_forms.json"
@@ -96,7 +96,7 @@ def _flat(collection: dict[str, Any], path: str = "") -> dict[str, Any]:
 def compare(directory: pathlib.Path) -> dict[str, Any]:
     """What differs between the forms, over all test images."""
     by_form, experiment = forms(directory)
-    dataset = runs.open_data(experiment)
+    dataset = trial_run.open_data(experiment)
     summary = json.loads((directory / SUMMARY).read_text())
     logits: dict[str, list[np.ndarray]] = {name: [] for name in by_form}
     flipped, codes, labels = dict.fromkeys(by_form, 0), 0, []

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from launch import ending
 from launch.one_writer import only_writer
-from launch.training import finished, runs
+from launch.training import finished, trial_run
 from launch.training.checkpoints import CheckpointError, Checkpoints
 from launch.training.run_directory import CHECKPOINTS, CONFIG, NETWORK, WEIGHTS, read_json
 from launch.training.settings import ConfigError
@@ -61,7 +61,7 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
     genome = finished.read_genome_of(directory, experiment)
     name = experiment.search.quality.name
     expected = finished.read_quality(directory)
-    networks = finished.Networks(experiment, runs.open_data(experiment))
+    networks = finished.Networks(experiment, trial_run.open_data(experiment))
     network = networks.recalibrated(networks.frozen(state, jnp.asarray(genome)))
     found = networks.quality(networks.variables(network), "test")
     points = 100 * (found - expected)

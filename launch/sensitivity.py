@@ -43,7 +43,7 @@ from hwcost import pricing
 from hwcost.genome_file import write_genome
 from launch import data, ending
 from launch.reports import figures
-from launch.training import finished, runs
+from launch.training import finished, trial_run
 from launch.training.budgets import ABSOLUTE
 from launch.training.experiment import Experiment
 from launch.training.run_directory import write_json
@@ -288,7 +288,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> tuple[Experiment
     costs = RunCosts(prepared)
     budgets = [costs.budget(target) for target in targets]
     state = finished.read_weights(arguments.directory, prepared)
-    dataset = runs.open_data(prepared)
+    dataset = trial_run.open_data(prepared)
     assigner = Assigner(prepared, costs, state, dataset)
     size = prepared.config.valid_batch_size
     count = max(arguments.examples // size, 1)

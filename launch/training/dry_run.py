@@ -10,7 +10,7 @@ from rich.console import Console
 
 from hwcost import pricing
 from launch import data
-from launch.training import finished, runs
+from launch.training import finished, trial_run
 from launch.training.experiment import Experiment
 from launch.training.mesh import place_batch, replicated, split_batch
 from launch.training.progress import duration
@@ -25,9 +25,9 @@ def check(experiment: Experiment, console: Console) -> None:
     The data are read, the search step is compiled, and a few of its steps are run, so that what would fail there fails
     here.
     """
-    dataset = runs.open_data(experiment)
+    dataset = trial_run.open_data(experiment)
     teach = read_teacher(experiment, dataset, console)
-    compiled = runs.compile_functions(experiment, dataset, teach)
+    compiled = trial_run.compile_functions(experiment, dataset, teach)
     seconds = _seconds_per_step(experiment, compiled, dataset)
     search, plan = experiment.search, experiment.plan
     genomes = sum(math.log10(count) for count in plan.space.option_counts)
@@ -64,7 +64,7 @@ def _cost_range(experiment: Experiment, number: int) -> str:
     return f"target {budget.target:,.4g} {model.unit}, genomes from {lowest:,.4g} to {highest:,.4g}"
 
 
-def _seconds_per_step(experiment: Experiment, compiled: runs.Compiled, dataset: data.Dataset) -> float:
+def _seconds_per_step(experiment: Experiment, compiled: trial_run.Compiled, dataset: data.Dataset) -> float:
     """Median time of the search step, with its batches, after a first one that warms up."""
     config, sharding = experiment.config, split_batch(compiled.mesh)
     state = jax.device_put(finished.initial_state(experiment, experiment.trials[0]), replicated(compiled.mesh))

@@ -15,7 +15,7 @@ from hwcost import pricing, workload
 from hwcost.costs import COSTS
 from hwcost.genome_file import read_genome, write_genome
 from launch.reports import fliqs_page
-from launch.training import finished, found_network, runs
+from launch.training import finished, found_network, trial_run
 from launch.training.experiment import prepare_experiment
 from tests.launch.conftest import make_tiny_config, run_in
 
@@ -68,7 +68,7 @@ def test_the_network_found_is_a_plain_run_of_its_own(ended):
     assert 0.8 < summary["relative_cost"] <= 1
     assert summary["search_step_compilations"] == 1
     # The file is that of the plain network, and does what the summary says.
-    networks = finished.Networks(experiment, runs.open_data(experiment))
+    networks = finished.Networks(experiment, trial_run.open_data(experiment))
     network = finished.read_network(ended, experiment)
     assert networks.quality(networks.variables(network), "test") == summary["accuracy"]
     assert network.about["model"]["widths"] == settings["widths"]

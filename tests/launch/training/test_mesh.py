@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import fliqs_digits
-from launch.training import finished, mesh, runs
+from launch.training import finished, mesh, trial_run
 from launch.training.experiment import prepare_experiment
 from tests import tiny_network
 
@@ -25,8 +25,8 @@ def first_steps():
     config = fliqs_digits.get_config()
     config.model, config.epochs, config.clip.source = {"name": tiny_network.NAME}, 1, "profiled"
     prepared = prepare_experiment(config)
-    dataset = runs.open_data(prepared)
-    compiled = runs.compile_functions(prepared, dataset, lambda batch: batch)
+    dataset = trial_run.open_data(prepared)
+    compiled = trial_run.compile_functions(prepared, dataset, lambda batch: batch)
     parts, whole = mesh.split_batch(compiled.mesh), mesh.replicated(compiled.mesh)
     state = jax.device_put(finished.initial_state(prepared, prepared.trials[0]), whole)
     streams = [

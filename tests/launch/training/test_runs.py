@@ -35,7 +35,7 @@ from launch.data import images
 from launch.data.images import TfdsImages
 from launch.data.stream import Stream
 from launch.reports import fliqs_page
-from launch.training import dry_run, finished, loop, progress, runs
+from launch.training import dry_run, finished, loop, progress, runs, trial_run
 from launch.training.experiment import prepare_experiment
 from launch.training.interruption import stop_on_signals
 from launch.training.run_directory import claim_directory, read_inputs
@@ -391,7 +391,7 @@ def test_data_of_ones_own_are_checked_by_their_first_batches(tiny_config, change
 
     experiment = prepare_experiment(tiny_config)
     with pytest.raises(data.DataError, match=message):
-        runs.compile_functions(experiment, Changed(runs.open_data(experiment)), lambda batch: batch)
+        trial_run.compile_functions(experiment, Changed(trial_run.open_data(experiment)), lambda batch: batch)
 
 
 def test_a_quality_that_ranks_needs_both_labels_in_the_validation_split(tiny_config):
@@ -402,7 +402,7 @@ def test_a_quality_that_ranks_needs_both_labels_in_the_validation_split(tiny_con
     tiny_config.data.valid_examples = 10
     experiment = prepare_experiment(tiny_config, source=data.Arrays(split, split, 1))
     with pytest.raises(data.DataError, match="valid: no label is 1: there is nothing to rank"):
-        runs.open_data(experiment)
+        trial_run.open_data(experiment)
 
 
 def test_a_teacher_changes_what_is_learned_and_has_to_fit(uninterrupted, tiny_config, run_experiment, tmp_path):
