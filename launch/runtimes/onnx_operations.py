@@ -285,21 +285,21 @@ def _added(number: float, kind: str, *, first: bool) -> Callable[..., Tensor]:
 
 
 def _gather(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
-    """Gather of whole rows of a table, such as an embedding."""
+    """Gather of whole slices along one axis, such as rows of an embedding."""
     table, indices = arguments
     order = equation.params["dimension_numbers"]
-    rank = len(equation.outvars[0].aval.shape)
-    rows = (
-        order.collapsed_slice_dims == (0,)
-        and order.start_index_map == (0,)
-        and tuple(equation.params["slice_sizes"][1:]) == equation.invars[0].aval.shape[1:]
-        and order.offset_dims == tuple(range(rank - len(equation.params["slice_sizes"]) + 1, rank))
+    shape, whole = equation.invars[1].aval.shape, equation.invars[0].aval.shape
+    rank, count = len(equation.outvars[0].aval.shape), len(shape) - 1
+    axis = order.start_index_map[0]
+    slices = (
+        order.collapsed_slice_dims == order.start_index_map == (axis,)
+        and tuple(equation.params["slice_sizes"]) == (*whole[:axis], 1, *whole[axis + 1 :])
+        and order.offset_dims == tuple(i for i in range(rank) if not axis <= i < axis + count)
     )
-    if not rows:
-        raise ExportError(f"{scope}: of gathers only those of whole rows are exported")
-    shape = equation.invars[1].aval.shape
+    if not slices:
+        raise ExportError(f"{scope}: of gathers only those of whole slices along one axis are exported")
     index = _reshaped(graph, graph.straightened(indices), shape, shape[:-1])
-    return Tensor(graph.add("Gather", [graph.straightened(table), index], axis=0), tuple(range(rank)))
+    return Tensor(graph.add("Gather", [graph.straightened(table), index], axis=axis), tuple(range(rank)))
 
 
 def _logical(kind: str, graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
