@@ -144,14 +144,14 @@ def _known(subject: Subject, dataset: data.Dataset, size: int, most: int) -> tup
     logits = jax.jit(make_logits(subject.experiment.search))
     inputs = [batch["input"] for batch in batches]
     expected = [np.asarray(logits(variables, x), np.float32) for x in inputs]
-    real = [(batch["label"].reshape(len(batch["label"]), -1) >= 0).any(axis=1) for batch in batches]
+    real = [np.asarray(np.any(batch["label"].reshape(len(batch["label"]), -1) >= 0, axis=1)) for batch in batches]
     return self_check.Known(inputs, expected, real), batches
 
 
 def _quality(quality: Quality, outputs: Sequence[Any], batches: Sequence[data.Batch]) -> float:
     """The quality of the run's kind that outputs have."""
     statistics = [
-        jax.device_get(quality.statistics(jnp.asarray(logits), batch))
+        jax.device_get(quality.statistics(jnp.asarray(logits), jax.tree.map(jnp.asarray, batch)))
         for logits, batch in zip(outputs, batches, strict=True)
     ]
     return round(float(quality.value(quality.joined(statistics))), 6)

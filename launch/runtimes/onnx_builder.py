@@ -86,7 +86,7 @@ class GraphBuilder:
         if isinstance(value, str):
             return value
         name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def transposed(self, value: Any, axes: Sequence[int]) -> Any:

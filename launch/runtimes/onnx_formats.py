@@ -15,7 +15,7 @@ import numpy as np
 from launch.runtimes.onnx_builder import ExportError, GraphBuilder, Tensor, Value, module_path
 
 _SIGNIFICANT_BITS = 24  # of float32
-_UNIT = np.float32(1)
+_UNIT = np.ones((), np.float32)
 
 
 def rounded(graph: GraphBuilder, arguments: Sequence[Value], scope: str) -> Tensor:
@@ -49,12 +49,14 @@ def rounded(graph: GraphBuilder, arguments: Sequence[Value], scope: str) -> Tens
     return _apply(graph, "Round", _clipped(graph, x, lowest, largest))
 
 
-def _apply(graph: GraphBuilder, kind: str, x: Tensor, *others: Value, swapped: bool = False) -> Tensor:
-    return Tensor(graph.add(kind, [*others, x] if swapped else [x, *others]), x.axes)
+def _apply(graph: GraphBuilder, kind: str, x: Tensor, *others: Tensor | float) -> Tensor:
+    """A node of `x` and other values or float32 numbers."""
+    values = [other if isinstance(other, Tensor) else np.asarray(other, np.float32) for other in others]
+    return Tensor(graph.add(kind, [x, *values]), x.axes)
 
 
 def _clipped(graph: GraphBuilder, x: Tensor, lowest: float, largest: float) -> Tensor:
-    return _apply(graph, "Clip", x, np.float32(lowest), np.float32(largest))
+    return _apply(graph, "Clip", x, lowest, largest)
 
 
 def _to_byte(graph: GraphBuilder, x: Tensor, lowest: float, largest: float) -> Tensor:
@@ -75,7 +77,7 @@ def _to_significant_bits(graph: GraphBuilder, x: Tensor, bits: int) -> Tensor:
 
     A cast to bfloat16 and back would do for 8 bits, but OpenVINO rounds it wrongly where the batch is of any size.
     """
-    larger = _apply(graph, "Mul", x, np.float32(2 ** (_SIGNIFICANT_BITS - bits) + 1))
+    larger = _apply(graph, "Mul", x, 2 ** (_SIGNIFICANT_BITS - bits) + 1)
     return _apply(graph, "Sub", larger, _apply(graph, "Sub", larger, x))
 
 
@@ -85,10 +87,10 @@ def _to_float_format(
     """Normal numbers have a fixed number of significant bits; smaller ones are whole multiples of a step."""
     x = _clipped(graph, x, -largest, largest)
     normal = _to_significant_bits(graph, x, mantissa_bits + 1)
-    whole = _apply(graph, "Round", _apply(graph, "Mul", x, np.float32(1 / step)))
-    subnormal = _apply(graph, "Mul", whole, np.float32(step))
+    whole = _apply(graph, "Round", _apply(graph, "Mul", x, 1 / step))
+    subnormal = _apply(graph, "Mul", whole, step)
     magnitude = _apply(graph, "Abs", x)
-    is_normal = _apply(graph, "GreaterOrEqual", magnitude, np.float32(2.0**smallest_exponent))
+    is_normal = _apply(graph, "GreaterOrEqual", magnitude, 2.0**smallest_exponent)
     return Tensor(graph.add("Where", [is_normal, normal, subnormal]), x.axes)
 
 
@@ -96,7 +98,7 @@ def factor(graph: GraphBuilder, value: Value, path: str) -> Value:
     """A factor of a product; a constant, such as codes of weights, is in the smallest type that holds it exactly."""
     if isinstance(value, Tensor):
         return value
-    kind, name = _stored(graph, np.ascontiguousarray(value))
+    kind, name = _stored(graph, value)
     graph.containers[path].append(kind)
     return Tensor(name, tuple(range(value.ndim)))
 
