@@ -5,10 +5,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search apq test lint setup devices ray wheel clean
+.PHONY: search export apq test lint setup devices ray wheel clean
 
 search: $(READY)
 	$(BIN)/python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits
+
+# Files that ONNX Runtime, OpenVINO and XLA execute, each checked: see docs/export.md.
+export: devices search
+	$(BIN)/python -m launch.export runs/digits --out=runs/digits/export
 
 apq: $(READY)
 	$(BIN)/python -m launch.apq all --config=configs/apq_digits.py --workdir=runs/apq
@@ -23,7 +27,7 @@ lint: $(READY)
 
 setup: $(READY)
 
-# What measuring a device with ONNX Runtime or OpenVINO needs beside.
+# What exporting to ONNX, and measuring a device with ONNX Runtime or OpenVINO, need beside.
 devices: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-devices.txt
 

@@ -1,6 +1,7 @@
 """Rounding to any number format, whose parameters may be traced; the code is branch-free.
 
-Functions here define no gradients: training uses the estimators in `gradients`.
+Functions here define no gradients: training uses the estimators in `gradients`. `round_to_grid` and
+`round_within_range` are calls by these names in what JAX traces, so that exports find them.
 """
 
 import jax
@@ -38,6 +39,7 @@ def saturate(x: jax.Array, lowest: jax.Array, largest: jax.Array) -> jax.Array:
     return jnp.where(x < lowest, lowest, x)
 
 
+@jax.jit
 def round_to_grid(x: jax.Array, row: FormatTable) -> jax.Array:
     """Rounds to the nearest value of a format, ties to even, saturating at its lowest and largest value.
 
@@ -54,6 +56,7 @@ def round_to_grid(x: jax.Array, row: FormatTable) -> jax.Array:
     return _rounded(saturate(x, row.lowest, row.largest), _bits_of(x), row)
 
 
+@jax.jit
 def round_within_range(x: jax.Array, row: FormatTable) -> jax.Array:
     """Rounds as `round_to_grid`, but without saturation: `x` must be within the range, up to a rounding error."""
     return _rounded(x, _bits_of(x), row)

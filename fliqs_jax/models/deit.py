@@ -78,7 +78,7 @@ class DeiT(nn.Module):
         x = x.reshape(x.shape[0], -1, channels)
         small = nn.initializers.truncated_normal(0.02)
         token = self.param("class_token", small, (1, 1, channels))
-        x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, channels)), x], axis=1)
+        x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, channels)), x], axis=1)
         x = x + self.param("positions", small, (1, *x.shape[1:]))
         for block in range(self.blocks):
             x = EncoderBlock(self.heads, name=f"block{block + 1}")(x)

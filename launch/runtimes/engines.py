@@ -155,12 +155,17 @@ def _onnxruntime(threads: int) -> Runtime:
     return _through_onnx(f"{_machine(threads)}, {version}", start, channels_first=(32,))
 
 
-def _openvino(threads: int) -> Runtime:
-    # OpenVINO's telemetry forks this process, which is unsafe with JAX's threads. Without the module it uses a stub.
-    missing_module: Any = None
+def import_openvino() -> Any:
+    """The module, without its telemetry, which forks this process: that is unsafe with JAX's threads."""
+    missing_module: Any = None  # without the module it uses a stub
     sys.modules.setdefault("openvino_telemetry", missing_module)
     import openvino
 
+    return openvino
+
+
+def _openvino(threads: int) -> Runtime:
+    openvino = import_openvino()
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
 

@@ -1,11 +1,13 @@
 """Builder of ONNX graphs: nodes, constants, and the axis order of values (needs onnx)."""
 
+import collections
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+from jax import export
 from onnx import helper, numpy_helper
 
 
@@ -35,11 +37,18 @@ def module_path(scope: str) -> str:
 
 
 class GraphBuilder:
-    """Nodes and constants of a graph."""
+    """Nodes and constants of a graph.
 
-    def __init__(self) -> None:
+    Attributes:
+      containers: how the graph holds the operands of each layer, by path: the types of codes, inputs first.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        """`batch` is the first dimension of the graph's input: a number, or a symbol of `jax.export`."""
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
+        self.containers: collections.defaultdict[str, list[str]] = collections.defaultdict(list)
+        self._batch = batch
 
     def rename(self, old: str, name: str) -> None:
         """Renames the output `old` of a node to `name`."""
@@ -56,6 +65,20 @@ class GraphBuilder:
         )
         return output
 
+    def size(self, dimension: Any, scope: str) -> Value:
+        """A dimension as int64[1]: the batch times a number, or a number.
+
+        Raises:
+          ExportError: it depends on the batch in another way.
+        """
+        if not export.is_symbolic_dim(dimension):
+            return np.asarray([dimension], np.int64)
+        times = dimension // self._batch
+        if export.is_symbolic_dim(times) or times * self._batch != dimension:
+            raise ExportError(f"{scope}: a dimension of {dimension} for any batch is not exported")
+        batch = Tensor(self.add("Shape", ["input"], start=0, end=1), (0,))
+        return batch if times == 1 else Tensor(self.add("Mul", [batch, np.asarray([int(times)], np.int64)]), (0,))
+
     def named(self, value: Value | str) -> str:
         """Name of a value; an array becomes a constant of the graph."""
         if isinstance(value, Tensor):
@@ -63,7 +86,7 @@ class GraphBuilder:
         if isinstance(value, str):
             return value
         name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def transposed(self, value: Any, axes: Sequence[int]) -> Any:

@@ -1,13 +1,16 @@
 """ONNX nodes for each JAX primitive (needs onnx)."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+from jax.export import is_symbolic_dim
 from onnx import helper
 
+from launch.runtimes import onnx_formats
 from launch.runtimes.onnx_builder import Arguments, ExportError, GraphBuilder, Tensor, Value, module_path
 
 
@@ -99,10 +102,14 @@ def _convolution(graph: GraphBuilder, equation: Any, arguments: Arguments, scope
     if params["batch_group_count"] != 1 or any(d != 1 for d in params["lhs_dilation"]):
         raise ExportError(f"{scope}: transposed convolutions and batch groups are not exported")
     before, after = zip(*params["padding"], strict=True)
+    path = module_path(scope)
     output = graph.add(
         "Conv",
-        [graph.transposed(x, order.lhs_spec), graph.transposed(kernel, order.rhs_spec)],
-        name=module_path(scope),
+        [
+            graph.transposed(x, order.lhs_spec),
+            onnx_formats.factor(graph, graph.transposed(kernel, order.rhs_spec), path),
+        ],
+        name=path,
         strides=list(params["window_strides"]),
         dilations=list(params["rhs_dilation"]),
         pads=[*before, *after],
@@ -131,7 +138,8 @@ def _dot(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -
     operands = []
     for side, argument in enumerate(arguments):
         value = graph.transposed(argument, orders[side])
-        operands.append(_reshaped(graph, value, [shapes[side][axis] for axis in orders[side]], flat[side]))
+        value = _reshaped(graph, value, [shapes[side][axis] for axis in orders[side]], flat[side])
+        operands.append(onnx_formats.factor(graph, value, module_path(scope)))
     product = graph.add("MatMul", operands, name=module_path(scope))
     shape = equation.outvars[0].aval.shape
     straight = Tensor(product, tuple(range(len(shape))))
@@ -144,7 +152,9 @@ def _reshaped(graph: GraphBuilder, value: Value, old: Sequence[int], new: Sequen
         return value
     if isinstance(value, np.ndarray):
         return value.reshape(new)
-    name = graph.add("Reshape", [value.name, np.asarray(new, np.int64)])
+    # Dimensions grow with the batch one at a time, and ONNX finds out the one that is −1.
+    sizes = [-1 if is_symbolic_dim(size) else size for size in new]
+    name = graph.add("Reshape", [value.name, np.asarray(sizes, np.int64)])
     return Tensor(name, tuple(range(len(new))))
 
 
@@ -154,14 +164,19 @@ def _reshape(graph: GraphBuilder, equation: Any, arguments: Arguments, _: str) -
     return _reshaped(graph, value, equation.invars[0].aval.shape, equation.outvars[0].aval.shape)
 
 
-def _broadcast(graph: GraphBuilder, equation: Any, arguments: Arguments, _: str) -> Tensor:
+def _broadcast(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
     old, new = equation.invars[0].aval.shape, equation.params["shape"]
     kept = dict(zip(equation.params["broadcast_dimensions"], old, strict=True))
     aligned = [kept.get(axis, 1) for axis in range(len(new))]
     value = _reshaped(graph, graph.straightened(arguments[0]), old, aligned)
     if tuple(aligned) == tuple(new):
         return value
-    return Tensor(graph.add("Expand", [value.name, np.asarray(new, np.int64)]), value.axes)
+    # An axis that is there already needs no size.
+    missing = [1 if there == size else size for there, size in zip(aligned, new, strict=True)]
+    sizes = [graph.size(size, scope) for size in missing]
+    constant = [size for size in sizes if isinstance(size, np.ndarray)]
+    shape = np.concatenate(constant) if len(constant) == len(sizes) else graph.add("Concat", sizes, axis=0)
+    return Tensor(graph.add("Expand", [value, shape]), tuple(range(len(new))))
 
 
 def _transpose(_: GraphBuilder, equation: Any, arguments: Arguments, __: str) -> Tensor:
@@ -175,10 +190,7 @@ def _reduce(kind: str, graph: GraphBuilder, equation: Any, arguments: Arguments,
     [x] = arguments
     reduced = equation.params["axes"]
     where = sorted(x.axes.index(axis) for axis in reduced)
-    if kind == "ReduceSum":  # the only reduction whose axes are an input in this opset
-        name = graph.add(kind, [x, np.asarray(where, np.int64)], keepdims=0)
-    else:
-        name = graph.add(kind, [x], axes=where, keepdims=0)
+    name = graph.add(kind, [x, np.asarray(where, np.int64)], keepdims=0)
     left = [axis for axis in x.axes if axis not in reduced]
     return Tensor(name, tuple(sorted(left).index(axis) for axis in left))
 
@@ -213,35 +225,97 @@ def _concatenate(graph: GraphBuilder, equation: Any, arguments: Arguments, _: st
     return Tensor(graph.add("Concat", parts, axis=axes.index(equation.params["dimension"])), axes)
 
 
-def _slice(graph: GraphBuilder, equation: Any, arguments: Arguments, _: str) -> Tensor:
+def _slice(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
     [x] = arguments
-    rank = len(x.axes)
-    bounds = [equation.params["start_indices"], equation.params["limit_indices"], range(rank)]
-    bounds.append(equation.params["strides"] or [1] * rank)
-    starts, limits, _axes, strides = ([list(bound)[axis] for axis in x.axes] for bound in bounds)
-    ends = [np.asarray(values, np.int64) for values in (starts, limits, range(rank), strides)]
-    return Tensor(graph.add("Slice", [x, *ends]), x.axes)
+    starts, limits = equation.params["start_indices"], equation.params["limit_indices"]
+    strides = equation.params["strides"] or [1] * len(x.axes)
+    # Whole axes are left out, among them a batch of any size.
+    whole = [*zip([0] * len(x.axes), equation.invars[0].aval.shape, [1] * len(x.axes), strict=True)]
+    cut = [axis for axis, part in enumerate(zip(starts, limits, strides, strict=True)) if part != whole[axis]]
+    if not cut:
+        return x
+    if any(is_symbolic_dim(limits[axis]) for axis in cut):
+        raise ExportError(f"{scope}: a part of a batch of any size is not exported")
+    places = [x.axes.index(axis) for axis in cut]
+    parts = ([bound[axis] for axis in cut] for bound in (starts, limits))
+    ends = [*parts, places, [strides[axis] for axis in cut]]
+    return Tensor(graph.add("Slice", [x, *(np.asarray(values, np.int64) for values in ends)]), x.axes)
+
+
+def _split(graph: GraphBuilder, equation: Any, arguments: Arguments, _: str) -> list[Tensor]:
+    [x] = arguments
+    axis, sizes = x.axes.index(equation.params["axis"]), equation.params["sizes"]
+    ends = np.cumsum([0, *sizes])
+    bounds = [
+        [np.asarray([value], np.int64) for value in (start, end, axis)] for start, end in itertools.pairwise(ends)
+    ]
+    return [Tensor(graph.add("Slice", [x, *bound]), x.axes) for bound in bounds]
+
+
+def _pad(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    x, value = arguments
+    low, high, between = zip(*equation.params["padding_config"], strict=True)
+    if any(between) or min(*low, *high) < 0 or not isinstance(value, np.ndarray):
+        raise ExportError(f"{scope}: of pads only those with a constant around the values are exported")
+    pads = [sizes[axis] for sizes in (low, high) for axis in x.axes]
+    return Tensor(graph.add("Pad", [x, np.asarray(pads, np.int64), value]), x.axes)
+
+
+def _clamp(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    low, x, high = arguments
+    return _elementwise("Min", graph, equation, [_elementwise("Max", graph, equation, [x, low], scope), high], scope)
+
+
+def _not_equal(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    return _elementwise("Not", graph, equation, [_elementwise("Equal", graph, equation, arguments, scope)], scope)
+
+
+def _added(number: float, kind: str, *, first: bool) -> Callable[..., Tensor]:
+    """Makes an operation of one argument to which a number is added first, or last."""
+
+    def run(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+        term = np.asarray(number, equation.outvars[0].aval.dtype)
+        steps = (("Add", [term]), (kind, []))
+        [value] = arguments
+        for step, more in steps if first else reversed(steps):
+            value = _elementwise(step, graph, equation, [value, *more], scope)
+        return value
+
+    return run
 
 
 def _gather(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
-    """Gather of whole rows of a table, such as an embedding."""
+    """Gather of whole slices along one axis, such as rows of an embedding."""
     table, indices = arguments
     order = equation.params["dimension_numbers"]
-    rank = len(equation.outvars[0].aval.shape)
-    rows = (
-        order.collapsed_slice_dims == (0,)
-        and order.start_index_map == (0,)
-        and tuple(equation.params["slice_sizes"][1:]) == equation.invars[0].aval.shape[1:]
-        and order.offset_dims == tuple(range(rank - len(equation.params["slice_sizes"]) + 1, rank))
+    shape, whole = equation.invars[1].aval.shape, equation.invars[0].aval.shape
+    rank, count = len(equation.outvars[0].aval.shape), len(shape) - 1
+    axis = order.start_index_map[0]
+    slices = (
+        order.collapsed_slice_dims == order.start_index_map == (axis,)
+        and tuple(equation.params["slice_sizes"]) == (*whole[:axis], 1, *whole[axis + 1 :])
+        and order.offset_dims == tuple(i for i in range(rank) if not axis <= i < axis + count)
     )
-    if not rows:
-        raise ExportError(f"{scope}: of gathers only those of whole rows are exported")
-    shape = equation.invars[1].aval.shape
+    if not slices:
+        raise ExportError(f"{scope}: of gathers only those of whole slices along one axis are exported")
     index = _reshaped(graph, graph.straightened(indices), shape, shape[:-1])
-    return Tensor(graph.add("Gather", [graph.straightened(table), index], axis=0), tuple(range(rank)))
+    return Tensor(graph.add("Gather", [graph.straightened(table), index], axis=axis), tuple(range(rank)))
 
 
-Operation = Callable[[GraphBuilder, Any, Sequence[Value], str], Value]
+def _logical(kind: str, graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    if equation.outvars[0].aval.dtype != bool:
+        raise ExportError(f"{scope}: {equation.primitive.name} of the bits of integers has no counterpart in ONNX here")
+    return _elementwise(kind, graph, equation, arguments, scope)
+
+
+def _dimension(graph: GraphBuilder, equation: Any, _: Arguments, scope: str) -> Tensor:
+    """A number of examples, or a multiple of it, as a scalar."""
+    number = graph.add("Squeeze", [graph.size(equation.params["dim"], scope), np.zeros(1, np.int64)])
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(equation.outvars[0].aval.dtype))
+    return Tensor(graph.add("Cast", [number], to=kind), ())
+
+
+Operation = Callable[[GraphBuilder, Any, Sequence[Value], str], Any]  # a value; of several results a sequence
 OPERATIONS: dict[str, Operation] = {
     "conv_general_dilated": _convolution,
     "dot_general": _dot,
@@ -249,6 +323,7 @@ OPERATIONS: dict[str, Operation] = {
     "reduce_window_sum": partial(_pool, "AveragePool"),
     "reduce_sum": partial(_reduce, "ReduceSum"),
     "reduce_max": partial(_reduce, "ReduceMax"),
+    "reduce_min": partial(_reduce, "ReduceMin"),
     "add": partial(_elementwise, "Add"),
     "add_any": partial(_elementwise, "Add"),
     "sub": _subtract,
@@ -256,9 +331,26 @@ OPERATIONS: dict[str, Operation] = {
     "div": partial(_elementwise, "Div"),
     "max": _max,
     "min": _min,
+    "clamp": _clamp,
+    "dim_as_value": _dimension,
+    "pow": partial(_elementwise, "Pow"),
     "lt": partial(_elementwise, "Less"),
+    "le": partial(_elementwise, "LessOrEqual"),
     "gt": partial(_elementwise, "Greater"),
+    "ge": partial(_elementwise, "GreaterOrEqual"),
+    "eq": partial(_elementwise, "Equal"),
+    "ne": _not_equal,
+    "and": partial(_logical, "And"),
+    "or": partial(_logical, "Or"),
+    "not": partial(_logical, "Not"),
     "exp": _chain("Exp"),
+    "log1p": _added(1, "Log", first=True),
+    "expm1": _added(-1, "Exp", first=False),
+    "sin": _chain("Sin"),
+    "cos": _chain("Cos"),
+    "sign": _chain("Sign"),
+    "floor": _chain("Floor"),
+    "ceil": _chain("Ceil"),
     "log": _chain("Log"),
     "neg": _chain("Neg"),
     "abs": _chain("Abs"),
@@ -281,5 +373,7 @@ OPERATIONS: dict[str, Operation] = {
     "transpose": _transpose,
     "concatenate": _concatenate,
     "slice": _slice,
+    "split": _split,
+    "pad": _pad,
     "gather": _gather,
 }

@@ -1,0 +1,133 @@
+"""ONNX nodes for number formats: rounding of inputs to a format, and constants in the smallest type that holds them.
+
+Codes of inputs of up to 8 bits are UINT8 between a QuantizeLinear and a DequantizeLinear of scale 1, which runtimes
+with integer kernels look for; scales are multiplied elsewhere, as a frozen network does. Signed codes have the zero
+point 128, since ONNX Runtime does not load all graphs with signed inputs.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from launch.runtimes.onnx_builder import ExportError, GraphBuilder, Tensor, Value, module_path
+
+_SIGNIFICANT_BITS = 24  # of float32
+_UNIT = np.ones((), np.float32)
+
+
+def rounded(graph: GraphBuilder, arguments: Sequence[Value], scope: str) -> Tensor:
+    """What `numerics.round_to_grid` and `round_within_range` compute: saturation and rounding, ties to even.
+
+    Args:
+      graph: the graph.
+      arguments: the float32 values, in units of the format, and the fields of its row (`FormatTable`).
+      scope: the name stack of the call.
+
+    Raises:
+      ExportError: the format depends on the input of the graph.
+    """
+    x, *row = arguments
+    if any(isinstance(field, Tensor) for field in row) or not isinstance(x, Tensor):
+        raise ExportError(f"{scope}: a number format that depends on the input has no counterpart in ONNX here")
+    _, smallest_exponent, mantissa_bits, largest, lowest, scaled, _ = (np.asarray(field).item() for field in row)
+    step = 2.0 ** (smallest_exponent - mantissa_bits)
+    path = module_path(scope)
+    if not scaled:
+        bits = mantissa_bits + 1
+        graph.containers[path].append("FLOAT" if bits == _SIGNIFICANT_BITS else f"FLOAT rounded to {bits} bits")
+        return x if bits == _SIGNIFICANT_BITS else _to_significant_bits(graph, x, bits)
+    if largest >= 2.0**smallest_exponent:  # A float format: an integer has no normal numbers.
+        graph.containers[path].append("FLOAT, emulated")
+        return _to_float_format(graph, x, smallest_exponent, mantissa_bits, largest, step)
+    if step == 1 and largest <= 255 and lowest >= -128:
+        graph.containers[path].append("UINT8")
+        return _to_byte(graph, x, lowest, largest)
+    graph.containers[path].append("FLOAT, whole numbers")
+    return _apply(graph, "Round", _clipped(graph, x, lowest, largest))
+
+
+def _apply(graph: GraphBuilder, kind: str, x: Tensor, *others: Tensor | float) -> Tensor:
+    """A node of `x` and other values or float32 numbers."""
+    values = [other if isinstance(other, Tensor) else np.asarray(other, np.float32) for other in others]
+    return Tensor(graph.add(kind, [x, *values]), x.axes)
+
+
+def _clipped(graph: GraphBuilder, x: Tensor, lowest: float, largest: float) -> Tensor:
+    return _apply(graph, "Clip", x, lowest, largest)
+
+
+def _to_byte(graph: GraphBuilder, x: Tensor, lowest: float, largest: float) -> Tensor:
+    """Whole numbers of up to 8 bits, as UINT8 between two nodes."""
+    zero = np.uint8(128 if lowest < 0 else 0)
+    if (lowest, largest) != (0, 255):  # which saturate by themselves
+        x = _clipped(graph, x, lowest, largest)
+    if zero:
+        # Rounded first: a runtime may add the zero point before it rounds, which takes the last bits away.
+        x = _apply(graph, "Round", x)
+    zero_point = graph.named(np.asarray(zero))
+    codes = graph.add("QuantizeLinear", [x, _UNIT, zero_point])
+    return Tensor(graph.add("DequantizeLinear", [codes, _UNIT, zero_point]), x.axes)
+
+
+def _to_significant_bits(graph: GraphBuilder, x: Tensor, bits: int) -> Tensor:
+    """Rounds to this many significant bits, ties to even, by Veltkamp's splitting: of normal numbers below 2^103.
+
+    A cast to bfloat16 and back would do for 8 bits, but OpenVINO rounds it wrongly where the batch is of any size.
+    """
+    larger = _apply(graph, "Mul", x, 2 ** (_SIGNIFICANT_BITS - bits) + 1)
+    return _apply(graph, "Sub", larger, _apply(graph, "Sub", larger, x))
+
+
+def _to_float_format(
+    graph: GraphBuilder, x: Tensor, smallest_exponent: int, mantissa_bits: int, largest: float, step: float
+) -> Tensor:
+    """Normal numbers have a fixed number of significant bits; smaller ones are whole multiples of a step."""
+    x = _clipped(graph, x, -largest, largest)
+    normal = _to_significant_bits(graph, x, mantissa_bits + 1)
+    whole = _apply(graph, "Round", _apply(graph, "Mul", x, 1 / step))
+    subnormal = _apply(graph, "Mul", whole, step)
+    magnitude = _apply(graph, "Abs", x)
+    is_normal = _apply(graph, "GreaterOrEqual", magnitude, 2.0**smallest_exponent)
+    return Tensor(graph.add("Where", [is_normal, normal, subnormal]), x.axes)
+
+
+def factor(graph: GraphBuilder, value: Value, path: str) -> Value:
+    """A factor of a product; a constant, such as codes of weights, is in the smallest type that holds it exactly."""
+    if isinstance(value, Tensor):
+        return value
+    kind, name = _stored(graph, value)
+    graph.containers[path].append(kind)
+    return Tensor(name, tuple(range(value.ndim)))
+
+
+def _stored(graph: GraphBuilder, values: np.ndarray) -> tuple[str, str]:
+    """The type of a constant and the name of its values in float32."""
+    if values.dtype != np.float32:
+        return values.dtype.name.upper(), graph.named(values)
+    if np.isfinite(values).all() and np.array_equal(values, np.rint(values)):
+        for kind in (ml_dtypes.int4, np.int8):
+            limits = ml_dtypes.iinfo(kind)
+            if limits.min <= values.min(initial=0) and values.max(initial=0) <= limits.max:
+                name = graph.add("DequantizeLinear", [graph.named(values.astype(kind)), _UNIT])
+                return np.dtype(kind).name.upper(), name
+    table = np.unique(values)
+    sizes: dict[Any, float] = {np.float32: 4 * values.size}
+    if np.array_equal(values.astype(ml_dtypes.bfloat16).astype(np.float32), values):
+        sizes[ml_dtypes.bfloat16] = 2 * values.size
+    if np.array_equal(values, np.rint(values)) and np.abs(values).max() < 2**15:
+        sizes[np.int16] = 2 * values.size
+    if len(table) <= 256:
+        index = ml_dtypes.uint4 if len(table) <= 16 else np.uint8
+        sizes[index] = table.nbytes + math.ceil(values.size * (0.5 if len(table) <= 16 else 1))
+    kind = min(sizes, key=sizes.__getitem__)
+    name = np.dtype(kind).name.upper()
+    if kind is np.float32:
+        return "FLOAT", graph.named(values)
+    if kind in (ml_dtypes.bfloat16, np.int16):
+        return name, graph.add("Cast", [graph.named(values.astype(kind))], to=1)  # to float32
+    codes = graph.named(np.searchsorted(table, values).astype(kind))
+    positions = graph.add("Cast", [codes], to=6)  # to int32
+    return f"{name} and a table", graph.add("Gather", [table, positions], axis=0)

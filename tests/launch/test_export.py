@@ -1,0 +1,94 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import launch.runtimes
+from aqt_like.frozen_network import FrozenNetwork
+from launch import export
+from launch.runtimes import self_check
+
+
+@pytest.fixture
+def without_onnx(monkeypatch):
+    """As if onnx were not installed."""
+    for name in ("onnx_graphs", "onnx_formats", "onnx_builder", "onnx_operations"):
+        monkeypatch.delitem(sys.modules, f"launch.runtimes.{name}", raising=False)
+        monkeypatch.delattr(launch.runtimes, name, raising=False)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+
+
+def test_a_run_is_exported_and_checked_in_every_runtime(uninterrupted, tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="needs requirements-devices.txt")
+    pytest.importorskip("onnx", reason="needs requirements-devices.txt")
+    out = tmp_path / "out"
+    export.main([str(uninterrupted), f"--out={out}"])
+    told = capsys.readouterr().out
+    document = json.loads((out / "export.json").read_text())
+    assert set(document["files"]) == {"model.onnx", "model.stablehlo", "network.safetensors"}
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    for name, file in document["files"].items():
+        assert (out / name).stat().st_size == file["bytes"]
+        for check in file["checks"]:
+            assert check["differing"] == []
+            assert check["examples"] == (100 if check["batch"] == 1 else 360)
+            if check["batch"] > 1:
+                assert check["accuracy"] == summary["accuracy"]
+    assert "model.onnx in onnxruntime" in told
+    assert "model.stablehlo in jax" in told
+    layers = FrozenNetwork.load(out / "network.safetensors").layers
+    assert document["layers"].keys() == layers.keys()
+    assert document["layers"]["stem"]["input"]["scale"] == layers["stem"].input_scale
+    assert document["layers"]["stem"]["input"]["in_onnx"]
+    assert document["output"]["class_names"] == list("0123456789")
+
+    images = np.zeros((3, 8, 8, 1), np.uint8)
+    images[1, 2:6, 3:5] = 255
+    np.save(tmp_path / "images.npy", images)
+    answer = subprocess.run(
+        [sys.executable, out / "run.py", tmp_path / "images.npy"], capture_output=True, text=True, check=True
+    )
+    lines = [line.split() for line in answer.stdout.splitlines()]
+    assert len(lines) == 3
+    normal = document["input"]["normalization"]
+    x = (images - np.float32(normal["mean"])) / np.float32(normal["deviation"])
+    expected = self_check.with_jax(out / "model.stablehlo").run(x)
+    np.testing.assert_allclose(np.float32([line[1:] for line in lines]), expected, atol=2e-4)
+    assert [line[0] for line in lines] == [str(best) for best in expected.argmax(1)]
+
+
+def test_a_file_with_other_answers_is_kept_as_failed(uninterrupted, tmp_path, monkeypatch, capsys):
+    def other(file):
+        runner = with_jax(file)
+        return runner._replace(run=lambda x: runner.run(x)[:, ::-1])
+
+    with_jax = self_check.with_jax
+    monkeypatch.setattr(self_check, "with_jax", other)
+    with pytest.raises(SystemExit, match=r"model.stablehlo: more than 0.1% of the decisions differ"):
+        export.main([str(uninterrupted), "--to=stablehlo", "--batch=360", f"--out={tmp_path}"])
+    assert [path.name for path in tmp_path.glob("model*")] == ["model.stablehlo.failed"]
+    assert "margin" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to=onnx,tflite"], "--to=onnx,tflite: tflite: expected some of onnx,stablehlo,packed"),
+        (["--to=packed,packed"], "expected each target once"),
+        (["--batch=0"], "--batch=0: expected a number of examples, or any"),
+    ],
+)
+def test_arguments_are_checked(arguments, message, uninterrupted, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        export.main([str(uninterrupted), *arguments, f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_told_before_anything_is_written(uninterrupted, tmp_path, without_onnx):
+    with pytest.raises(SystemExit, match=r"--to=onnx needs onnx: pip install -r requirements-devices.txt"):
+        export.main([str(uninterrupted), f"--out={tmp_path / 'out'}"])
+    with pytest.raises(SystemExit, match="not that of the run"):
+        export.main([str(uninterrupted), f"--out={uninterrupted}"])
+    assert not (tmp_path / "out").exists()
