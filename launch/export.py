@@ -34,14 +34,13 @@ from rich.console import Console
 from aqt_like.formats import parse_format
 from aqt_like.frozen_network import FrozenNetwork, Kernel
 from aqt_like.quantized_layer import Quantizer
-from fliqs_jax import models
 from fliqs_jax.evaluation import make_logits
 from fliqs_jax.quality import Quality
 from launch import data, ending
 from launch.one_writer import only_writer
 from launch.runtimes import self_check, serialized_programs
 from launch.runtimes.engines import RuntimeMissingError
-from launch.training import finished, runs
+from launch.training import finished, trial_run
 from launch.training.experiment import Experiment
 from launch.training.run_directory import NETWORK, write_json
 from launch.training.run_summary import environment_summary
@@ -67,11 +66,6 @@ class Subject(NamedTuple):
     experiment: Experiment
     network: FrozenNetwork
     batch: int | str
-
-    @property
-    def mode(self) -> dict[str, Any]:
-        """Arguments of inference."""
-        return models.mode(self.experiment.search.model, train=False)
 
     @property
     def quantizer(self) -> Quantizer:
@@ -107,7 +101,7 @@ def _make_onnx(subject: Subject) -> tuple[bytes, dict[str, list[str]]]:
         raise RuntimeMissingError(f"--to=onnx needs {error.name}: pip install -r requirements-devices.txt") from error
     network, variables = subject.network.bind(subject.experiment.search.model, subject.quantizer)
     exported = onnx_graphs.export_with_containers(
-        lambda x: network.apply(variables, x, **subject.mode), subject.example, name=subject.experiment.config.data.name
+        lambda x: network.apply(variables, x), subject.example, name=subject.experiment.config.data.name
     )
     return exported.model.SerializeToString(), exported.containers
 
@@ -127,7 +121,7 @@ def _make(subject: Subject, targets: Sequence[str]) -> tuple[dict[str, bytes], d
                 made[target], containers = _make_onnx(subject)
             else:
                 made[target] = serialized_programs.serialize(
-                    subject.network, subject.experiment.search.model, subject.quantizer, subject.example, **subject.mode
+                    subject.network, subject.experiment.search.model, subject.quantizer, subject.example
                 )
         except (TypeError, jax.errors.InconclusiveDimensionOperation) as error:
             raise ConfigError(
@@ -248,9 +242,11 @@ def export_run(
     if out.is_file() or out.resolve() == directory.resolve():
         raise ConfigError(f"--out={out}: expected a directory for the files, not a file and not that of the run")
     experiment = finished.read_experiment(directory, **changes)
+    if not isinstance(experiment.source.example, jax.ShapeDtypeStruct):
+        raise ConfigError(f"{directory}: networks of several inputs are not exported; their file is {NETWORK}")
     subject = Subject(directory, experiment, finished.read_network(directory, experiment), batch)
     made, containers = _make(subject, targets)
-    dataset = runs.open_data(experiment)
+    dataset = trial_run.open_data(experiment)
     with only_writer(out, console.print):
         for target, contents in made.items():
             (out / FILES[target]).write_bytes(contents)

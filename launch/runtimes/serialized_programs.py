@@ -7,7 +7,6 @@ import dataclasses
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import export, lax
@@ -15,14 +14,14 @@ from jax import export, lax
 from aqt_like import QuantizedModel, gradients
 from aqt_like.formats import parse_format
 from aqt_like.frozen_network import FrozenNetwork, Kernel
-from aqt_like.layer_calls import entry_of, nested
+from aqt_like.layer_calls import Model, entry_of, nested
 from aqt_like.packing import Packed
 from aqt_like.quantized_layer import Quantizer
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def serialize(network: FrozenNetwork, model: nn.Module, quantizer: Quantizer, example: Any, **mode: Any) -> bytes:
+def serialize(network: FrozenNetwork, model: Model, quantizer: Quantizer, example: Any, **mode: Any) -> bytes:
     """The program `input -> output` of a frozen network, for `jax.export.deserialize`.
 
     Args:
