@@ -31,6 +31,7 @@ Inputs = dict[str, str]
 
 SUMMARY_KEYS = {
     "arithmetic",
+    "base",
     "bit_identical_on",
     "budgets",
     "call",
@@ -52,6 +53,7 @@ SUMMARY_KEYS = {
     "policy",
     "policy_entropy",
     "quality",
+    "rank_correlations",
     "relative_cost",
     "scores",
     "search_step_compilations",

@@ -37,7 +37,7 @@ def test_what_is_held_stays_and_the_rest_is_drawn(kinds):
 
 
 def test_bits_that_the_whole_space_would_change_stay_and_their_kernel_is_the_smallest():
-    held = np.asarray(SPACE.with_bits(SPACE.largest, np.zeros_like(SPACE.largest)))
+    held = np.asarray(SPACE.with_formats(SPACE.largest, np.zeros_like(SPACE.largest)))
     space = RestrictedSpace(SPACE, held, ("kernel", "channels", "depth"))
     drawn = np.asarray(jax.vmap(space.sample)(jax.random.split(jax.random.key(0), 200)))
     kinds = np.asarray([d.name.rpartition(".")[2] for d in SPACE.search_space.decisions])

@@ -42,7 +42,7 @@ def plan():
         ),
         "c": LayerVariants(("depth",), (None, c), np.arange(2, dtype=np.int32)),
     }
-    return format_plan((a, b, c), (INT4, INT8), architecture=Architecture(SPACE, BASE, variants))
+    return format_plan((a, b, c), (INT4, INT8), architecture=Architecture(SPACE, BASE, variants, lambda _: {}))
 
 
 def genome_of(plan, **choices):
@@ -124,7 +124,7 @@ def test_rank_correlations_are_over_layers_whose_sizes_are_searched():
         )
         for layer in layers
     }
-    architecture = Architecture(space, dict.fromkeys((d.name for d in space.decisions), "1"), variants)
+    architecture = Architecture(space, dict.fromkeys((d.name for d in space.decisions), "1"), variants, lambda _: {})
     ours = format_plan((*layers, conv("head", 8, 2, 1)), (INT4, INT8), architecture=architecture)
     genome = np.asarray([(4, 8).index(b) for b in (*bits, 8)] + [options.index(w) for w in widths], np.int32)
     (found,) = allocation.rank_correlations(ours, genome).values()
