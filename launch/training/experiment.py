@@ -190,6 +190,8 @@ def _own_model(config: ConfigDict) -> ConfigDict:
     """The config without the settings that shipped configs have for our networks, if the network is the user's."""
     settings = config.model.to_dict()
     name = settings.pop("name")
+    if "classes" in settings:
+        raise ConfigError(f"model.classes={settings['classes']}: expected no such setting, the data have the classes")
     taken = models.taken_settings(name, settings, set(load_config("common").model))
     if taken == settings:
         return config
