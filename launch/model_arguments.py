@@ -75,11 +75,13 @@ def network_settings(texts: Sequence[str]) -> dict[str, Any]:
     """Parses settings of a network, such as `width=16`.
 
     Raises:
-      ValueError: a text is not of the form NAME=VALUE.
+      ValueError: a text is not of the form NAME=VALUE, or is an option of its own.
     """
     settings: dict[str, Any] = {}
     for text in texts:
         name, _, value = text.partition("=")
+        if name in ("name", "classes"):
+            raise ValueError(f"--set={text}: expected a setting of the network; see --model and --classes")
         try:
             settings[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:

@@ -108,6 +108,12 @@ def optimizer(learning_rate: optax.Schedule, weight_decay: float) -> optax.Gradi
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate))
 
 
+def head_optimizer(learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """An optimiser that knows weights by name."""
+    kinds = {"embed": "frozen", "up": "frozen", "norm": "frozen", "head": "trained"}
+    return optax.multi_transform({"frozen": optax.set_to_zero(), "trained": optax.sgd(learning_rate)}, kinds)
+
+
 class Holder:
     """An object that holds a module, as those of Hugging Face."""
 

@@ -67,13 +67,15 @@ _IN_NAMES = ("depth", "variant")  # settings that the name of a network states
 
 
 def find(name: str) -> Network:
-    """Network `name`, or the one that the user's function `module:function` builds.
+    """Network `name`, or the one that the user's function `module:function` builds, or that is there, made.
 
     Raises:
       ValueError: unknown name, or a module or function that cannot be imported.
     """
     entry = registry.lookup("model", name, MODELS)
-    return entry if isinstance(entry, Network) else Network(entry, (), classes=None)
+    if isinstance(entry, Network):
+        return entry
+    return Network((lambda: entry) if isinstance(entry, nn.Module) else entry, (), classes=None)
 
 
 def input_shape(name: str, given: Sequence[int] = ()) -> tuple[int, ...]:

@@ -56,6 +56,8 @@ def called(
     model = CalledModel(module, flags, output, adapter)
     if inputs is None:
         return model
+    if isinstance(inputs, Mapping) and (taken := [flag.name for flag in flags if flag.name in inputs]):
+        raise CallError(f"the inputs hold {', '.join(taken)}, which is the flag of the mode in the model: rename one")
     return _plain(model, inputs) if plain else _tried(model, inputs)
 
 
@@ -190,7 +192,7 @@ def _kinds(tree: Any) -> Any:
 
 def _doubts(statistics: bool, seen: Mapping[bool, _Seen], left: list[str]) -> Iterator[str]:
     """What looks like a mistake in how a model is called."""
-    known = f"flags of the mode are {', '.join(FLAGS)}, as argument or field"
+    known = f"flags of the mode are {', '.join(FLAGS)}, as argument or field; config.apply can pass another"
     if statistics and seen[True].all_rest(nn.BatchNorm):
         yield f"its batch statistics never move: all nn.BatchNorm use running averages in training, too; {known}"
     if seen[True].all_rest(nn.Dropout):
@@ -244,10 +246,17 @@ def _traced(model: CalledModel, call: Callable[..., Any], *args: Any) -> tuple[C
                 return _traced(dataclasses.replace(model, **more), call, *args)
         told = _told(model, args[0], "")
         shapes = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(args[0]))
-        raise CallError(f"{told}, on {shapes}: {_explained(error)}") from error
+        raise CallError(f"{told}, on {shapes}: {_explained(error, _unknown(model, args[0]))}") from error
 
 
-def _explained(error: Exception) -> str:
+def _unknown(model: CalledModel, inputs: Any) -> str:
+    """Which of the inputs in a dict are no arguments, if others are."""
+    names = list(inspect.signature(type(model.module).__call__).parameters)[1:]
+    others = [name for name in inputs if name not in names] if isinstance(inputs, Mapping) else []
+    return f"; {', '.join(others)} is no argument of its" if others and len(others) < len(inputs) else ""
+
+
+def _explained(error: Exception, unknown: str) -> str:
     """What to change in a model, from an error in its call."""
     if isinstance(error, errors.InvalidRngError):
         return f"{_first_sentence(error)}. A loop passes on streams that it names: split_rngs={{'dropout': True, …}}"
@@ -258,8 +267,8 @@ def _explained(error: Exception) -> str:
         )
     reason = " ".join(str(error).split())[:300].rstrip(".") or "no message"
     return (
-        f"{type(error).__name__}: {reason}. A dict of inputs is arguments by name, a tuple all of them; config.apply "
-        "is a call of yours"
+        f"{type(error).__name__}: {reason}{unknown}. A dict of inputs is arguments by name, a tuple all of them; "
+        "config.apply is a call of yours"
     )
 
 

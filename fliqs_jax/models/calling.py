@@ -18,6 +18,7 @@ FLAGS = {"train": True, "training": True, "is_training": True, "deterministic": 
 
 BATCH_STATS, PARAMS = "batch_stats", "params"
 ARGUMENT, FIELD = "argument", "field"  # holders of a flag
+_BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 Adapter = Callable[[nn.Module, Any, bool], Any]
 """`(model, inputs, train) → output`: a call of a bound module, which a user writes where none is found."""
@@ -133,6 +134,8 @@ class CalledModel:
                 output = _member(output, part)
             except (LookupError, AttributeError, TypeError) as error:
                 raise CallError(f"output={self.output!r}: the model returns {_outline(output)} there") from error
+        if not hasattr(output, "shape"):
+            raise CallError(f"output={self.output!r}: the model returns {_outline(output)} there, expected an array")
         return output
 
     def _bound(self, inputs: Any, train: bool) -> tuple[nn.Module, tuple, dict[str, Any]]:
@@ -169,44 +172,53 @@ def arguments_of(module: nn.Module, inputs: Any) -> tuple[tuple, dict[str, Any]]
         args, kwargs = (), dict(inputs)
     elif isinstance(inputs, tuple) and not hasattr(inputs, "_fields"):
         args = inputs
+    if FLAGS.keys() & list(parameters)[: len(args)]:  # A flag stands before an input: by name.
+        names = [name for name, parameter in parameters.items() if name not in FLAGS and parameter.kind in _BY_NAME]
+        args, kwargs = args[len(names) :], dict(zip(names, args, strict=False))
     for position, (name, parameter) in enumerate(parameters.items()):
         lacking = parameter.default is parameter.empty and name not in kwargs and name not in FLAGS
         by_name = parameter.kind is parameter.KEYWORD_ONLY or position >= len(args)
-        if lacking and by_name and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+        if lacking and by_name and parameter.kind in _BY_NAME:
             kwargs[name] = None
     return args, kwargs
 
 
 def logits_place(output: Any) -> str:
     """Where the logits are in what a model returns: it alone, its `logits`, or its first part; as in `0.logits`."""
-    if hasattr(output, "shape"):
-        return ""
-    part = "logits" if hasattr(output, "logits") or (isinstance(output, Mapping) and "logits" in output) else "0"
-    try:
-        inside = _member(output, part)
-    except (LookupError, AttributeError, TypeError) as error:
-        raise CallError(
-            f"the model returns {_outline(output)}: say which part holds the logits by config.output, as in 'logits', "
-            "'0' or '0.logits'"
-        ) from error
-    rest = logits_place(inside)
-    return f"{part}.{rest}" if rest else part
+    place, inside = [], output
+    while not hasattr(inside, "shape"):
+        has_logits = hasattr(inside, "logits") or (isinstance(inside, Mapping) and "logits" in inside)
+        place.append("logits" if has_logits else "0")
+        try:
+            inside = _member(inside, place[-1])
+        except (LookupError, AttributeError, TypeError) as error:
+            raise CallError(
+                f"the model returns {_outline(output)}: say which part holds the logits by config.output, as in "
+                "'logits', '0' or '0.logits'"
+            ) from error
+    return ".".join(place)
 
 
 def _member(output: Any, part: str) -> Any:
-    if isinstance(output, Mapping) and part in output:
-        return output[part]
+    """A part by its name or number; an array has none."""
+    if isinstance(output, Mapping):
+        return {str(name): inside for name, inside in output.items()}[part]
+    if hasattr(output, "shape"):
+        raise LookupError(part)
     return output[int(part)] if part.isdecimal() and isinstance(output, tuple | list) else getattr(output, part)
 
 
 def _outline(output: Any) -> str:
     """What a model returns, in words."""
     kind = type(output).__name__
+    if hasattr(output, "shape"):
+        return f"an array {list(output.shape)}"
     if isinstance(output, Mapping):
-        return f"a {kind} of {', '.join(map(str, output))}"
-    if isinstance(output, tuple | list):
-        return f"a {kind} of {', '.join(type(part).__name__ for part in output)}"
-    return f"an array {list(output.shape)}" if hasattr(output, "shape") else f"a {kind}"
+        return f"a {kind} of {', '.join(map(str, output)) or 'nothing'}"
+    if isinstance(output, tuple | list) and not hasattr(output, "_fields"):
+        return f"a {kind} of {', '.join(map(_outline, output)) or 'nothing'}"
+    names = getattr(output, "_fields", None) or getattr(output, "__dataclass_fields__", ())
+    return f"a {kind} of {', '.join(names)}" if names else "None" if output is None else f"a {kind}"
 
 
 def _keys(streams: tuple[str, ...], key: jax.Array | None) -> dict[str, jax.Array]:

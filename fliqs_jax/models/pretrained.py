@@ -234,6 +234,11 @@ class _Anew:
 
     def __init__(self, expressions: Sequence[str]) -> None:
         self._matched = dict.fromkeys(expressions, False)
+        for expression in expressions:
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise PretrainedError(f"init_anew={expression!r}: expected a regular expression: {error}") from error
 
     def __call__(self, path: str) -> bool:
         found = [expression for expression in self._matched if re.search(expression, path)]
@@ -257,11 +262,13 @@ def _below(prefix: str, stored: dict[str, np.ndarray], path: pathlib.Path) -> di
       PretrainedError: there are none.
     """
     found = {}
+    start = prefix.rstrip("/.").removeprefix("params/")
     for name, values in stored.items():
         collection, _, place = name.partition("/") if name.startswith(_FLAX) else ("", "", name)
         for separator in "/.":
-            if place.startswith(start := prefix.rstrip("/.") + separator):
-                found[f"{collection}/{place[len(start) :]}" if collection else place[len(start) :]] = values
+            if place.startswith(start + separator):
+                rest = place[len(start) + 1 :]
+                found[f"{collection}/{rest}" if collection else rest] = values
     if not found:
         raise PretrainedError(f"init_prefix={prefix!r}: {path} has no such names, but {', '.join(list(stored)[:3])}")
     return found
@@ -298,7 +305,8 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, safetensors.SafetensorError, tensor_file.DamagedFileError) as error:
-        raise PretrainedError(f"cannot read weights from {path}: {error}") from error
+        expected = "" if isinstance(error, OSError) else "expected safetensors, or Flax's msgpack, called *.msgpack: "
+        raise PretrainedError(f"cannot read weights from {path}: {expected}{error}") from error
 
 
 def _tree(path: pathlib.Path) -> Any:
@@ -310,6 +318,9 @@ def _tree(path: pathlib.Path) -> Any:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             place = (inside if inside.is_dir() else path).absolute()
             metadata: Any = checkpointer.metadata(place)
+            if metadata.item_metadata is None:
+                inner = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
+                raise ValueError(f"it is none, and holds the folders {', '.join(inner[:5])}" if inner else "it is none")
             kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.item_metadata.tree)
             return checkpointer.restore(place, args=ocp.args.PyTreeRestore(restore_args=kinds))
     except Exception as error:  # Of msgpack, orbax, tensorstore or the file system.

@@ -21,7 +21,7 @@ from fliqs_jax import assignment, models
 from fliqs_jax.best_genome import best_within_budgets
 from fliqs_jax.models import elastic, pretrained
 from fliqs_jax.models.call_finding import called, find_adapter
-from fliqs_jax.models.calling import CalledModel
+from fliqs_jax.models.calling import PARAMS, CalledModel
 from fliqs_jax.models.elastic import Family, Params, Weights
 from fliqs_jax.models.pinning import pinned
 from fliqs_jax.search import Search
@@ -154,7 +154,7 @@ def prepare_experiment(
         plan=plan,
         bank=format_choice.format_bank(formats, use_unsigned=config.unsigned_inputs),
         budgets=budgets,
-        optimizer=_optimizer(config, total_steps),
+        optimizer=_optimizer(config, total_steps, call, source),
         loss=task.loss,
         quality=task.quality,
         targets=_targets(config, plan, budgets[0]),
@@ -190,6 +190,8 @@ def _own_model(config: ConfigDict) -> ConfigDict:
     """The config without the settings that shipped configs have for our networks, if the network is the user's."""
     settings = config.model.to_dict()
     name = settings.pop("name")
+    if "classes" in settings:
+        raise ConfigError(f"model.classes={settings['classes']}: expected no such setting, the data have the classes")
     taken = models.taken_settings(name, settings, set(load_config("common").model))
     if taken == settings:
         return config
@@ -222,9 +224,13 @@ def _call(config: ConfigDict, model: nn.Module, source: data.Source) -> CalledMo
         raise ConfigError(f"model={config.model.name!r}: {error}") from error
 
 
-def _optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
+def _optimizer(
+    config: ConfigDict, total_steps: int, model: CalledModel, source: data.Source
+) -> optax.GradientTransformation:
     try:
-        return optimizers.weight_optimizer(config.optimizer, total_steps)
+        if config.optimizer.name in optimizers.OPTIMIZERS:
+            return optimizers.weight_optimizer(config.optimizer, total_steps)
+        return optimizers.weight_optimizer(config.optimizer, total_steps, _variables(model, source)[PARAMS])
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
 
@@ -289,13 +295,17 @@ def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic, *, 
     )
 
 
+def _variables(model: CalledModel, source: data.Source) -> dict[str, Any]:
+    """Shapes and types of the variables of a model."""
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), several(source.example))
+
+
 def _check_pretrained(config: ConfigDict, model: CalledModel, source: data.Source) -> None:
     if config.init_from:
-        shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), several(source.example))
         pretrained.load(
             pathlib.Path(config.init_from),
             config.model.name,
-            shapes,
+            _variables(model, source),
             prefix=config.init_prefix,
             anew=config.init_anew,
         )

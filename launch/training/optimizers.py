@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from hwcost import registry
 
+_ANY_WEIGHTS = {"kernel": jax.ShapeDtypeStruct((2, 2), np.dtype(np.float32))}
 _PASSED = ("weight_decay", "momentum")  # settings that an optimiser of the user's may take
 
 
@@ -69,11 +70,12 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict, optax.Schedule], optax.GradientTrans
 }
 
 
-def weight_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
+def weight_optimizer(config: ConfigDict, total_steps: int, weights: Any = _ANY_WEIGHTS) -> optax.GradientTransformation:
     """Optimiser of the weights from `config`, the `config.optimizer` of an experiment whose settings are checked.
 
     One of the user's, `package.module:function`, is a function of the learning rate, an `optax.Schedule`, as
-    `optax:lion` is. It receives `weight_decay` and `momentum` if it takes arguments of these names.
+    `optax:lion` is. It receives `weight_decay` and `momentum` if it takes arguments of these names, and is tried on
+    shapes and types of `weights`, since it may know them by name.
 
     Raises:
       ValueError: there is no such function, or it gives no optax transformation of gradients and weights.
@@ -83,7 +85,6 @@ def weight_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTran
     if config.name in OPTIMIZERS:
         return OPTIMIZERS[config.name](config, rate)
     function = registry.lookup("optimizer.name", config.name, OPTIMIZERS)
-    weights = {"kernel": jax.ShapeDtypeStruct((2, 2), np.float32)}
     try:
         optimizer = function(rate, **{name: config[name] for name in _taken(function)})
         jax.eval_shape(lambda tree: optimizer.update(tree, optimizer.init(tree), tree), weights)

@@ -103,6 +103,7 @@ def test_depthwise_convolutions_are_suggested_by_how_they_end():
         (["--model=cifar_resnet", "--input=a=2", "--input=3"], "--input=3: expected another name for each input"),
         (["--model=cifar_resnet", "--input=32,a"], "--input=32,a: expected the shape of one example"),
         (["--model=cifar_resnet", "--input=32,0,3"], "--input=32,0,3: expected the shape of one example"),
+        (["--model=cifar_resnet", "--input=32,32,3", "--set=classes=4"], "--set=classes=4: expected a setting of the"),
         (["--model=cifar_resnet", "--input=32,32,3", "--rule=stam: int8"], "'stam: int8' matches no layer; near it"),
     ],
 )

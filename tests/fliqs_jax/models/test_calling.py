@@ -118,6 +118,28 @@ def test_inputs_are_arguments(inputs, told):
     assert model.apply(model.init(jax.random.key(0), inputs), inputs).shape == (2, 3)
 
 
+@pytest.mark.parametrize("inputs", [(X, X), {"x": X, "mask": X}])
+def test_a_flag_before_inputs_takes_none_of_them(inputs):
+    def call(self, deterministic, x, mask):
+        return nn.Dropout(0.5)(nn.Dense(3)(x * mask), deterministic=deterministic)
+
+    model = called(made(call), inputs)
+    assert model.told == "Made(x, mask, deterministic=not train); random numbers in training: dropout"
+    assert model.apply(model.init(jax.random.key(0), inputs), inputs).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"x": X, "train": X}, "the inputs hold train, which is the flag of the mode"),
+        ({"x": X, "mask": X}, "; mask is no argument of its. A dict of inputs is arguments by name"),
+    ],
+)
+def test_inputs_of_other_names_are_told(inputs, message):
+    with pytest.raises(CallError, match=message):
+        called(made(lambda self, x, train: nn.Dense(3)(x)), inputs)
+
+
 def test_other_names_are_one_argument():
     model = called(made(lambda self, batch: nn.Dense(3)(batch["a"] + batch["b"])), {"a": X, "b": X})
     assert model.told == "Made(batch), without a flag of the mode"
@@ -133,6 +155,7 @@ def test_other_names_are_one_argument():
         (lambda y: Output(2 * y, y), "", "logits"),
         (lambda y: ({"logits": y}, 2 * y), "", "0.logits"),
         (lambda y: {"a": {"b": (2 * y, y)}}, "a.b.1", "a.b.1"),
+        (lambda y: {0: 2 * y, 1: y}, "1", "1"),
     ],
 )
 def test_logits_are_found(returned, output, place):
@@ -208,7 +231,10 @@ def test_sown_losses_are_doubtful():
         ),
         (lambda self, x: {"a": x}, "", "returns a dict of a: say which part holds the logits by config.output"),
         (lambda self, x: {"a": x}, "b", "output='b': the model returns a dict of a there"),
-        (lambda self, x: (nn.Dense(3)(x),), "1", "output='1': the model returns a tuple of "),
+        (lambda self, x: (nn.Dense(3)(x),), "1", r"output='1': the model returns a tuple of an array \[2, 3\] there"),
+        (lambda self, x: (None, x), "", r"returns a tuple of None, an array \[2, 4\]: say which part"),
+        (lambda self, x: (x, {"a": x}), "1", "output='1': the model returns a dict of a there, expected an array"),
+        (lambda self, x: x, "T", r"output='T': the model returns an array \[2, 4\] there"),
         (lambda self, x: nn.Dense(3)(x.reshape(3, -1)), "", r"on float32\[2, 4\]: TypeError: cannot reshape"),
     ],
 )

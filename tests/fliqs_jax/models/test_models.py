@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from examples import own_loop
 from fliqs_jax import models
 from fliqs_jax.models import blocks, efficientnet
 from hwcost import workload
@@ -135,6 +136,13 @@ def test_inception_and_recommender_give_logits():
     logits, variables = recommender.init_with_output(jax.random.key(0), x, train=False)
     assert logits.shape == (3, 1)
     assert variables["params"]["category1"]["embedding"].shape == (50, 16)
+
+
+def test_a_module_that_is_made_already_is_taken():
+    assert models.create("examples.own_loop:MODEL", classes=3) is own_loop.MODEL
+    assert models.taken_settings("examples.own_loop:MODEL", {"depth": 3}, {"depth"}) == {}
+    with pytest.raises(ValueError, match="unexpected keyword argument 'depth'"):
+        models.create("examples.own_loop:MODEL", depth=3)
 
 
 def test_wrong_settings_are_told():

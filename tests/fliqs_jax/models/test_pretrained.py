@@ -195,6 +195,7 @@ def test_weights_in_msgpack_and_orbax_are_loaded(kind, tree, tmp_path):
     found, kept = pretrained.load(path, "own", here, prefix="encoder")
     jax.tree.map(np.testing.assert_array_equal, found["params"], NESTED["encoder"])
     assert kept == []
+    assert pretrained.load(path, "own", here, prefix="params/encoder/")[1] == []
     with pytest.raises(
         pretrained.PretrainedError, match="has no 'params/d/bias', which d/bias of own needs; it has 'p"
     ):
@@ -218,13 +219,23 @@ def test_what_starts_anew_is_named(tmp_path):
         pretrained.load(path, "own", here, anew=["^d/", "^new"])
     with pytest.raises(pretrained.PretrainedError, match="init_anew: haed is in no path of own or of"):
         pretrained.load(path, "own", here, anew=[*expressions, "haed"])
+    with pytest.raises(pretrained.PretrainedError, match=r"init_anew='\(': expected a regular expression: "):
+        pretrained.load(path, "own", here, anew=["("])
 
 
-@pytest.mark.parametrize(("name", "contents"), [("w.msgpack", b"\x81nonsense"), ("w.msgpack", b"\xc0"), ("w", None)])
-def test_other_files_are_told(name, contents, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("w.msgpack", b"\x81nonsense", "expected a file of flax.serialization: "),
+        ("w.msgpack", b"\xc0", "it holds a NoneType"),
+        ("checkpoint_3", b"\x81\xa6params\x80", r"expected safetensors, or Flax's msgpack, called \*.msgpack: "),
+        ("w", None, "expected the folder of one orbax checkpoint: it is none, and holds the folders 3"),
+    ],
+)
+def test_other_files_are_told(name, contents, message, tmp_path):
     path = tmp_path / name
-    path.write_bytes(contents) if contents else path.mkdir()
-    with pytest.raises(pretrained.PretrainedError, match="cannot read weights from"):
+    path.write_bytes(contents) if contents else (path / "3").mkdir(parents=True)
+    with pytest.raises(pretrained.PretrainedError, match=f"cannot read weights from .*{message}"):
         pretrained.load(path, "own", {"params": {}})
 
 

@@ -83,3 +83,12 @@ def test_what_is_no_optimizer_is_refused(name):
     config.name = name
     with pytest.raises(ValueError, match=f"optimizer.name='{name}': expected a function of the learning rate"):
         optimizers.weight_optimizer(config, STEPS)
+
+
+def test_an_optimizer_of_ones_own_may_know_weights_by_name():
+    config = common.get_config().optimizer
+    config.name = "tests.called_networks:head_optimizer"
+    weights = {name: {"kernel": jax.ShapeDtypeStruct((2, 2), jnp.float32)} for name in ("embed", "up", "norm", "head")}
+    assert optimizers.weight_optimizer(config, STEPS, weights)
+    with pytest.raises(ValueError, match="updates by gradients and weights alone: "):
+        optimizers.weight_optimizer(config, STEPS, {"head": weights["head"]})

@@ -84,6 +84,7 @@ def test_a_network_of_ones_own_by_its_name_alone():
         ({"model": {"name": f"{PLACE}:CLASSES"}}, "model 'tests.called_networks:CLASSES': .* is not a callable object"),
         ({"model": {"name": f"{PLACE}:Holder"}}, "expected a flax.linen.Module, got Holder: return its `module`$"),
         ({"model": {"name": f"{PLACE}:nnx_network"}}, "expected a .*, got Linear of nnx, which is not taken yet$"),
+        ({"model": {"name": f"{PLACE}:Raw", "classes": 3}}, "model.classes=3: expected no such setting, the data have"),
         ({"apply": "nowhere"}, "unknown apply 'nowhere': expected package.module:function$"),
         ({"init_anew": ("head",)}, "init_anew=.*: there is no init_from to read"),
     ],
