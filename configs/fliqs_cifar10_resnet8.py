@@ -3,8 +3,8 @@
     python -m launch.fliqs --config=configs/fliqs_cifar10_resnet8.py --workdir=runs/cifar10 \\
         --config.data.data_dir=TFDS_DIR
 
-About two and a half minutes per network on two cores. The search reaches 73.6 % at 1.14 × the cost of int4, uniform int4
-71.6 %, and bf16 74.6 % (benchmarks/results/cifar10.json). `--config.data.image_size=32` takes four times as long.
+About two and a half minutes per network on two cores. The search reaches 73.6 % at 1.14 × the cost of int4, uniform
+int4 71.6 %, and bf16 74.6 % (benchmarks/results/cifar10.json). `--config.data.image_size=32` takes four times as long.
 """
 
 from ml_collections import ConfigDict
