@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from apq_jax import architectures
+from fliqs_jax.models import inverted_residuals
 from fliqs_jax.models.inverted_residuals import BlockNetwork
 from hwcost.genome_file import Genome, GenomeFileError, read_genome
 
@@ -18,9 +19,12 @@ def of_today(genome: Genome) -> Genome:
     """
     if set(genome.architecture) != _EARLIER:
         return genome
+    return dataclasses.replace(genome, architecture=inverted_residuals.settings_of(_network(genome)))
+
+
+def _network(genome: Genome) -> BlockNetwork:
     space = architectures.find(genome.architecture["space"], genome.architecture["image_size"])
-    settings = space.settings(space.search_space.encode(genome.choices))
-    return dataclasses.replace(genome, architecture=settings)
+    return space.network(space.search_space.encode(genome.choices))
 
 
 def from_genome(genome: str) -> BlockNetwork:
@@ -33,5 +37,4 @@ def from_genome(genome: str) -> BlockNetwork:
     named = read_genome(pathlib.Path(genome))
     if set(named.architecture) != _EARLIER:
         raise GenomeFileError(f"{genome} says of the architecture {named.architecture}: expected space and image_size")
-    space = architectures.find(named.architecture["space"], named.architecture["image_size"])
-    return space.network(space.search_space.encode(named.choices))
+    return _network(named)

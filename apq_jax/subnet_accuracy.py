@@ -18,7 +18,6 @@ from apq_jax import supernet
 from apq_jax.network_space import NetworkSpace
 from aqt_like import calibration, format_choice, interception, recalibration
 from aqt_like.calibration import CRITERIA, Statistic
-from aqt_like.formats import LayerFormat
 from aqt_like.recalibration import Sums
 from fliqs_jax.models import elastic
 from fliqs_jax.models.elastic import Params, Weights
@@ -106,25 +105,6 @@ QUANTIZERS: Mapping[str, Clipping] = {
 weights; or the thresholds of least divergence on a batch, one for all weights of a layer (APQ, §4)."""
 
 
-class GenomeFormats(NamedTuple):
-    """The formats that a genome gives to the L layers of the largest network.
-
-    Attributes:
-      paths: paths of the layers.
-      members: the formats to choose from.
-      choice: `(genome int32[D]) → int32[L]`, the index of each layer's format.
-    """
-
-    paths: tuple[str, ...]
-    members: tuple[LayerFormat, ...]
-    choice: Callable[[jax.Array], jax.Array]
-
-
-def genome_formats(space: NetworkSpace) -> GenomeFormats:
-    """The formats of the layers of a space."""
-    return GenomeFormats(tuple(layer.path for layer in space.layers), space.formats, space.format_choice)
-
-
 def _distinct(names: Sequence[str]) -> tuple[jax.Array, jax.Array]:
     """The place of each different name, and which of these each name is, int32[K]."""
     _, first, number = np.unique(names, return_index=True, return_inverse=True)
@@ -142,8 +122,7 @@ def make_quantized_accuracy(
 
     Clip multiples that are measured are of the first calibration batch and of the weights before fine-tuning.
     """
-    layer_choices = genome_formats(space)
-    paths, members = layer_choices.paths, layer_choices.members
+    paths, members = tuple(layer.path for layer in space.layers), space.formats
     bank = format_choice.format_bank(members, use_unsigned=True)
     precomputed = format_choice.precomputed_clip_multiples(members, len(paths), "gaussian", use_unsigned=True)
     clip = interception.kernel_clip(clipping.granularity, clipping.statistic)
@@ -188,7 +167,7 @@ def make_quantized_accuracy(
             options = elastic.options_of(space.search_space, genome)
             shares = elastic.input_shares(space.family, options, paths)
             stacked = stacked._replace(mean_square=stacked.mean_square / shares)
-        choice = layer_choices.choice(genome)
+        choice = space.format_choice(genome)
         return format_choice.format_state(paths, bank, multiples, choice, stacked, jnp.asarray(True))
 
     @jax.jit

@@ -101,7 +101,9 @@ def _train(pipeline: Pipeline, networks: Mapping[str, Network], inputs: dict[str
                 state = state or train_supernet.read_supernet(pipeline)
                 _cut_out(pipeline, state, network, directory)
             write_json(directory / INPUTS, inputs)
-        experiments[name] = prepare_experiment(_finishing_config(pipeline, network, directory), pipeline.source)
+        experiments[name] = prepare_experiment(
+            _finishing_config(pipeline, network["budget"], directory), pipeline.source
+        )
     if not together:
         for name, experiment in experiments.items():
             runs.run(experiment, _place(pipeline, name) / "run", pipeline.console)
@@ -134,14 +136,11 @@ def _of_largest(pipeline: Pipeline) -> Experiment:
       ValueError: a setting of `finish` cannot be used.
     """
     space = pipeline.space
-    network = {
-        "budget": pipeline.budgets[0] if pipeline.budgets else {"bit_operations": 1.0},
-        "choices": space.search_space.decode(space.largest),
-    }
+    budget = pipeline.budgets[0] if pipeline.budgets else {"bit_operations": 1.0}
     with tempfile.TemporaryDirectory() as folder:
         directory = pathlib.Path(folder)
         write_genome(directory / GENOME, space.named(space.largest))
-        config = _finishing_config(pipeline, network, directory)
+        config = _finishing_config(pipeline, budget, directory)
         config.init_from = ""  # which needs the once-for-all network
         config.formats = _all_formats(pipeline)
         family = space.family if pipeline.config.finish.together else None
@@ -197,8 +196,8 @@ def _all_formats(pipeline: Pipeline) -> str:
     return ",".join(member.name for member in pipeline.space.formats)
 
 
-def _finishing_config(pipeline: Pipeline, network: Network, directory: pathlib.Path) -> ConfigDict:
-    """The config of a FLIQS run that fine-tunes a network found in its formats and reports on all of its budgets."""
+def _finishing_config(pipeline: Pipeline, budget: Mapping[str, float], directory: pathlib.Path) -> ConfigDict:
+    """The config of a FLIQS run that fine-tunes the genome in a directory, and reports on its budgets."""
     config, finish = load_config("common"), pipeline.config.finish.to_dict()
     together = finish.pop("together")
     config.update(finish)
@@ -206,7 +205,7 @@ def _finishing_config(pipeline: Pipeline, network: Network, directory: pathlib.P
     config.clip.source = clipping.source
     if clipping.granularity != USUAL_GRANULARITY:
         config.rules = (f".*: {clipping.granularity}",)
-    (cost, limit), *further = network["budget"].items()
+    (cost, limit), *further = budget.items()
     config.update(
         {
             "seed": pipeline.config.seed,

@@ -46,16 +46,15 @@ def test_float_accuracy_is_that_of_the_network_cut_out_and_recalibrated(weights_
 
 
 def test_genomes_say_the_formats_of_layers():
-    chosen = subnet_accuracy.genome_formats(SPACE)
-    assert [member.name for member in chosen.members[:3]] == ["int2", "int2/int4", "int2/int8"]
+    assert [member.name for member in SPACE.formats[:3]] == ["int2", "int2/int4", "int2/int8"]
     genome = np.array(SPACE.largest)
     space = SPACE.search_space
     genome[space.index("stage1_block2.pointwise_weights")] = space.decisions[
         space.index("stage1_block2.pointwise_weights")
     ].options.index("int2")
     genome[space.index("stage1_block2.depthwise_inputs")] = 1
-    choice = jax.jit(chosen.choice)(genome)
-    names = dict(zip(chosen.paths, (chosen.members[i].name for i in choice), strict=True))
+    choice = jax.jit(SPACE.format_choice)(genome)
+    names = {layer.path: SPACE.formats[i].name for layer, i in zip(SPACE.layers, choice, strict=True)}
     assert names.pop("stage1_block2/expand/conv") == "int2/int8"
     assert names.pop("stage1_block2/project/conv") == "int2/int8"
     assert names.pop("stage1_block2/depthwise/conv") == "int8/int4"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from apq_jax import architectures, subnet_accuracy, supernet
+from apq_jax import architectures, supernet
 from apq_jax.architectures import Stage
 from apq_jax.within_budgets import BudgetError
 from aqt_like import interception
@@ -185,7 +185,8 @@ def test_networks_trained_together_begin_and_end_as_those_cut_out(copied):
     """Before training, too, the largest network under a genome is the network of the genome."""
     (network,) = copied.read(SEARCH)["found"]
     name = finish.network_name(network)
-    own = prepare_experiment(finish._finishing_config(copied, network, copied.workdir / "found" / name), copied.source)
+    place = copied.workdir / "found" / name
+    own = prepare_experiment(finish._finishing_config(copied, network["budget"], place), copied.source)
     state = train_supernet.read_supernet(copied)
     largest = finish._joined(copied, {name: network}, {name: own}, state)
     (trial,) = largest.trials
@@ -221,7 +222,7 @@ def test_the_report_command_writes_the_page_and_the_table(finished, tmp_path, ca
 
 def test_the_report_command_reads_summaries_of_earlier_versions(tmp_path):
     """Their summary names no kind."""
-    stored = ROOT / "benchmarks" / "results" / "apq_digits.json"
+    stored = ROOT / "tests" / "golden" / "earlier_apq_summary.json"
     assert "kind" not in json.loads(stored.read_text())
     shutil.copy(stored, tmp_path / SUMMARY)
     report.main([str(tmp_path)])
@@ -254,8 +255,8 @@ def test_what_is_done_is_not_done_again_and_another_search_needs_nothing_else(co
     assert all(each["costs"][name] <= limit for each in found for name, limit in each["budget"].items())
     for network in found[-2:]:
         genome = other.space.search_space.encode(network["choices"])
-        choice = subnet_accuracy.genome_formats(other.space).choice(jnp.asarray(genome))
-        names = {subnet_accuracy.genome_formats(other.space).members[index].name for index in choice[3:6]}
+        choice = other.space.format_choice(jnp.asarray(genome))
+        names = {other.space.formats[index].name for index in choice[3:6]}
         assert names == {"int4"}
     assert {"predictor", "predictor from_scratch"} <= set(search["inputs"])
     config.search.baselines = ()
