@@ -8,22 +8,19 @@ sensitivities of a trained int8 network, which is one training more. Finished ne
 trained again. Four hours on two cores; writes results/controllers.json.
 """
 
-import argparse
-import fnmatch
 import functools
 import itertools
 import json
 import pathlib
-import statistics
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from benchmarks import trained_networks
 from configs import fliqs_cifar10_deit, fliqs_cifar10_mobilenetv2, fliqs_cifar10_resnet8, fliqs_digits
 from fliqs_jax import assignment, fisher, layer_sensitivity
 from fliqs_jax.best_genome import best_within_budgets
@@ -31,7 +28,7 @@ from hwcost import pricing
 from hwcost.genome_file import write_genome
 from launch.training import finished, progress, runs, trial_run
 from launch.training.experiment import Experiment, prepare_experiment
-from launch.training.interruption import StopRequested, stop_on_signals
+from launch.training.interruption import StopRequested
 from launch.training.run_directory import METRICS, SUMMARY
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "controllers.json"
@@ -148,7 +145,7 @@ class Network(NamedTuple):
     def directory(self) -> str:
         """Its directory below the work directory; seeds are below that."""
         at = "uniform" if self.target is None else f"{self.target:g}"
-        return f"{self.case}/{at}/{self.name.replace(', ', '-').replace(' ', '-')}"
+        return f"{self.case}/{at}/{trained_networks.directory_of(self.name)}"
 
 
 def networks() -> Iterator[Network]:
@@ -266,19 +263,13 @@ def read(workdir: pathlib.Path, seeds: int) -> list[dict[str, Any]]:
 
 
 def _row(network: Network, summaries: list[dict[str, Any]], paths: list[pathlib.Path]) -> dict[str, Any]:
-    accuracies = [summary["accuracy"] for summary in summaries]
     unit = summaries[0]["target"] / summaries[0]["config"]["target"]
     row = {
         "case": network.case,
         "target": network.target,
         "network": network.name,
-        "accuracy": accuracies,
-        "mean": statistics.mean(accuracies),
-        "standard_error": statistics.stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else None,
+        **trained_networks.measured(summaries),
         "cost": [summary["cost"] / unit for summary in summaries],
-        "bits": ["".join(f"{layer['bits']:x}" for layer in summary["layers"]) for summary in summaries],
-        "steps_per_second": [summary["steps_per_second"] for summary in summaries],
-        "device": sorted({summary["device"] for summary in summaries}),
     }
     costs = [
         [line["expected_cost"] for line in progress.read_metrics(path.parent / METRICS) if "expected_cost" in line]
@@ -294,43 +285,18 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = []
     for case, target in dict.fromkeys((row["case"], row["target"]) for row in rows if row["target"] is not None):
         unit = CASES[case].changes.get("target_unit", "int2" if case == "digits" else "int4")
-        lines += [
-            f"\n**{CASES[case].title}, {target:g} × {unit}**",
-            "",
-            f"| network | accuracy (%) | each seed | cost / {unit} |",
-        ]
-        lines += ["|---|---|---|---|"]
-        for row in rows:
-            if row["case"] == case and row["target"] in (None, target):
-                error = "" if row["standard_error"] is None else f" ± {100 * row['standard_error']:.2f}"
-                each = ", ".join(f"{100 * accuracy:.2f}" for accuracy in row["accuracy"])
-                cost = statistics.mean(row["cost"])
-                lines.append(f"| {row['network']} | {100 * row['mean']:.2f}{error} | {each} | {cost:.2f} |")
+        of_target = (row for row in rows if row["case"] == case and row["target"] in (None, target))
+        lines += trained_networks.table(f"{CASES[case].title}, {target:g} × {unit}", unit, of_target, "cost")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Trains what is missing, and writes and prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", help="where tfds has cifar10 prepared")
+    parser = trained_networks.argument_parser(__doc__, workdir="runs/controllers", seeds=3)
     parser.add_argument("--data_name", default="cifar10", help="another source of CIFAR-10 at 16×16, as in data.name")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/controllers"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", default="*", help="directories of networks below the work directory, as a pattern")
-    parser.add_argument("--tabulate", action="store_true", help="trains nothing")
     arguments = parser.parse_args()
-    logging.set_verbosity(logging.WARNING)
     data = {"data.name": arguments.data_name, "data.data_dir": arguments.data_dir}
-    chosen = [n for n in networks() if fnmatch.fnmatch(n.directory, arguments.only)]
-    with stop_on_signals() as stop:
-        for seed, network in itertools.product(range(arguments.seeds), () if arguments.tabulate else chosen):
-            train(network, seed, arguments.workdir, data, stop)
-    if arguments.only != "*":
-        return
-    rows = read(arguments.workdir, arguments.seeds)
-    command = f"python -m benchmarks.controllers --data_dir=DIR --seeds={arguments.seeds}"
-    RESULTS.write_text(json.dumps({"command": command, "networks": rows}, indent=1) + "\n")
-    Console().print(markdown(rows), soft_wrap=True)
+    trained_networks.run(arguments, RESULTS, networks=networks(), data=data, train=train, read=read, markdown=markdown)
 
 
 if __name__ == "__main__":

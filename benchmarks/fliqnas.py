@@ -8,30 +8,26 @@ network that FLIQNAS found from new weights (FLIQS, A.11). Finished networks in 
 again. A night of two cores; writes results/fliqnas.json.
 """
 
-import argparse
 import bisect
-import fnmatch
 import functools
-import itertools
 import json
 import pathlib
-import statistics
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from aqt_like.formats import parse_layer_format
+from benchmarks import trained_networks
 from configs import fliqnas_cifar10
 from hwcost import analytic
 from hwcost.genome_file import read_genome
 from launch.cost import network_workload
 from launch.training import runs
 from launch.training.experiment import prepare_experiment
-from launch.training.interruption import StopRequested, stop_on_signals
+from launch.training.interruption import StopRequested
 from launch.training.run_directory import GENOME, SUMMARY
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "fliqnas.json"
@@ -71,7 +67,7 @@ class Network(NamedTuple):
 
 
 def _directory(name: str, target: float | None) -> str:
-    return f"{'base' if target is None else f'{target:g}'}/{name.replace(', ', '-').replace(' ', '-')}"
+    return f"{'base' if target is None else f'{target:g}'}/{trained_networks.directory_of(name)}"
 
 
 def networks() -> Iterator[Network]:
@@ -143,18 +139,12 @@ def read(workdir: pathlib.Path, seeds: int) -> list[dict[str, Any]]:
 
 
 def _row(network: Network, summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    accuracies = [summary["accuracy"] for summary in summaries]
     return {
         "network": network.name,
         "target": network.target,
-        "accuracy": accuracies,
-        "mean": statistics.mean(accuracies),
-        "standard_error": statistics.stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else None,
+        **trained_networks.measured(summaries),
         "cost_over_int4": [summary["cost"] / bit_operations("int4") for summary in summaries],
         "model": [summary["config"]["model"] for summary in summaries],
-        "bits": ["".join(f"{layer['bits']:x}" for layer in summary["layers"]) for summary in summaries],
-        "steps_per_second": [summary["steps_per_second"] for summary in summaries],
-        "device": sorted({summary["device"] for summary in summaries}),
     }
 
 
@@ -163,36 +153,16 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = []
     for target in dict.fromkeys(row["target"] for row in rows):
         title = "The base" if target is None else f"{target:g} × int4 of the base"
-        lines += [f"\n**{title}**", "", "| network | accuracy (%) | each seed | cost / int4 |", "|---|---|---|---|"]
-        for row in (row for row in rows if row["target"] == target):
-            error = "" if row["standard_error"] is None else f" ± {100 * row['standard_error']:.2f}"
-            each = ", ".join(f"{100 * accuracy:.2f}" for accuracy in row["accuracy"])
-            cost = statistics.mean(row["cost_over_int4"])
-            lines.append(f"| {row['network']} | {100 * row['mean']:.2f}{error} | {each} | {cost:.2f} |")
+        of_target = (row for row in rows if row["target"] == target)
+        lines += trained_networks.table(title, "int4", of_target, "cost_over_int4")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Trains what is missing, writes and prints the tables, and draws the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", help="where tfds has cifar10 prepared")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/fliqnas"))
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--only", default="*", help="directories of networks below the work directory, as a pattern")
-    parser.add_argument("--tabulate", action="store_true", help="trains nothing")
-    arguments = parser.parse_args()
-    logging.set_verbosity(logging.WARNING)
+    """Trains what is missing, and writes and prints the tables."""
+    arguments = trained_networks.argument_parser(__doc__, workdir="runs/fliqnas", seeds=2).parse_args()
     data = {"data.data_dir": arguments.data_dir}
-    chosen = [n for n in networks() if fnmatch.fnmatch(n.directory, arguments.only)]
-    with stop_on_signals() as stop:
-        for seed, network in itertools.product(range(arguments.seeds), () if arguments.tabulate else chosen):
-            train(network, seed, arguments.workdir, data, stop)
-    if arguments.only != "*":
-        return
-    rows = read(arguments.workdir, arguments.seeds)
-    command = f"python -m benchmarks.fliqnas --data_dir=DIR --seeds={arguments.seeds}"
-    RESULTS.write_text(json.dumps({"command": command, "networks": rows}, indent=1) + "\n")
-    Console().print(markdown(rows), soft_wrap=True)
+    trained_networks.run(arguments, RESULTS, networks=networks(), data=data, train=train, read=read, markdown=markdown)
 
 
 if __name__ == "__main__":
