@@ -13,7 +13,6 @@ no JAX. Each file is run on up to 10,000 test examples in each runtime that is i
 """
 
 import argparse
-import hashlib
 import itertools
 import math
 import pathlib
@@ -42,6 +41,7 @@ from launch.runtimes import self_check, serialized_programs
 from launch.runtimes.engines import RuntimeMissingError
 from launch.training import finished, trial_run
 from launch.training.experiment import Experiment
+from launch.training.provenance import file_digest
 from launch.training.run_directory import NETWORK, write_json
 from launch.training.run_summary import environment_summary
 from launch.training.settings import ConfigError
@@ -212,8 +212,7 @@ def _described_layers(network: FrozenNetwork, containers: dict[str, list[str]]) 
 
 
 def _described_file(path: pathlib.Path) -> dict[str, Any]:
-    contents = path.read_bytes()
-    return {"bytes": len(contents), "sha256": hashlib.sha256(contents).hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def export_run(

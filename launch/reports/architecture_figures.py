@@ -15,28 +15,8 @@ from launch.reports.charts import ACCENT, INK, LONGEST_NAME, SECOND, STYLE, WIDE
 from launch.reports.figures import ARCHITECTURE, BOTH, FORMATS, LayerNames, Run, quality_on_test, searched_in
 
 _PART_COLOURS = {BITS: ACCENT, CHANNELS: SECOND, KERNELS: "#0d9488", DEPTH: "#6b7280"}
-_FACTORS = (
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.2,
-    0.5,
-    1,
-    1.5,
-    2,
-    3,
-    4,
-    6,
-    8,
-    12,
-    16,
-    24,
-    32,
-    64,
-    128,
-    256,
-)  # of a cost, on an axis
+# Of a cost, on an axis.
+_FACTORS = 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256
 _KERNEL_SHADES = "#eef1f5", "#c3d0e6", "#7f9fd6", "#3a66b5"  # of kernels of 1, 3, 5, 7 and more
 _KERNEL_HEIGHT = -0.15  # of the squares, of the highest bar
 _SEARCHED = {

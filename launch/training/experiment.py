@@ -1,7 +1,6 @@
 """Experiments: checks all settings of a config, before data is read or anything is compiled, and builds the search."""
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -17,17 +16,15 @@ from aqt_like import calibration, format_choice, gradients, path_rules
 from aqt_like.calibration import CRITERIA, Criterion
 from aqt_like.formats import LayerFormat, format_space, parse_layer_format
 from aqt_like.interception import Quantizer, kernel_clip, weight_clips
-from fliqs_jax import assignment, models
-from fliqs_jax.best_genome import best_within_budgets
+from fliqs_jax import models
 from fliqs_jax.models import elastic, pretrained
 from fliqs_jax.models.call_finding import called, find_adapter
 from fliqs_jax.models.calling import PARAMS, CalledModel
 from fliqs_jax.models.elastic import Family, Params, Weights
 from fliqs_jax.models.pinning import pinned
 from fliqs_jax.search import Search
-from hwcost import pricing, workload
+from hwcost import workload
 from hwcost.cost_model import CostModel
-from hwcost.costs import find_cost
 from hwcost.format_plan import USUAL_GRANULARITY, FormatPlan, format_plan
 from hwcost.genome_file import Genome, GenomeFileError, decides_format
 from hwcost.workload import Survey
@@ -35,10 +32,10 @@ from launch import data
 from launch.config_files import load_config
 from launch.model_arguments import several
 from launch.training import given_genome, optimizers
-from launch.training.budgets import BudgetSetting, budget_entries, read_budgets
 from launch.training.compute import Arithmetic, choose_arithmetic
-from launch.training.controllers import NO_SEARCH, make_controller
+from launch.training.controllers import make_controller
 from launch.training.learning_task import Task, make_task
+from launch.training.search_limits import check_sampling, search_budgets, search_targets
 from launch.training.settings import PRECOMPUTED, ConfigError, check_settings, check_steps
 
 SEARCHED, RANDOM_SEARCH, UNIFORM, FIXED = KINDS = ("searched", "random_search", "uniform", "fixed")
@@ -145,7 +142,7 @@ def prepare_experiment(
         relative_to = _survey(config, base, network.uncounted, source.example).layers
         architecture = architecture._replace(relative_to=relative_to)
     plan = format_plan(found.layers, formats, of_layers, architecture)
-    costs, budgets = _budgets(config, plan)
+    costs, budgets = search_budgets(config, plan)
     arithmetic = choose_arithmetic(config, plan)
     steps_per_epoch = (source.train_examples - config.data.valid_examples) // config.batch_size
     total_steps = check_steps("epochs", config.epochs, config.epochs * steps_per_epoch)
@@ -157,7 +154,7 @@ def prepare_experiment(
         optimizer=_optimizer(config, total_steps, call, source),
         loss=task.loss,
         quality=task.quality,
-        targets=_targets(config, plan, budgets[0]),
+        targets=search_targets(config, plan, budgets[0]),
         controller=make_controller(config, plan, budgets, total_steps),
         total_steps=total_steps,
         # Inputs are profiled for at least one step before they are quantised.
@@ -167,7 +164,7 @@ def prepare_experiment(
         family=family,
         joint_steps=round(config.controller.reinforce.warmup_fraction * total_steps),
     )
-    _check_sampling(config, search)
+    check_sampling(config, search)
     multiples = format_choice.precomputed_clip_multiples(
         formats, len(plan.workload), config.clip.distribution, use_unsigned=config.unsigned_inputs
     )
@@ -313,78 +310,6 @@ def _check_pretrained(config: ConfigDict, model: CalledModel, source: data.Sourc
         raise ConfigError(
             f"init_prefix={config.init_prefix!r}, init_anew={config.init_anew!r}: there is no init_from to read"
         )
-
-
-def _budgets(config: ConfigDict, plan: FormatPlan) -> tuple[dict[str, CostModel], tuple[pricing.Budget, ...]]:
-    """Cost models that the config names, the main one first, and their budgets in the same order."""
-    main = {"cost": config.cost, "target": config.target, "target_unit": config.target_unit}
-    settings = read_budgets((main, *budget_entries(config.budgets)))
-    costs = {setting.cost: find_cost(setting.cost) for setting in settings}
-    return costs, tuple(_budget(config, plan, costs[setting.cost], setting) for setting in settings)
-
-
-def _budget(config: ConfigDict, plan: FormatPlan, model: CostModel, setting: BudgetSetting) -> pricing.Budget:
-    """Budget in the unit of its cost; raises ConfigError if no genome of the plan can meet it."""
-    unit = setting._replace(target=1.0).amount(lambda fmt: model.uniform(plan.base_workload, fmt))
-    target, table = setting.target * unit, model.table(plan)
-    lowest, highest = pricing.reachable_interval(table, plan.space)
-    pricing.check_total(setting.cost, lowest, highest)
-    if not 0 < target < math.inf:
-        raise ConfigError(f"target_unit={setting.target_unit!r}: {setting.cost} in this format is {unit:g}, no unit")
-    # A learned or random search needs a target that genomes can meet; a fixed genome is only compared with it. Every
-    # genome may stay below a further budget, but not below the main one.
-    reachable = _reaches(lowest, target) and (setting.cost != config.cost or _reaches(target, highest))
-    if config.policy != "fixed" and not reachable:
-        raise ConfigError(
-            f"target={setting.target:g} of {setting.cost} (in units of {setting.target_unit}) is out of reach: genomes "
-            f"over {config.formats} cost from {lowest / unit:.4g} to {highest / unit:.4g}"
-        )
-    return pricing.Budget(table, target)
-
-
-def _reaches(lower: float, higher: float) -> bool:
-    return lower <= higher * (1 + assignment.ROUNDING)
-
-
-def _targets(config: ConfigDict, plan: FormatPlan, main: pricing.Budget) -> tuple[float, ...]:
-    """The targets that training takes in turn, in the unit of the main cost; none if there is only one."""
-    numbers = config.targets
-    if len({f"{target:g}" for target in numbers}) < len(numbers):
-        raise ConfigError(f"targets={numbers}: one target is there twice")
-    if numbers and config.policy == "uniform":
-        raise ConfigError(f"targets={numbers}: a random search has one target; expected a policy such as 'fisher'")
-    if numbers and config.policy not in NO_SEARCH and config.target not in numbers:
-        raise ConfigError(f"target={config.target:g}: expected one of targets={numbers}, that of the work directory")
-    unit = main.target / config.target
-    lowest, highest = pricing.reachable_interval(main.table, plan.space)
-    for target in numbers:
-        if not (_reaches(lowest, target * unit) and _reaches(target * unit, highest)):
-            raise ConfigError(
-                f"targets={numbers}: {target:g} is out of reach: genomes cost from {lowest / unit:.4g} to "
-                f"{highest / unit:.4g} (in units of {config.target_unit})"
-            )
-    return () if len(numbers) < 2 or config.policy in NO_SEARCH else tuple(target * unit for target in numbers)
-
-
-def _check_sampling(config: ConfigDict, search: Search) -> None:
-    """Checks that what is sampled within budgets can be."""
-    settings = config.controller.reinforce
-    warmup = round(settings.warmup_fraction * search.total_steps)
-    if config.policy == "reinforce" and search.freeze_step <= warmup:
-        raise ConfigError(
-            f"controller.reinforce.freeze_fraction={settings.freeze_fraction}: expected a later part of training than "
-            f"controller.reinforce.warmup_fraction={settings.warmup_fraction}, before which nothing is learnt"
-        )
-    if search.targets and (config.policy == "reinforce" or not search.controller.within_budget):
-        raise ConfigError(
-            f"targets={config.targets}: the policy {config.policy!r} learns one target; expected one that samples "
-            "within the budget for several, such as policy='fisher'"
-        )
-    try:
-        for budgets in search.budgets_by_target if search.controller.within_budget else ():
-            best_within_budgets(search.plan.space, np.zeros(search.plan.space.exists.shape), budgets)
-    except ValueError as error:
-        raise ConfigError(f"policy={config.policy!r}: {error}") from error
 
 
 def _formats(config: ConfigDict, given: Genome | None) -> tuple[LayerFormat, ...]:
