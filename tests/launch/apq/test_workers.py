@@ -35,6 +35,7 @@ with workers.started("ray:2") as over_ray:
         weights,
         batch_stats,
         subnet_accuracy.Data([batch], [], [batch]),
+        quantizer="gaussian",
         fine_tuning_rate=0,
         label_smoothing=0,
     )
