@@ -33,25 +33,25 @@ def directory_of(name: str) -> str:
     return name.replace(", ", "-").replace(" ", "-")
 
 
-def measured(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a row tells of a network with several seeds, from their summaries."""
-    accuracies = [summary["accuracy"] for summary in summaries]
+def measured(summaries: Sequence[Mapping[str, Any]], quality: str = "accuracy") -> dict[str, Any]:
+    """What a row tells of a network with several seeds, from their summaries, by the name of the quality there."""
+    values = [summary[quality] for summary in summaries]
     return {
-        "accuracy": accuracies,
-        "mean": statistics.mean(accuracies),
-        "standard_error": statistics.stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else None,
+        quality: values,
+        "mean": statistics.mean(values),
+        "standard_error": statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None,
         "bits": ["".join(f"{layer['bits']:x}" for layer in summary["layers"]) for summary in summaries],
         "steps_per_second": [summary["steps_per_second"] for summary in summaries],
         "device": sorted({summary["device"] for summary in summaries}),
     }
 
 
-def table(title: str, unit: str, rows: Iterable[Mapping[str, Any]], cost: str) -> list[str]:
+def table(title: str, unit: str, rows: Iterable[Mapping[str, Any]], cost: str, quality: str = "accuracy") -> list[str]:
     """The lines of a table in Markdown; `cost` is the key of each seed's cost in `unit`."""
-    lines = [f"\n**{title}**", "", f"| network | accuracy (%) | each seed | cost / {unit} |", "|---|---|---|---|"]
+    lines = [f"\n**{title}**", "", f"| network | {quality} (%) | each seed | cost / {unit} |", "|---|---|---|---|"]
     for row in rows:
         error = "" if row["standard_error"] is None else f" ± {100 * row['standard_error']:.2f}"
-        each = ", ".join(f"{100 * accuracy:.2f}" for accuracy in row["accuracy"])
+        each = ", ".join(f"{100 * each_seed:.2f}" for each_seed in row[quality])
         mean_cost = statistics.mean(row[cost])
         lines.append(f"| {row['network']} | {100 * row['mean']:.2f}{error} | {each} | {mean_cost:.2f} |")
     return lines
