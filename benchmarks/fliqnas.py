@@ -4,14 +4,16 @@
 
 CIFAR-10 averaged to 12×12, networks like MobileNetV2 with two blocks a stage, three epochs each. `scaled` is the base
 made wider or narrower until a uniform format costs the target, as a person would without any search; `alone` trains the
-network that FLIQNAS found from new weights (FLIQS, A.11). Finished networks in the work directory are not trained
-again. A night of two cores; writes results/fliqnas.json.
+network that FLIQNAS found from new weights (FLIQS, A.11), `within the largest` does so under the masks of the search,
+which tells what they cost. Finished networks in the work directory are not trained again. A night of two cores; writes
+results/fliqnas.json and docs/fliqnas.svg.
 """
 
 import bisect
 import functools
 import json
 import pathlib
+import statistics
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -20,11 +22,12 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from aqt_like.formats import parse_layer_format
-from benchmarks import trained_networks
+from benchmarks import pictures, trained_networks
 from configs import fliqnas_cifar10
 from hwcost import analytic
 from hwcost.genome_file import read_genome
 from launch.cost import network_workload
+from launch.reports import charts
 from launch.training import runs
 from launch.training.experiment import prepare_experiment
 from launch.training.interruption import StopRequested
@@ -37,6 +40,11 @@ FLIQNAS = "FLIQNAS int_s"
 FORMATS_ALONE: dict[str, Any] = {"architecture": ConfigDict()}
 AT_ALL_TARGETS: dict[str, dict[str, Any]] = {FLIQNAS: {}, "FLIQS int_s": FORMATS_ALONE}
 IN_THE_MIDDLE: dict[str, dict[str, Any]] = {
+    "FLIQNAS int_s, within budget": {  # from the first step on, and the weights train on under the genome found
+        "controller.reinforce.within_budget": True,
+        "controller.reinforce.warmup_fraction": 0.1,
+        "controller.reinforce.freeze_fraction": 0.4,
+    },
     "FLIQNAS int_l": {"formats": "int_l"},
     "NAS int8": {"rules": (".*: int8",)},
 }
@@ -79,6 +87,7 @@ def networks() -> Iterator[Network]:
             for name, changes in IN_THE_MIDDLE.items():
                 yield Network(name, target, changes)
             yield Network(f"{FLIQNAS}, alone", target, FORMATS_ALONE | {"policy": "fixed"}, found_by=FLIQNAS)
+            yield Network(f"{FLIQNAS}, within the largest", target, {"policy": "fixed"}, found_by=FLIQNAS)
         for name in UNIFORM:
             changes = FORMATS_ALONE | {"policy": "fixed", "genome": name}
             yield Network(f"{name}, scaled", target, changes, scaled=name)
@@ -91,13 +100,17 @@ def config_of(network: Network, seed: int, workdir: pathlib.Path) -> ConfigDict:
     config = fliqnas_cifar10.get_config()
     config.model.stages = STAGES
     for key, value in ({"baselines": (), "seed": seed, "target": network.target or MIDDLE} | network.changes).items():
-        config[key] = value
+        if "." in key:
+            config.update_from_flattened_dict({key: value})
+        else:
+            config[key] = value
     if network.scaled:
         assert network.target
         config.model.width, config.model.multiple = scaled_width(network.scaled, network.target), 1
     if network.found_by:
         config.genome = str(workdir / _directory(network.found_by, network.target) / f"seed{seed}" / GENOME)
-        config.model.update(read_genome(pathlib.Path(config.genome)).architecture)
+        if not config.architecture:
+            config.model.update(read_genome(pathlib.Path(config.genome)).architecture)
     return config
 
 
@@ -158,11 +171,23 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def picture(rows: list[dict[str, Any]]) -> str:
+    """Accuracy over cost, a line for each way to a network, as Figure 6 of the paper."""
+    ways: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        way = f"{row['network']}, scaled" if row["network"] in UNIFORM else row["network"]
+        ways.setdefault(way, []).append((statistics.mean(row["cost_over_int4"]), 100 * row["mean"]))
+    series = {way: tuple(zip(*sorted(points), strict=True)) for way, points in ways.items()}
+    return charts.lines(series, xlabel="bit operations / int4 of the base", ylabel="accuracy (%)")
+
+
 def main() -> None:
     """Trains what is missing, and writes and prints the tables."""
     arguments = trained_networks.argument_parser(__doc__, workdir="runs/fliqnas", seeds=2).parse_args()
     data = {"data.data_dir": arguments.data_dir}
-    trained_networks.run(arguments, RESULTS, networks=networks(), data=data, train=train, read=read, markdown=markdown)
+    found = functools.partial(trained_networks.run, networks=networks(), data=data, train=train, read=read)
+    if rows := found(arguments, RESULTS, markdown=markdown):
+        pictures.write("fliqnas.svg", picture(rows))
 
 
 if __name__ == "__main__":

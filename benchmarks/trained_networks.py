@@ -77,10 +77,10 @@ def run(
     train: Train,
     read: Callable[[pathlib.Path, int], list[dict[str, Any]]],
     markdown: Callable[[list[dict[str, Any]]], str],
-) -> None:
-    """Trains what is missing, one seed of all networks after the other, and writes and prints the tables.
+) -> list[dict[str, Any]]:
+    """Trains what is missing, one seed of all networks after the other, writes and prints the tables, and returns rows.
 
-    With `--only`, it trains and leaves the tables as they are.
+    With `--only`, it trains, leaves the tables as they are, and returns nothing.
     """
     logging.set_verbosity(logging.WARNING)
     chosen = [network for network in networks if fnmatch.fnmatch(network.directory, arguments.only)]
@@ -88,8 +88,9 @@ def run(
         for seed, network in itertools.product(range(arguments.seeds), () if arguments.tabulate else chosen):
             train(network, seed, arguments.workdir, data, stop)
     if arguments.only != "*":
-        return
+        return []
     rows = read(arguments.workdir, arguments.seeds)
     command = f"python -m benchmarks.{results.stem} --data_dir=DIR --seeds={arguments.seeds}"
     results.write_text(json.dumps({"command": command, "networks": rows}, indent=1) + "\n")
     Console().print(markdown(rows), soft_wrap=True)
+    return rows

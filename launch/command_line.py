@@ -76,6 +76,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             re.split("[ =]", argument)[0].removeprefix("--config.") for argument in argv if "--config." in argument
         ]
         for key in given if keys else ():
-            if key not in keys:
+            is_section = any(known.startswith(f"{key}.") for known in keys)
+            if key not in keys and not is_section:
                 sys.exit(f"error: the config has no key {key!r}{meant(key, list(keys))}")
         sys.exit(f"error: {' '.join(argv[1:])}: {error}")

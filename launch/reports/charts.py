@@ -163,7 +163,7 @@ def lines(
     with matplotlib.rc_context(STYLE):
         figure = blank(width=1.5 * WIDTH)
         axes = figure.subplots()
-        styles = zip(_LINE_COLOURS * 2, ["-"] * 3 + ["--"] * 3, "os^Dvx", strict=True)
+        styles = zip(_LINE_COLOURS * 3, ["-"] * 3 + ["--"] * 3 + [":"] * 3, "os^DvxP*<", strict=True)
         for (name, (x, y)), (colour, dash, marker) in zip(series.items(), styles, strict=False):
             axes.plot(x, y, dash, color=colour, marker=marker, markersize=4, label=name)
         if log:

@@ -168,12 +168,12 @@ def test_signs_of_inputs_are_kept(trained, images):
 
 
 def test_mutations_of_the_file_are_noticed(frozen, tmp_path):
-    """10,000: bytes changed, cut out, inserted, and the end cut off. None is loaded as something else."""
+    """2,000: bytes changed, cut out, inserted, and the end cut off. None is loaded as something else."""
     few = {path: frozen.layers[path] for path in ("scores", "blocks")}
     file, mutated = tmp_path / "network", tmp_path / "mutated"
     FrozenNetwork(few, {"params": {"bias": np.ones(3)}}, frozen.omitted).save(file)
     original, expected, rng, noticed = file.read_bytes(), FrozenNetwork.load(file), np.random.default_rng(0), 0
-    for i in range(10_000):
+    for i in range(2_000):
         at, other = rng.integers(len(original)), rng.integers(1, 256)
         match i % 4:
             case 0 | 1:
@@ -190,7 +190,7 @@ def test_mutations_of_the_file_are_noticed(frozen, tmp_path):
             noticed += 1
         else:  # Padding of the header may change, and spaces in it.
             assert_same(dataclasses.asdict(loaded), dataclasses.asdict(expected))
-    assert noticed > 9_900
+    assert noticed > 1_980
 
 
 def test_other_files_are_refused(file, tmp_path):

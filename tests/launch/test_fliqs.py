@@ -48,8 +48,10 @@ def test_mistakes_end_the_command_within_seconds(option, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_keys_of_a_shipped_config_are_checked_too(tmp_path):
-    done = run_command("--config.epohcs=1", workdir=tmp_path / "run", config="fliqs_cifar10:deit_ti16")
+def test_keys_of_a_shipped_config_are_checked_too_beside_a_whole_section(tmp_path):
+    done = run_command(
+        "--config.distillation={}", "--config.epohcs=1", workdir=tmp_path / "run", config="fliqs_cifar10:deit_ti16"
+    )
     assert done.returncode == 1
     assert done.stderr == "error: the config has no key 'epohcs'; did you mean epochs?\n"
 
