@@ -4,9 +4,8 @@
 
 CIFAR-10 averaged to 12×12, networks like MobileNetV2 with two blocks a stage, three epochs each. `scaled` is the base
 made wider or narrower until a uniform format costs the target, as a person would without any search; `alone` trains the
-network that FLIQNAS found from new weights (FLIQS, A.11), `within the largest` does so under the masks of the search,
-which tells what they cost. Finished networks in the work directory are not trained again. A night of two cores; writes
-results/fliqnas.json and docs/fliqnas.svg.
+network that FLIQNAS found from new weights (FLIQS, A.11). Finished networks in the work directory are not trained
+again. A night of two cores; writes results/fliqnas.json and docs/fliqnas.svg.
 """
 
 import bisect
@@ -87,7 +86,6 @@ def networks() -> Iterator[Network]:
             for name, changes in IN_THE_MIDDLE.items():
                 yield Network(name, target, changes)
             yield Network(f"{FLIQNAS}, alone", target, FORMATS_ALONE | {"policy": "fixed"}, found_by=FLIQNAS)
-            yield Network(f"{FLIQNAS}, within the largest", target, {"policy": "fixed"}, found_by=FLIQNAS)
         for name in UNIFORM:
             changes = FORMATS_ALONE | {"policy": "fixed", "genome": name}
             yield Network(f"{name}, scaled", target, changes, scaled=name)
@@ -109,8 +107,7 @@ def config_of(network: Network, seed: int, workdir: pathlib.Path) -> ConfigDict:
         config.model.width, config.model.multiple = scaled_width(network.scaled, network.target), 1
     if network.found_by:
         config.genome = str(workdir / _directory(network.found_by, network.target) / f"seed{seed}" / GENOME)
-        if not config.architecture:
-            config.model.update(read_genome(pathlib.Path(config.genome)).architecture)
+        config.model.update(read_genome(pathlib.Path(config.genome)).architecture)
     return config
 
 
