@@ -5,7 +5,7 @@ import functools
 import hashlib
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from launch.data.arrays import InMemory, MakeBatch, Split, in_memory
-from launch.data.augmentation import AUGMENTATIONS, Augmentation, Mixing, centre_crop, resized
+from launch.data.augmentation import AUGMENTATIONS, Augmentation, central_region, region_resized, whole
 from launch.data.contract import NORMALIZED, Batch, DataError, Dataset, Normalization
-from launch.data.stream import Stream
+from launch.data.decoding import DECODERS
+from launch.data.mixing import DRAW, Mixing
+from launch.data.stream import Reading, Stream
 
 # Statistics of ImageNet's pixels per channel, which networks with published weights expect.
 IMAGENET_MEAN = 255 * np.asarray((0.485, 0.456, 0.406), np.float32)
@@ -24,12 +26,20 @@ IMAGENET_DEVIATION = 255 * np.asarray((0.229, 0.224, 0.225), np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class ImageBatches:
-    """Makes batches of images, uint8[B, H, W, C] → float32[B, H, W, C]: augments, normalises and mixes them."""
+    """Makes batches of images, uint8[B, H, W, C] → float32[B, H, W, C]: augments and normalises them.
+
+    What mixes them on the device is `on_device`.
+    """
 
     mean: np.ndarray
     deviation: np.ndarray
     augmentation: Augmentation
     mixing: Mixing
+
+    @functools.cached_property
+    def on_device(self) -> Callable[[Batch], Batch]:
+        """See `contract.on_device`."""
+        return jax.jit(self.mixing)
 
     @property
     def normalization(self) -> Normalization:
@@ -41,10 +51,13 @@ class ImageBatches:
         """See `arrays.MakeBatch`."""
         if rng is not None:
             if crop := self.augmentation.crop:
-                images = np.stack([crop(image, image.shape[:2], rng) for image in images])
+                size = images.shape[1:3]
+                images = np.stack([region_resized(image, crop(size, rng), size) for image in images])
             images = self.augmentation.distort(images, rng)
         batch = {"input": (images.astype(np.float32) - self.mean) / self.deviation, "label": labels}
-        return batch if rng is None else self.mixing(batch, rng)
+        if rng is not None and self.mixing.draws:
+            batch[DRAW] = rng.integers(2**32, size=len(labels), dtype=np.uint32)
+        return batch
 
 
 def _require_bytes(place: str, dtype: Any) -> None:
@@ -143,7 +156,7 @@ class TfdsImages:
         _require_bytes(f"tfds data set {config.name!r}", image.np_dtype)
         *size, channels = image.shape
         # Images of equal shape are resized whole; others are cropped at the centre.
-        self._fit = centre_crop if None in size else resized
+        self._fit = central_region if None in size else whole
         if self._size is None and None in size:
             raise DataError(f"images of {config.name!r} differ in size: set --config.data.image_size")
         self._builder = builder
@@ -161,22 +174,24 @@ class TfdsImages:
 
     def open(self, *, valid_examples: int, seed: int) -> Dataset:
         """See `Source.open`; in memory, or as a stream if `config.stream` is true."""
-        records: Any = self._builder.as_data_source()
-        pool, test = records["train"], records[self._config.test_split]
         if self._config.stream:
-            unchanged = AUGMENTATIONS["none"]  # Images in the stream are augmented already.
-            make_batch = ImageBatches(IMAGENET_MEAN, IMAGENET_DEVIATION, unchanged, self._mixing)
+            from tensorflow_datasets.core.decode import SkipDecoding
+
+            files: Any = self._builder.as_data_source(decoders={"image": SkipDecoding()})
+            *size, channels = self.example.shape
             return Stream(
-                pool,
-                test,
-                size=self.example.shape[:2],
-                fit=self._fit,
-                augmentation=self._augmentation,
-                make_batch=make_batch,
+                files["train"],
+                files[self._config.test_split],
+                reading=Reading(DECODERS["pillow"][0], (size[0], size[1]), channels, self._fit, self._augmentation),
+                mean=IMAGENET_MEAN,
+                deviation=IMAGENET_DEVIATION,
+                mixing=self._mixing,
                 valid_examples=valid_examples,
                 seed=seed,
                 workers=self._config.workers,
             )
+        records: Any = self._builder.as_data_source()
+        pool, test = records["train"], records[self._config.test_split]
         make_batch_for = functools.partial(_normalized_by, self._augmentation, self._mixing)
         return in_memory(
             self.decoded(pool), self.decoded(test), make_batch_for, valid_examples=valid_examples, seed=seed
@@ -192,6 +207,7 @@ class TfdsImages:
         labels = np.empty(len(records), np.int32)
         for i, record in enumerate(records):
             _require_bytes(f"record {i}", record["image"].dtype)
-            images[i] = self._fit(record["image"], self.example.shape[:2])
+            image, size = record["image"], self.example.shape[:2]
+            images[i] = region_resized(image, self._fit(image.shape[:2], size), size)
             labels[i] = record["label"]
         return Split(images, labels)

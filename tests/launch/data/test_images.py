@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from launch import data
-from launch.data.augmentation import resized
+from launch.data.augmentation import whole
 from launch.data.images import TfdsImages
 
 
@@ -87,7 +87,7 @@ class Unprepared(TfdsImages):
     """A set of tfds without a builder: only what `decoded` reads."""
 
     def __init__(self):
-        self.example, self._fit = jax.ShapeDtypeStruct((8, 8, 1), np.float32), resized
+        self.example, self._fit = jax.ShapeDtypeStruct((8, 8, 1), np.float32), whole
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.float32, np.int32, bool])
