@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from launch.data.arrays import InMemory, MakeBatch, Split, in_memory
 from launch.data.augmentation import AUGMENTATIONS, Augmentation, central_region, region_resized, whole
 from launch.data.contract import NORMALIZED, Batch, DataError, Dataset, Normalization
-from launch.data.decoding import DECODERS
+from launch.data.decoding import UnreadableError, find_decoder
 from launch.data.mixing import DRAW, Mixing
 from launch.data.stream import Reading, Stream
 
@@ -130,6 +130,12 @@ class TfdsImages:
         import tensorflow_datasets as tfds
 
         self._config, self._size = config, config.image_size
+        decode = find_decoder(config.decoder)
+        if config.on_bad_record != "error" and not config.stream:
+            raise DataError(
+                f"data.on_bad_record={config.on_bad_record!r}: expected 'error', unless images are streamed "
+                "(data.stream=True)"
+            )
         self._augmentation, self._mixing = _augmentation(config), _mixing(config)
         if self._size is not None and self._size < 1:
             raise DataError(f"data.image_size={self._size}: expected a number of pixels above 0")
@@ -155,13 +161,14 @@ class TfdsImages:
             raise DataError(f"tfds data set {config.name!r} has {image} and {label}: expected images and class labels")
         _require_bytes(f"tfds data set {config.name!r}", image.np_dtype)
         *size, channels = image.shape
-        # Images of equal shape are resized whole; others are cropped at the centre.
-        self._fit = central_region if None in size else whole
         if self._size is None and None in size:
             raise DataError(f"images of {config.name!r} differ in size: set --config.data.image_size")
         self._builder = builder
         shape = (*(size if self._size is None else (self._size, self._size)), channels)
         self.example = jax.ShapeDtypeStruct(shape, np.dtype(np.float32))
+        # Images of equal shape are resized whole; others are cropped at the centre.
+        fit = central_region if None in size else whole
+        self._reading = Reading(decode, (shape[0], shape[1]), channels, fit, self._augmentation)
         self.classes: int = label.num_classes
         self.class_names = tuple(label.names)
         self.train_examples: int = splits["train"].num_examples
@@ -174,40 +181,38 @@ class TfdsImages:
 
     def open(self, *, valid_examples: int, seed: int) -> Dataset:
         """See `Source.open`; in memory, or as a stream if `config.stream` is true."""
-        if self._config.stream:
-            from tensorflow_datasets.core.decode import SkipDecoding
+        from tensorflow_datasets.core.decode import SkipDecoding
 
-            files: Any = self._builder.as_data_source(decoders={"image": SkipDecoding()})
-            *size, channels = self.example.shape
+        records: Any = self._builder.as_data_source(decoders={"image": SkipDecoding()})
+        pool, test = records["train"], records[self._config.test_split]
+        if self._config.stream:
             return Stream(
-                files["train"],
-                files[self._config.test_split],
-                reading=Reading(DECODERS["pillow"][0], (size[0], size[1]), channels, self._fit, self._augmentation),
+                pool,
+                test,
+                reading=self._reading,
                 mean=IMAGENET_MEAN,
                 deviation=IMAGENET_DEVIATION,
                 mixing=self._mixing,
+                skip_bad=self._config.on_bad_record == "skip",
                 valid_examples=valid_examples,
                 seed=seed,
                 workers=self._config.workers,
             )
-        records: Any = self._builder.as_data_source()
-        pool, test = records["train"], records[self._config.test_split]
         make_batch_for = functools.partial(_normalized_by, self._augmentation, self._mixing)
-        return in_memory(
-            self.decoded(pool), self.decoded(test), make_batch_for, valid_examples=valid_examples, seed=seed
-        )
+        splits = self._decoded("train", pool), self._decoded("test", test)
+        return in_memory(*splits, make_batch_for, valid_examples=valid_examples, seed=seed)
 
-    def decoded(self, records: Sequence[Any]) -> Split:
+    def _decoded(self, split: str, records: Sequence[Any]) -> Split:
         """All records as arrays: images, uint8[N, H, W, C], and labels, int32[N].
 
         Raises:
-          DataError: images are not uint8.
+          DataError: an image cannot be read.
         """
         images = np.empty((len(records), *self.example.shape), np.uint8)
         labels = np.empty(len(records), np.int32)
         for i, record in enumerate(records):
-            _require_bytes(f"record {i}", record["image"].dtype)
-            image, size = record["image"], self.example.shape[:2]
-            images[i] = region_resized(image, self._fit(image.shape[:2], size), size)
-            labels[i] = record["label"]
+            try:
+                images[i], labels[i] = self._reading.plain(record), record["label"]
+            except UnreadableError as error:
+                raise DataError(f"{split}: record {i}: {error}: expected an image file") from error
         return Split(images, labels)

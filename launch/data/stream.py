@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -22,16 +22,29 @@ from absl import flags
 
 from launch.data.arrays import InMemory, Split, unchanged_batch
 from launch.data.augmentation import Augmentation, Region, Size
-from launch.data.contract import NORMALIZED, STREAM_OF_SPLIT, Batch, Normalization, check_batch_size, padded, set_aside
-from launch.data.decoding import Decode
+from launch.data.contract import (
+    NORMALIZED,
+    STREAM_OF_SPLIT,
+    Batch,
+    DataError,
+    Normalization,
+    check_batch_size,
+    padded,
+    set_aside,
+)
+from launch.data.decoding import Decode, UnreadableError, versions
 from launch.data.mixing import DRAW, Mixing, normalized
 
 CHUNK = 32  # images at most
 THREADS = 16  # of this process, if it has no workers
 THREADS_OF_WORKER = 2
+CHUNKS_OF_WORKER = THREADS_OF_WORKER + 4  # decoded, copied, in its queue, and taken out of it
+WORKER_BYTES = 120 * 2**20  # that an interpreter with all its imports has for itself, as measured
 KEPT_BYTES = 4 * 2**30  # of decoded validation images; if there are more, they are decoded anew for each batch
 BATCHES_AHEAD = 1
 
+_BAD, _NONE = "bad", -1  # in chunks: the number of a record that cannot be read
+_FAR = 32  # records after one that cannot be read, among which another is looked for
 _OPEN: weakref.WeakSet = weakref.WeakSet()  # iterators
 
 
@@ -73,10 +86,35 @@ class _Split:
     indices: Any  # int64[N]
     reading: Reading
 
-    def example(self, index: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        record = self.records[int(index)]
-        image = self.reading.plain(record) if rng is None else self.reading.augmented(record, rng)
-        return {"input": image, "label": np.asarray(record["label"], np.int32)}
+    def example(self, position: int, rng: np.random.Generator | None = None) -> Batch:
+        """The example at a position, augmented if there is an `rng`; one that cannot be read is as padding is."""
+        number = int(self.indices[position])
+        record = self.records[number]
+        try:
+            image = self.reading.plain(record) if rng is None else self.reading.augmented(record, rng)
+            label, bad = record["label"], _NONE
+        except UnreadableError:
+            image, label, bad = np.zeros((*self.reading.size, self.reading.channels), np.uint8), -1, number
+        return {"input": image, "label": np.asarray(label, np.int32), _BAD: np.asarray(bad)}
+
+    def readable(self, position: int, rng: np.random.Generator | None = None) -> Batch:
+        """As `example`, but the next of the split that can be read, if that is not far."""
+        first = found = self.example(position, rng)
+        for further in range(1, _FAR):
+            if found[_BAD] == _NONE:
+                break
+            found = self.example((position + further) % len(self.indices), rng)
+        return found | {_BAD: first[_BAD]}
+
+    def fault(self, number: int) -> str:
+        """What is wrong with a record that cannot be read."""
+        record = self.records[number]
+        named = f", {record['file_name'].decode()}" if "file_name" in record else ""
+        try:
+            self.reading.plain(record)
+        except UnreadableError as error:
+            return f"record {number}{named}: {error}"
+        return f"record {number}{named}"
 
 
 class Stream:
@@ -95,6 +133,7 @@ class Stream:
         mean: np.ndarray,
         deviation: np.ndarray,
         mixing: Mixing,
+        skip_bad: bool,
         valid_examples: int,
         seed: int,
         workers: int,
@@ -108,6 +147,7 @@ class Stream:
           mean: of the pixels per channel, by which they are normalised.
           deviation: the same.
           mixing: erases and mixes training images.
+          skip_bad: whether records that cannot be read are left out: of training, the next ones take their places.
           valid_examples: number of validation examples.
           seed: seed of split, order and augmentation.
           workers: number of decoding processes; 0 decodes in threads of this process.
@@ -123,6 +163,7 @@ class Stream:
         }
         self._mean, self._deviation, self._mixing = mean, deviation, mixing
         self._seed, self._workers = seed, workers
+        self._skip_bad, self._bad = skip_bad, {split: set[int]() for split in self._splits}
         shape = (*reading.size, reading.channels)
         self.example = jax.ShapeDtypeStruct(shape, np.dtype(np.uint8))
         self.on_device = jax.jit(self._prepared)
@@ -130,16 +171,38 @@ class Stream:
     def _prepared(self, batch: Batch) -> Batch:
         return self._mixing(batch | {"input": normalized(batch["input"], self._mean, self._deviation)})
 
+    def host_bytes(self, batch_size: int, valid_batch_size: int) -> int:
+        """Bytes of host memory that training on batches of these sizes takes at most, for images and workers."""
+        image, kept = math.prod(self.example.shape), self._bytes_of_valid <= KEPT_BYTES
+        if self._workers:
+            chunks, processes = self._workers * CHUNKS_OF_WORKER, self._workers * WORKER_BYTES
+        else:
+            chunks, processes = 2 * THREADS, 0
+        # Of batches, one is formed, some are ahead, and one is on its way to the devices.
+        images = (BATCHES_AHEAD + 2) * (batch_size + (0 if kept else valid_batch_size)) + chunks * CHUNK
+        of_valid = self._bytes_of_valid + 2 * valid_batch_size * image if kept else chunks * CHUNK * image + processes
+        return images * image + processes + of_valid
+
+    @property
+    def _bytes_of_valid(self) -> int:
+        return len(self._splits["valid"].indices) * math.prod(self.example.shape)
+
     @property
     def normalization(self) -> Normalization:
         """See `arrays.InMemory.normalization`."""
         mean, deviation = self._mean.tolist(), self._deviation.tolist()
         return {"formula": NORMALIZED, "x": "pixels of 0…255", "mean": mean, "deviation": deviation}
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How records were read, for summaries: the decoder, and how many that it met cannot be read, by split."""
+        skipped = {split: len(bad) for split, bad in self._bad.items()}
+        return {"decoder": versions(self._splits["train"].reading.decode), "skipped_records": skipped}
+
     def example_batch(self, split: str, *, batch_size: int, augmented: bool) -> Batch:
         """A batch of one image of a split, for its shapes and types."""
-        of_split = self._splits[split]
-        example = of_split.example(of_split.indices[0])
+        example = next(iter(self._checked(split, [jax.tree.map(lambda x: x[None], self._splits[split].readable(0))])))
+        example = jax.tree.map(lambda x: x[0], example)
         if augmented and self._mixing.draws:
             example[DRAW] = np.asarray(0, np.uint32)
         return {name: np.broadcast_to(value, (batch_size, *np.shape(value))) for name, value in example.items()}
@@ -151,18 +214,20 @@ class Stream:
         settings = {"batch_size": batch_size, "first_step": first_step, "augmented": augmented}
         if split == "valid" and not augmented and self._kept is not None:
             return self._kept.train_batches(split, **settings)
-        return self._train_batches(of_split, STREAM_OF_SPLIT[split], **settings)
+        return self._train_batches(split, **settings)
 
-    def _train_batches(
-        self, split: _Split, number: int, *, batch_size: int, first_step: int, augmented: bool
-    ) -> Iterator[Batch]:
-        used = len(split.indices) // batch_size * batch_size
+    def _train_batches(self, split: str, *, batch_size: int, first_step: int, augmented: bool) -> Iterator[Batch]:
+        of_split, number = self._splits[split], STREAM_OF_SPLIT[split]
+        used = len(of_split.indices) // batch_size * batch_size
         seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
-        shuffled = grain.MapDataset.source(split.indices).seed(seed).shuffle()
-        examples = (shuffled.random_map if augmented else shuffled.map)(split.example)[:used]
+        shuffled = grain.MapDataset.range(len(of_split.indices)).seed(seed).shuffle()
+        examples = (shuffled.random_map if augmented else shuffled.map)(of_split.readable)[:used]
         chunk = _chunk(batch_size)
         first = first_step * (batch_size // chunk)
-        for step, batch in enumerate(self._read(examples.batch(chunk).repeat()[first:], batch_size), first_step):
+        batches = self._read(examples.batch(chunk).repeat()[first:], batch_size)
+        for step, batch in enumerate(self._checked(split, batches), first_step):
+            if (batch["label"] < 0).any():
+                raise DataError(f"{split}: {_FAR} records in a row cannot be read, as {min(self._bad[split])}")
             if augmented and self._mixing.draws:
                 rng = np.random.default_rng((self._seed, number, step))
                 batch |= {DRAW: rng.integers(2**32, size=batch_size, dtype=np.uint32)}
@@ -176,21 +241,39 @@ class Stream:
 
     def _plain(self, split: str, batch_size: int) -> Iterator[Batch]:
         of_split = self._splits[split]
-        examples = grain.MapDataset.source(of_split.indices).map(of_split.example)
-        return self._read(examples.batch(_chunk(batch_size)), batch_size)
+        examples = grain.MapDataset.range(len(of_split.indices)).map(of_split.example)
+        return self._checked(split, self._read(examples.batch(_chunk(batch_size)), batch_size))
+
+    def _checked(self, split: str, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Batches without what tells which records cannot be read, of which account is taken.
+
+        Raises:
+          DataError: there is one, and they are not to be left out; or many in a row.
+        """
+        for batch in batches:
+            bad = {int(number) for number in batch.pop(_BAD) if number != _NONE}
+            self._bad[split] |= bad
+            if bad and not self._skip_bad:
+                raise DataError(
+                    f"{split}: {self._splits[split].fault(min(bad))}: expected an image file; with "
+                    "data.on_bad_record='skip', records that cannot be read are left out and counted"
+                )
+            yield batch
 
     @functools.cached_property
     def _kept(self) -> InMemory | None:
         """The validation split, decoded."""
-        count = len(self._splits["valid"].indices)
-        if count * math.prod(self.example.shape) > KEPT_BYTES:
+        if self._bytes_of_valid > KEPT_BYTES:
             return None
+        count = len(self._splits["valid"].indices)
         images, labels = np.empty((count, *self.example.shape), np.uint8), np.empty(count, np.int32)
         done = 0
         for batch in self._plain("valid", CHUNK):
             end = done + len(batch["label"])
             images[done:end], labels[done:end] = batch["input"], batch["label"]
             done = end
+        if self._bad["valid"]:
+            images, labels = images[labels >= 0], labels[labels >= 0]
         return InMemory({"valid": Split(images, labels)}, unchanged_batch, self._seed)
 
     def _read(self, chunks: grain.MapDataset, batch_size: int) -> Iterator[Batch]:

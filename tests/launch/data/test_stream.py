@@ -37,21 +37,28 @@ def records(count):
     ]
 
 
+def damaged(examples, bad):
+    """The examples, of which some are only the first half of a file."""
+    for i in set(bad) & set(range(len(examples))):
+        examples[i] |= {"image": examples[i]["image"][:40], "file_name": f"n{i}.JPEG".encode()}
+    return examples
+
+
 PLAIN = Mixing(0.0, 0.0, 0.0)
 
 
-def make_stream(*, workers=0, augment="resized_crop_flip", mixing=PLAIN, **changes):
+def make_stream(*, workers=0, augment="resized_crop_flip", mixing=PLAIN, bad=(), skip_bad=False):
     return Stream(
-        records(100),
-        records(7),
+        damaged(records(100), bad),
+        damaged(records(7), bad),
         reading=Reading(pillow, (8, 8), 3, central_region, AUGMENTATIONS[augment]),
         mean=IMAGENET_MEAN,
         deviation=IMAGENET_DEVIATION,
         mixing=mixing,
+        skip_bad=skip_bad,
         valid_examples=40,
         seed=5,
         workers=workers,
-        **changes,
     )
 
 
@@ -191,6 +198,47 @@ def test_cifar10_streams_what_memory_holds(tfds_dir, data_config):
     np.testing.assert_array_equal(batch["label"], [records[i]["label"] for i in range(64)])
     trained = next(found.train_batches("train", batch_size=32, first_step=1000, augmented=True))
     assert trained["input"].shape == (32, 32, 32, 3)
+
+
+def members():
+    """Numbers of the training and of the validation records."""
+    found = make_stream()
+    return (np.asarray(found._splits[split].indices) for split in ("train", "valid"))
+
+
+def test_a_record_that_cannot_be_read_is_named():
+    train, valid = members()
+    message = r"{}: record {}, n{}.JPEG: .*: expected an image file; with data.on_bad_record='skip', records"
+    found = make_stream(bad=[train[0], 3])
+    with pytest.raises(data.DataError, match=message.format("train", train[0], train[0])):
+        take(found, "train", 3)
+    with pytest.raises(data.DataError, match=message.format("test", 3, 3)):
+        list(found.eval_batches("test", batch_size=4))
+    with pytest.raises(data.DataError, match=message.format("train", train[0], train[0])):
+        first_batch(found, "train", batch_size=20, augmented=True)
+    with pytest.raises(data.DataError, match=message.format("valid", valid[7], valid[7])):
+        take(make_stream(bad=[valid[7]]), "valid", 1, augmented=False)
+
+
+def test_records_that_cannot_be_read_are_replaced_in_training_left_out_elsewhere_and_counted():
+    train, valid = members()
+    bad = [3, *train[:1], *train[10:12], valid[7]]
+    bad = [int(number) for number in bad if number not in (0, 1, 2, 4, 5, 6)]
+    found, whole = make_stream(bad=bad, skip_bad=True), make_stream()
+    seen, expected = (colours(take(s, "train", 3)) for s in (found, whole))
+    following = dict(zip(train, [*train[1:], train[0]], strict=True))
+    for _ in range(3):
+        expected = [following[number] if number in bad else number for number in expected]
+    np.testing.assert_array_equal(seen, expected)
+    assert len(colours(take(found, "valid", 1, augmented=False))) == 20
+    assert sorted(colours(list(found.eval_batches("valid", batch_size=3)))[:39]) == sorted(set(valid) - {*bad})
+    batches = list(found.eval_batches("test", batch_size=7))
+    assert batches[0]["label"].tolist() == [0, 1, 2, -1, 4, 5, 6]
+    count = sum(number in set(train) for number in bad)
+    assert found.reading["skipped_records"] == {"train": count, "valid": len(set(bad) & set(valid)), "test": 1}
+    assert found.reading["decoder"].startswith("Pillow ")
+    with pytest.raises(data.DataError, match="train: 32 records in a row cannot be read, as 0"):
+        take(make_stream(bad=range(100), skip_bad=True), "train", 1)
 
 
 def test_a_batch_larger_than_the_split_is_refused():
