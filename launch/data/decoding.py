@@ -63,7 +63,8 @@ def simplejpeg(file: bytes, region_of: RegionOf, size: Size, channels: int) -> n
     """See `Decode`; colour JPEGs are decoded by simplejpeg and resized by OpenCV, all other files as `pillow` does.
 
     Where a region is at least four times as large as it shall be, the JPEG is decoded at a half, a quarter or an eighth
-    of its size, so that the region is still twice as large. OpenCV averages where it reduces; where it enlarges, it is cubic.
+    of its size, so that the region is still twice as large. OpenCV averages where it reduces; where it enlarges, it is
+    cubic.
 
     Raises:
       UnreadableError: see `pillow`.
