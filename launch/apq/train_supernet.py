@@ -120,6 +120,7 @@ def run(pipeline: Pipeline) -> None:
             "state_sha256": state_digest(state),
             "validation_accuracy": {name: measure(genome) for name, genome in genomes.items()},
             "bit_identical_on": recorder.devices,
+            "reading": getattr(dataset, "reading", None),
             **environment_summary(),
         },
     )

@@ -33,21 +33,22 @@ def pillow(file: bytes, region_of: RegionOf, size: Size, channels: int) -> np.nd
       UnreadableError: these are no bytes of an image with 8 bits per channel, or not all of them.
     """
     try:
-        picture = Image.open(io.BytesIO(file))
+        picture: Image.Image = Image.open(io.BytesIO(file))
         if picture.mode.startswith(("I", "F")):
             raise UnreadableError(f"an image of mode {picture.mode}: expected 8 bits per channel")
+        picture.load()
         if picture.mode != _MODES[channels]:
             picture = picture.convert(_MODES[channels])
-        region = region_of((picture.height, picture.width))
-        if channels == 4:  # Pillow would weigh colours by opacity.
-            return region_resized(np.asarray(picture), region, size)
-        top, left, rows, columns, resampling = region
-        picture = picture.crop((left, top, left + columns, top + rows))
-        if picture.size != size[::-1]:
-            picture = picture.resize(size[::-1], resampling)
-        return np.asarray(picture).reshape(*size, channels)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # of Pillow's readers
+    except Exception as error:  # Pillow's readers of damaged files may raise anything.
         raise UnreadableError(f"{type(error).__name__}: {error}") from error
+    region = region_of((picture.height, picture.width))
+    if channels == 4:  # Pillow would weigh colours by opacity.
+        return region_resized(np.asarray(picture), region, size)
+    top, left, rows, columns, resampling = region
+    picture = picture.crop((left, top, left + columns, top + rows))
+    if picture.size != size[::-1]:
+        picture = picture.resize(size[::-1], resampling)
+    return np.asarray(picture).reshape(*size, channels)
 
 
 @functools.cache

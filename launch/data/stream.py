@@ -38,8 +38,8 @@ from launch.data.mixing import DRAW, Mixing, normalized
 CHUNK = 32  # images at most
 THREADS = 16  # of this process, if it has no workers
 THREADS_OF_WORKER = 2
-CHUNKS_OF_WORKER = THREADS_OF_WORKER + 4  # decoded, copied, in its queue, and taken out of it
-WORKER_BYTES = 120 * 2**20  # that an interpreter with all its imports has for itself, as measured
+CHUNKS_OF_WORKER = 3  # outside of it: copied, in its queue, and taken out of it
+PROCESS_BYTES = 180 * 2**20  # that a worker has for itself, or the trainer beside batches, as measured
 KEPT_BYTES = 4 * 2**30  # of decoded validation images; if there are more, they are decoded anew for each batch
 BATCHES_AHEAD = 1
 
@@ -174,14 +174,15 @@ class Stream:
     def host_bytes(self, batch_size: int, valid_batch_size: int) -> int:
         """Bytes of host memory that training on batches of these sizes takes at most, for images and workers."""
         image, kept = math.prod(self.example.shape), self._bytes_of_valid <= KEPT_BYTES
-        if self._workers:
-            chunks, processes = self._workers * CHUNKS_OF_WORKER, self._workers * WORKER_BYTES
+        chunks = self._workers * CHUNKS_OF_WORKER if self._workers else 2 * THREADS
+        # Of batches, one is formed, some are ahead, one is handed over, and one is on its way to the devices.
+        ahead = BATCHES_AHEAD + 3
+        if kept:
+            of_valid, streams = self._bytes_of_valid + 2 * valid_batch_size * image, 1
         else:
-            chunks, processes = 2 * THREADS, 0
-        # Of batches, one is formed, some are ahead, and one is on its way to the devices.
-        images = (BATCHES_AHEAD + 2) * (batch_size + (0 if kept else valid_batch_size)) + chunks * CHUNK
-        of_valid = self._bytes_of_valid + 2 * valid_batch_size * image if kept else chunks * CHUNK * image + processes
-        return images * image + processes + of_valid
+            of_valid, streams = ahead * valid_batch_size * image, 2
+        of_chunks = streams * chunks * CHUNK * image
+        return ahead * batch_size * image + of_valid + of_chunks + (1 + streams * self._workers) * PROCESS_BYTES
 
     @property
     def _bytes_of_valid(self) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import fliqs_digits
 from launch import data
 from launch.data import stream
 from launch.data.augmentation import AUGMENTATIONS, central_region
@@ -20,6 +21,7 @@ from launch.data.decoding import pillow
 from launch.data.images import IMAGENET_DEVIATION, IMAGENET_MEAN
 from launch.data.mixing import DRAW, Mixing
 from launch.data.stream import Reading, Stream
+from launch.training import dry_run
 
 
 def file(image, kind="PNG", **settings):
@@ -166,6 +168,18 @@ def test_validation_is_decoded_once_or_anew_if_it_is_too_large(monkeypatch):
     for batches in (kept[0], anew[0]):
         assert sorted(colours(batches[:2])) == sorted(colours(kept[1])[:40])
         assert len(set(colours(batches[:2]))) == 40
+
+
+def test_the_memory_of_a_stream_is_told(monkeypatch):
+    """Images of 192 bytes in batches of 20 and 16, 40 kept or none."""
+    kept = make_stream(workers=2).host_bytes(20, 16) - 3 * stream.PROCESS_BYTES
+    assert kept == 192 * (4 * 20 + 2 * 16 + 40 + 2 * 3 * 32)
+    monkeypatch.setattr(stream, "KEPT_BYTES", 0)
+    anew = make_stream(workers=2).host_bytes(20, 16) - 5 * stream.PROCESS_BYTES
+    assert anew == 192 * (4 * (20 + 16) + 2 * 2 * 3 * 32)
+    told = dry_run._host_memory(make_stream(), fliqs_digits.get_config())
+    assert told == {"host memory": "at most about 0.2 GiB for images and the 0 workers"}
+    assert dry_run._host_memory(None, fliqs_digits.get_config()) == {}
 
 
 @pytest.mark.parametrize("augmented", [True, False])
