@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search export apq test lint setup devices ray wheel clean
+.PHONY: search export apq test lint setup devices images ray wheel clean
 
 search: $(READY)
 	$(BIN)/python -m launch.fliqs --config=configs/fliqs_digits.py --workdir=runs/digits
@@ -30,6 +30,10 @@ setup: $(READY)
 # What exporting to ONNX, and measuring a device with ONNX Runtime or OpenVINO, need beside.
 devices: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-devices.txt
+
+# What `--config.data.decoder=simplejpeg` needs beside.
+images: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-images.txt
 
 # What `python -m launch.apq records --workers=ray` needs beside.
 ray: $(READY)

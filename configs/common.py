@@ -26,6 +26,8 @@ def get_config() -> ConfigDict:
                 "erasing": 0.0,  # probability
                 "stream": False,  # decodes images as they are needed, instead of loading all of them into memory
                 "workers": 0,  # decoding processes for stream; 0: threads of this process
+                "decoder": "pillow",  # pillow, or simplejpeg, which is faster (requirements-images.txt)
+                "on_bad_record": "error",  # error, or skip: images that cannot be read are left out and counted
             },
             "model": {"name": "cifar_resnet", "depth": 8, "width": 16},
             # Where the logits are in what a model of yours returns, as in logits or 0; if empty, it is found and told.

@@ -36,6 +36,7 @@ from aqt_like.quantized_layer import Quantizer
 from fliqs_jax.evaluation import make_logits
 from fliqs_jax.quality import Quality
 from launch import data, ending
+from launch.data.contract import on_device
 from launch.one_writer import only_writer
 from launch.runtimes import self_check, serialized_programs
 from launch.runtimes.engines import RuntimeMissingError
@@ -133,7 +134,8 @@ def _make(subject: Subject, targets: Sequence[str]) -> tuple[dict[str, bytes], d
 
 def _known(subject: Subject, dataset: data.Dataset, size: int, most: int) -> tuple[self_check.Known, list[data.Batch]]:
     """Up to `most` test examples in batches, and the outputs of the network as the run evaluates it."""
-    batches = list(itertools.islice(dataset.eval_batches("test", batch_size=size), math.ceil(most / size)))
+    stream = itertools.islice(dataset.eval_batches("test", batch_size=size), math.ceil(most / size))
+    batches = [jax.device_get(on_device(dataset)(batch)) for batch in stream]
     variables = finished.variables_of(subject.network, subject.experiment)
     logits = jax.jit(make_logits(subject.experiment.search))
     inputs = [batch["input"] for batch in batches]

@@ -42,6 +42,7 @@ from fliqs_jax.search import SearchState
 from hwcost import pricing
 from hwcost.genome_file import write_genome
 from launch import data, ending
+from launch.data.contract import on_device
 from launch.reports import figures
 from launch.training import finished, trial_run
 from launch.training.budgets import ABSOLUTE
@@ -204,7 +205,7 @@ def fisher_scores(
     config = prepared.config
     stream = dataset.train_batches("valid", batch_size=config.valid_batch_size, first_step=0, augmented=False)
     teach = read_teacher(prepared, dataset, console)
-    taught = (teach(jax.tree.map(jnp.asarray, batch)) for batch in stream)
+    taught = (on_device(dataset)(teach(jax.tree.map(jnp.asarray, batch))) for batch in stream)
     most = config.data.valid_examples // config.valid_batch_size
     return layer_sensitivity.fisher_over(prepared.search, state, itertools.islice(taught, min(batches, most)))
 
@@ -295,7 +296,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> tuple[Experiment
     scores = {}
     if arguments.score == FISHER:
         scores[FISHER] = fisher_scores(prepared, state, dataset, batches=count, console=console)
-    batches = itertools.islice(dataset.eval_batches("valid", batch_size=size), count)
+    batches = map(on_device(dataset), itertools.islice(dataset.eval_batches("valid", batch_size=size), count))
     measured = layer_sensitivity.measure_over(prepared.search, state, batches)
     scores[NOISE] = measured.noise_to_signal
     losses, name = scores[arguments.score], prepared.search.quality.name

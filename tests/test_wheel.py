@@ -168,6 +168,7 @@ def pinned(file):
         ("requirements.txt", PROJECT["project"]["dependencies"]),
         ("requirements.txt", PROJECT["project"]["optional-dependencies"]["test"]),
         ("requirements-devices.txt", PROJECT["project"]["optional-dependencies"]["devices"]),
+        ("requirements-images.txt", PROJECT["project"]["optional-dependencies"]["images"]),
         ("requirements-ray.txt", PROJECT["project"]["optional-dependencies"]["ray"]),
     ],
 )

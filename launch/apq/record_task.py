@@ -1,7 +1,7 @@
 """The measurement of subnetworks as plain data, which can be sent to another machine."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from apq_jax.supernet import Params, Weights
 from fliqs_jax import losses
 from launch import data
 from launch.apq.pipeline import Pipeline
+from launch.data.contract import on_device
 
 
 def read_batches(pipeline: Pipeline, dataset: data.Dataset) -> subnet_accuracy.Data:
@@ -26,12 +27,15 @@ def read_batches(pipeline: Pipeline, dataset: data.Dataset) -> subnet_accuracy.D
         stream = dataset.train_batches(
             "train", batch_size=config.batch_size, first_step=first_step, augmented=augmented
         )
-        return list(itertools.islice(stream, count))
+        return ready(itertools.islice(stream, count))
+
+    def ready(batches: Iterable[data.Batch]) -> list[data.Batch]:
+        return [jax.device_get(on_device(dataset)(batch)) for batch in batches]
 
     return subnet_accuracy.Data(
         calibration=take(config.calibration_batches, 0, augmented=False),
         training=take(config.fine_tuning_steps, config.calibration_batches, augmented=True),
-        validation=list(dataset.eval_batches("valid", batch_size=config.batch_size)),
+        validation=ready(dataset.eval_batches("valid", batch_size=config.batch_size)),
     )
 
 

@@ -15,6 +15,7 @@ from fliqs_jax.quality import accuracy
 from launch import data
 from launch.apq import record_task
 from launch.apq.pipeline import SUMMARY, SUPERNET, Pipeline
+from launch.data.contract import first_batch, on_device
 from launch.training import loop, optimizers, progress
 from launch.training.checkpoints import Checkpoints, state_digest
 from launch.training.interruption import stop_on_signals
@@ -74,8 +75,11 @@ def run(pipeline: Pipeline) -> None:
     def batches(first: int) -> Iterable[data.Batch]:
         return dataset.train_batches("train", batch_size=config.batch_size, first_step=first, augmented=True)
 
-    example = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in next(iter(batches(0))).items()}
-    compiled = compile_step(step, mesh, jax.eval_shape(lambda: state), example)
+    first, ready = first_batch(dataset, "train", batch_size=config.batch_size, augmented=True) or {}, on_device(dataset)
+    example = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in first.items()}
+    compiled = compile_step(
+        lambda state, batch: step(state, ready(batch)), mesh, jax.eval_shape(lambda: state), example
+    )
     sharding = split_batch(mesh)
     with (
         stop_on_signals() as stop,
@@ -116,6 +120,7 @@ def run(pipeline: Pipeline) -> None:
             "state_sha256": state_digest(state),
             "validation_accuracy": {name: measure(genome) for name, genome in genomes.items()},
             "bit_identical_on": recorder.devices,
+            "reading": getattr(dataset, "reading", None),
             **environment_summary(),
         },
     )

@@ -20,6 +20,7 @@ from launch.data.contract import (
     is_list,
     is_tuple_of_arrays,
     named_arrays,
+    on_device,
     padded,
     set_aside,
 )
@@ -163,6 +164,11 @@ class InMemory:
     def normalization(self) -> Normalization | None:
         """How batches are normalised; None if unknown."""
         return getattr(self.make_batch, "normalization", None)
+
+    @property
+    def on_device(self) -> Callable[[Batch], Batch]:
+        """See `contract.on_device`."""
+        return on_device(self.make_batch)
 
     def train_batches(self, split: str, *, batch_size: int, first_step: int, augmented: bool) -> Iterator[Batch]:
         """See `Dataset.train_batches`."""

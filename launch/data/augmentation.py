@@ -1,4 +1,4 @@
-"""Augmentation of training images, and mixing of images together with their labels (mixup, CutMix)."""
+"""Augmentation of training images, uint8, on the host: which region is seen, and how it is distorted."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,53 +6,77 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from fliqs_jax.losses import LABEL_SHARE, MIXED_LABEL
-from launch.data.contract import Batch
-
 Rng = np.random.Generator
 Size = tuple[int, int]
+CUBIC, AVERAGE = Image.Resampling.BICUBIC, Image.Resampling.BOX
+
+
+class Region(NamedTuple):
+    """A rectangle of an image in pixels, and the filter by which it is resized."""
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+    resampling: Image.Resampling = CUBIC
 
 
 class Augmentation(NamedTuple):
     """Augmentation of training images.
 
     Attributes:
-      crop: `(image, size, rng) → image`, from uint8[H, W, C] of any size to `size`; None to resize images instead.
+      crop: `(size of the image, rng) → region` that is resized to the size of inputs; None to resize images instead.
       distort: `(images, rng) → images` on a batch, uint8[B, H, W, C].
     """
 
-    crop: Callable[[np.ndarray, Size, Rng], np.ndarray] | None
+    crop: Callable[[Size, Rng], Region] | None
     distort: Callable[[np.ndarray, Rng], np.ndarray]
 
 
-def resized(image: np.ndarray, size: Size, resampling: Image.Resampling = Image.Resampling.BOX) -> np.ndarray:
+def resized(image: np.ndarray, size: Size, resampling: Image.Resampling = AVERAGE) -> np.ndarray:
     """Image, uint8[H, W, C], resized to `size`; by default, integer reduction factors average pixels."""
     if image.shape[:2] == size:
         return image
+    if image.shape[-1] == 3:
+        return np.asarray(Image.fromarray(image).resize(size[::-1], resampling))
     channels = [Image.fromarray(image[..., c]).resize(size[::-1], resampling) for c in range(image.shape[-1])]
     return np.stack([np.asarray(channel) for channel in channels], -1)
 
 
-def centre_crop(image: np.ndarray, size: Size) -> np.ndarray:
-    """Central crop of 7/8 of the shorter side, resized to `size` (Szegedy et al., 2015)."""
-    height, width = image.shape[:2]
-    scale = min(height / size[0], width / size[1]) * 0.875
-    side = [max(round(scale * n), 1) for n in size]
-    top, left = (height - side[0]) // 2, (width - side[1]) // 2
-    return resized(image[top : top + side[0], left : left + side[1]], size, Image.Resampling.BICUBIC)
+def region_resized(image: np.ndarray, region: Region, size: Size) -> np.ndarray:
+    """A region of an image, uint8[H, W, C], resized to `size`."""
+    top, left, rows, columns, resampling = region
+    return resized(image[top : top + rows, left : left + columns], size, resampling)
 
 
-def random_resized_crop(image: np.ndarray, size: Size, rng: Rng) -> np.ndarray:
-    """Random crop of 8 to 100 % of the area, aspect ratio 3:4 to 4:3, resized to `size` (Szegedy et al., 2015)."""
-    height, width = image.shape[:2]
+def whole(image: Size, size: Size) -> Region:
+    """All of an image."""
+    del size
+    return Region(0, 0, *image, AVERAGE)
+
+
+def central_region(image: Size, size: Size) -> Region:
+    """The middle of an image, 7/8 of its shorter side, in the shape of `size` (Szegedy et al., 2015)."""
+    scale = min(image[0] / size[0], image[1] / size[1]) * 0.875
+    rows, columns = (max(round(scale * side), 1) for side in size)
+    return Region((image[0] - rows) // 2, (image[1] - columns) // 2, rows, columns)
+
+
+def random_region(image: Size, rng: Rng) -> Region:
+    """Random region of 8 to 100 % of the area, aspect ratio 3:4 to 4:3 (Szegedy et al., 2015).
+
+    Where ten draws do not fit, it is the largest in the middle whose aspect ratio is in that range, as in torchvision.
+    """
+    height, width = image
     for _ in range(10):
         area = height * width * rng.uniform(0.08, 1.0)
         shape = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
         rows, columns = round(np.sqrt(area / shape)), round(np.sqrt(area * shape))
         if 0 < rows <= height and 0 < columns <= width:
-            top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
-            return resized(image[top : top + rows, left : left + columns], size, Image.Resampling.BICUBIC)
-    return centre_crop(image, size)
+            return Region(int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1)), rows, columns)
+    rows = min(height, max(round(width / (3 / 4)), 1))
+    columns = min(width, max(round(height * (4 / 3)), 1))
+    return Region((height - rows) // 2, (width - columns) // 2, rows, columns)
 
 
 def crop_flip(images: np.ndarray, rng: Rng) -> np.ndarray:
@@ -67,9 +91,11 @@ def crop_flip(images: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def flip(images: np.ndarray, rng: Rng) -> np.ndarray:
-    """Images, uint8[B, H, W, C], mirrored at random."""
-    mirrored = rng.integers(0, 2, len(images))[:, None, None, None] == 1
-    return np.where(mirrored, images[:, :, ::-1], images)
+    """Images, uint8[B, H, W, C], mirrored at random; a view of them where all or none are."""
+    mirrored = rng.integers(0, 2, len(images)) == 1
+    if mirrored.all():
+        return images[:, :, ::-1]
+    return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images) if mirrored.any() else images
 
 
 def _affine(*coefficients: float) -> Callable[[Image.Image], Image.Image]:
@@ -130,61 +156,6 @@ def _unchanged(images: np.ndarray, rng: Rng) -> np.ndarray:
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": Augmentation(None, _unchanged),
     "crop_flip": Augmentation(None, crop_flip),
-    "resized_crop_flip": Augmentation(random_resized_crop, flip),
-    "rand_augment": Augmentation(random_resized_crop, rand_augment),
+    "resized_crop_flip": Augmentation(random_region, flip),
+    "rand_augment": Augmentation(random_region, rand_augment),
 }
-
-
-class Mixing(NamedTuple):
-    """Random erasing, and mixup or CutMix of a batch with its reverse; if both are on, each has probability 0.5.
-
-    Attributes:
-      mixup: concentration of the Beta distribution of the share of the first image; 0 is off.
-      cutmix: the same for pasting a rectangle of the second image into the first; 0 is off.
-      erasing: probability that a rectangle of an image becomes noise.
-    """
-
-    mixup: float
-    cutmix: float
-    erasing: float
-
-    def __call__(self, batch: Batch, rng: Rng) -> Batch:
-        """Erases and mixes a batch of normalised float32 images; `losses.cross_entropy` reads the mixed labels."""
-        images = _erased(batch["input"], self.erasing, rng) if self.erasing else batch["input"]
-        batch = batch | {"input": images}
-        if not self.mixup and not self.cutmix:
-            return batch
-        pasting = rng.uniform() < (0.5 if self.mixup and self.cutmix else bool(self.cutmix))
-        strength = self.cutmix if pasting else self.mixup
-        share = rng.beta(strength, strength)
-        reversed_images = images[::-1]
-        if pasting:
-            mixed = images.copy()
-            rows, columns = _rectangle(images.shape[1:3], 1 - share, 1.0, rng)
-            mixed[:, rows, columns] = reversed_images[:, rows, columns]
-            covered = (rows.stop - rows.start) * (columns.stop - columns.start)
-            share = 1 - covered / (images.shape[1] * images.shape[2])
-        else:
-            mixed = (share * images + (1 - share) * reversed_images).astype(np.float32)
-        shares = np.full(len(images), share, np.float32)
-        return batch | {"input": mixed, MIXED_LABEL: batch["label"][::-1].copy(), LABEL_SHARE: shares}
-
-
-def _rectangle(size: Size, area: float, shape: float, rng: Rng) -> tuple[slice, slice]:
-    """Rectangle of a fraction `area` of the image around a random point, cut off at the border."""
-    sides = (size[0] * np.sqrt(area / shape), size[1] * np.sqrt(area * shape))
-    slices = []
-    for side, length in zip(sides, size, strict=True):
-        middle = rng.integers(length)
-        slices.append(slice(max(round(middle - side / 2), 0), min(round(middle + side / 2), length)))
-    return slices[0], slices[1]
-
-
-def _erased(images: np.ndarray, probability: float, rng: Rng) -> np.ndarray:
-    """Random erasing (Zhong et al., 2017): noise in a rectangle of 2 to 33 % of the area, aspect ratio 3:10 to 10:3."""
-    images = images.copy()
-    for i in np.flatnonzero(rng.uniform(size=len(images)) < probability):
-        shape = np.exp(rng.uniform(np.log(0.3), np.log(1 / 0.3)))
-        rows, columns = _rectangle(images.shape[1:3], rng.uniform(0.02, 1 / 3), shape, rng)
-        images[i, rows, columns] = rng.standard_normal(images[i, rows, columns].shape)
-    return images

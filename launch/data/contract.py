@@ -1,6 +1,6 @@
 """Interfaces of data sets."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -28,7 +28,9 @@ class DataError(ValueError):
 class Dataset(Protocol):
     """Three splits: `train` trains the weights, `valid` gives the quality in the reward, `test` the final metrics.
 
-    One that has a `normalization` tells how inputs were normalised; one that has a `remark`, what was read.
+    One that has a `normalization` tells how inputs were normalised; one that has a `remark`, what was read. One that
+    has `on_device` makes the inputs there: it tells the shape and type of one input in its batches, `example`, where
+    that is not the source's. One that has `example_batch` can tell what its batches are like without reading them.
     """
 
     def train_batches(self, split: str, *, batch_size: int, first_step: int, augmented: bool) -> Iterator[Batch]:
@@ -42,6 +44,30 @@ class Dataset(Protocol):
     def eval_batches(self, split: str, *, batch_size: int) -> Iterator[Batch]:
         """Batches of the whole split, in order; the last one is padded with examples of label −1."""
         ...
+
+
+def on_device(dataset: Any) -> Callable[[Batch], Batch]:
+    """The traced function that makes of a batch what networks take; for most data sets, the identity."""
+    return getattr(dataset, "on_device", lambda batch: batch)
+
+
+def first_batch(dataset: Dataset, split: str, *, batch_size: int, augmented: bool | None = None) -> Batch | None:
+    """A batch as those of a split: what the data set tells, or the first one; None if there is none.
+
+    Args:
+      dataset: the data set.
+      split: name of the split.
+      batch_size: size of the batch.
+      augmented: whether training batches are meant, augmented or not; None: batches of evaluation.
+
+    Raises:
+      DataError: see `Dataset`.
+    """
+    if tell := getattr(dataset, "example_batch", None):
+        return tell(split, batch_size=batch_size, augmented=bool(augmented))
+    if augmented is None:
+        return next(iter(dataset.eval_batches(split, batch_size=batch_size)), None)
+    return next(dataset.train_batches(split, batch_size=batch_size, first_step=0, augmented=augmented))
 
 
 class Source(Protocol):

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from launch.data.arrays import InMemory, MakeBatch, Split, in_memory
-from launch.data.augmentation import AUGMENTATIONS, Augmentation, Mixing, centre_crop, resized
+from launch.data.augmentation import AUGMENTATIONS, Augmentation, central_region, region_resized, whole
 from launch.data.contract import NORMALIZED, Batch, DataError, Dataset, Normalization
-from launch.data.stream import Stream
+from launch.data.decoding import UnreadableError, find_decoder
+from launch.data.mixing import DRAW, Mixing
+from launch.data.stream import Reading, Stream
 
 # Statistics of ImageNet's pixels per channel, which networks with published weights expect.
 IMAGENET_MEAN = 255 * np.asarray((0.485, 0.456, 0.406), np.float32)
@@ -24,12 +26,20 @@ IMAGENET_DEVIATION = 255 * np.asarray((0.229, 0.224, 0.225), np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class ImageBatches:
-    """Makes batches of images, uint8[B, H, W, C] → float32[B, H, W, C]: augments, normalises and mixes them."""
+    """Makes batches of images, uint8[B, H, W, C] → float32[B, H, W, C]: augments and normalises them.
+
+    What mixes them on the device is `on_device`.
+    """
 
     mean: np.ndarray
     deviation: np.ndarray
     augmentation: Augmentation
     mixing: Mixing
+
+    @functools.cached_property
+    def on_device(self) -> Callable[[Batch], Batch]:
+        """See `contract.on_device`."""
+        return jax.jit(self.mixing)
 
     @property
     def normalization(self) -> Normalization:
@@ -41,10 +51,13 @@ class ImageBatches:
         """See `arrays.MakeBatch`."""
         if rng is not None:
             if crop := self.augmentation.crop:
-                images = np.stack([crop(image, image.shape[:2], rng) for image in images])
+                size = images.shape[1:3]
+                images = np.stack([region_resized(image, crop(size, rng), size) for image in images])
             images = self.augmentation.distort(images, rng)
         batch = {"input": (images.astype(np.float32) - self.mean) / self.deviation, "label": labels}
-        return batch if rng is None else self.mixing(batch, rng)
+        if rng is not None and self.mixing.draws:
+            batch[DRAW] = rng.integers(2**32, size=len(labels), dtype=np.uint32)
+        return batch
 
 
 def _require_bytes(place: str, dtype: Any) -> None:
@@ -117,6 +130,12 @@ class TfdsImages:
         import tensorflow_datasets as tfds
 
         self._config, self._size = config, config.image_size
+        decode = find_decoder(config.decoder)
+        if config.on_bad_record != "error" and not config.stream:
+            raise DataError(
+                f"data.on_bad_record={config.on_bad_record!r}: expected 'error', unless images are streamed "
+                "(data.stream=True)"
+            )
         self._augmentation, self._mixing = _augmentation(config), _mixing(config)
         if self._size is not None and self._size < 1:
             raise DataError(f"data.image_size={self._size}: expected a number of pixels above 0")
@@ -142,13 +161,14 @@ class TfdsImages:
             raise DataError(f"tfds data set {config.name!r} has {image} and {label}: expected images and class labels")
         _require_bytes(f"tfds data set {config.name!r}", image.np_dtype)
         *size, channels = image.shape
-        # Images of equal shape are resized whole; others are cropped at the centre.
-        self._fit = centre_crop if None in size else resized
         if self._size is None and None in size:
             raise DataError(f"images of {config.name!r} differ in size: set --config.data.image_size")
         self._builder = builder
         shape = (*(size if self._size is None else (self._size, self._size)), channels)
         self.example = jax.ShapeDtypeStruct(shape, np.dtype(np.float32))
+        # Images of equal shape are resized whole; others are cropped at the centre.
+        fit = central_region if None in size else whole
+        self._reading = Reading(decode, (shape[0], shape[1]), channels, fit, self._augmentation)
         self.classes: int = label.num_classes
         self.class_names = tuple(label.names)
         self.train_examples: int = splits["train"].num_examples
@@ -161,37 +181,38 @@ class TfdsImages:
 
     def open(self, *, valid_examples: int, seed: int) -> Dataset:
         """See `Source.open`; in memory, or as a stream if `config.stream` is true."""
-        records: Any = self._builder.as_data_source()
+        from tensorflow_datasets.core.decode import SkipDecoding
+
+        records: Any = self._builder.as_data_source(decoders={"image": SkipDecoding()})
         pool, test = records["train"], records[self._config.test_split]
         if self._config.stream:
-            unchanged = AUGMENTATIONS["none"]  # Images in the stream are augmented already.
-            make_batch = ImageBatches(IMAGENET_MEAN, IMAGENET_DEVIATION, unchanged, self._mixing)
             return Stream(
                 pool,
                 test,
-                size=self.example.shape[:2],
-                fit=self._fit,
-                augmentation=self._augmentation,
-                make_batch=make_batch,
+                reading=self._reading,
+                mean=IMAGENET_MEAN,
+                deviation=IMAGENET_DEVIATION,
+                mixing=self._mixing,
+                skip_bad=self._config.on_bad_record == "skip",
                 valid_examples=valid_examples,
                 seed=seed,
                 workers=self._config.workers,
             )
         make_batch_for = functools.partial(_normalized_by, self._augmentation, self._mixing)
-        return in_memory(
-            self.decoded(pool), self.decoded(test), make_batch_for, valid_examples=valid_examples, seed=seed
-        )
+        splits = self._decoded("train", pool), self._decoded("test", test)
+        return in_memory(*splits, make_batch_for, valid_examples=valid_examples, seed=seed)
 
-    def decoded(self, records: Sequence[Any]) -> Split:
+    def _decoded(self, split: str, records: Sequence[Any]) -> Split:
         """All records as arrays: images, uint8[N, H, W, C], and labels, int32[N].
 
         Raises:
-          DataError: images are not uint8.
+          DataError: an image cannot be read.
         """
         images = np.empty((len(records), *self.example.shape), np.uint8)
         labels = np.empty(len(records), np.int32)
         for i, record in enumerate(records):
-            _require_bytes(f"record {i}", record["image"].dtype)
-            images[i] = self._fit(record["image"], self.example.shape[:2])
-            labels[i] = record["label"]
+            try:
+                images[i], labels[i] = self._reading.plain(record), record["label"]
+            except UnreadableError as error:
+                raise DataError(f"{split}: record {i}: {error}: expected an image file") from error
         return Split(images, labels)

@@ -6,6 +6,7 @@ import statistics
 import time
 
 import jax
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from hwcost import pricing
@@ -50,11 +51,20 @@ def check(experiment: Experiment, console: Console) -> None:
         "networks": f"{trials}: {', '.join(trial.name for trial in experiment.trials)}",
         "steps": f"{search.total_steps:,} each{in_turn if search.targets else ''}",
         "memory": f"{memory}, as XLA plans the compiled step",
+        **_host_memory(dataset, experiment.config),
         "time": f"about {duration(compiled.seconds + trials * search.total_steps * seconds)}: {compiled.seconds:.0f} s "
         f"of compilation, {1000 * seconds:.1f} ms a step",
     }
     for label, text in rows.items():
         console.print(f"{label:<22}{text}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _host_memory(dataset: data.Dataset, config: ConfigDict) -> dict[str, str]:
+    """What a stream of images takes on the host."""
+    if not (bytes_of := getattr(dataset, "host_bytes", None)):
+        return {}
+    gigabytes = bytes_of(config.batch_size, config.valid_batch_size) / 2**30
+    return {"host memory": f"at most about {gigabytes:.1f} GiB for images and the {config.data.workers} workers"}
 
 
 def _cost_range(experiment: Experiment, number: int) -> str:

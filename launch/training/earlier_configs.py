@@ -6,6 +6,7 @@ from launch.training.compute import DEFAULT, FLOAT32
 
 _ADDED = {"compute": FLOAT32, "precision": DEFAULT, "targets": []}
 _OF_MODELS = {"architecture": {}, "output": "", "apply": "", "init_prefix": "", "init_anew": []}  # added later
+_OF_DATA = {"decoder": "pillow", "on_bad_record": "error"}  # added later
 _NOT_WITHIN = {"within_budget": False}
 _TO_REINFORCE = {  # Settings of the only controller that there was, and what they are called now.
     "reward": "reward",
@@ -22,6 +23,8 @@ _TO_REINFORCE = {  # Settings of the only controller that there was, and what th
 
 def of_today(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a run of any version, as parsed from JSON, with the settings of today; others are left as is."""
+    if "data" in config:
+        config = {**config, "data": {**_OF_DATA, **config["data"]}}
     if "policy" not in config:
         return {"architecture": {}, "formats": "", **config}
     if "controller" in config:

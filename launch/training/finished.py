@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from hwcost import carbon
 from hwcost.genome_file import Genome, read_genome
 from launch import data
 from launch.config_files import load_config
-from launch.data.contract import named_arrays
+from launch.data.contract import first_batch, named_arrays, on_device
 from launch.training import found_network
 from launch.training.checkpoints import ArrayKind, differing_arrays
 from launch.training.controllers import NO_SEARCH
@@ -134,7 +134,7 @@ class Networks:
         search = experiment.search
         self._experiment, self._dataset, self._mesh = experiment, dataset, data_mesh()
         self._evaluate, self._recalibrate = jax.jit(make_evaluate(search)), make_recalibrate(search)
-        self._profile = make_profile(search)
+        self._profile, self._ready = make_profile(search), on_device(dataset)
         self.variables_of_genome = jax.jit(lambda state, genome: quantized_variables(search, state, genome, True))
         """`(state, genome) -> variables` with formats, of a network that is not frozen."""
 
@@ -150,19 +150,20 @@ class Networks:
         variables = jax.eval_shape(lambda: self.variables_of_genome(initial_state(experiment, trial), genome))
         check_freezable(*self._quantized(variables, genome), self._example(), train=False)
         batch = [self._first_batch(split) for split in ("valid", "test")][-1]
-        jax.eval_shape(self._evaluate, variables, batch)
+        jax.eval_shape(lambda variables, batch: self._evaluate(variables, self._ready(batch)), variables, batch)
         carbon.footprint(0.0, carbon.Rates(**trial.config.footprint))
         network_summary(experiment, genome)
 
     def _first_batch(self, split: str) -> data.Batch:
         """The first batch of a split that is evaluated; raises DataError if there is none that the network takes."""
         config, source = self._experiment.config, self._experiment.source
-        batch = next(iter(self._dataset.eval_batches(split, batch_size=config.valid_batch_size)), None)
+        batch = first_batch(self._dataset, split, batch_size=config.valid_batch_size)
         if batch is None:
             raise data.DataError(f"the {split} split of {config.data.name} is empty")
         size = config.valid_batch_size
         found = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", batch["input"])
-        expected = jax.tree.map(lambda leaf: f"{np.dtype(leaf.dtype)}{[size, *leaf.shape]}", source.example)
+        example = getattr(self._dataset, "example", source.example)
+        expected = jax.tree.map(lambda leaf: f"{np.dtype(leaf.dtype)}{[size, *leaf.shape]}", example)
         if found != expected:
             raise data.DataError(
                 f"the {split} split of {config.data.name} has inputs of {found} in a batch, expected {expected}"
@@ -216,14 +217,16 @@ class Networks:
         stream = self._dataset.train_batches(
             "train", batch_size=config.batch_size, first_step=self._experiment.search.total_steps, augmented=False
         )
-        batches = (place_batch(batch, split_batch(self._mesh)) for batch in stream)
-        return itertools.islice(batches, config.recalibration_batches)
+        return itertools.islice(self._placed(stream), config.recalibration_batches)
+
+    def _placed(self, batches: Iterable[data.Batch]) -> Iterator[Any]:
+        """Batches on all devices, as networks take them."""
+        return (self._ready(place_batch(batch, split_batch(self._mesh))) for batch in batches)
 
     def quality(self, variables: dict[str, Any], split: str) -> float:
         """Quality of a network with these variables and formats on a whole split."""
         batches = self._dataset.eval_batches(split, batch_size=self._experiment.config.valid_batch_size)
-        placed = (place_batch(batch, split_batch(self._mesh)) for batch in batches)
-        return quality_over(self._experiment.search, self._evaluate, variables, placed)
+        return quality_over(self._experiment.search, self._evaluate, variables, self._placed(batches))
 
 
 def variables_of(network: FrozenNetwork, experiment: Experiment) -> dict[str, Any]:

@@ -54,6 +54,7 @@ SUMMARY_KEYS = {
     "policy_entropy",
     "quality",
     "rank_correlations",
+    "reading",
     "relative_cost",
     "scores",
     "search_step_compilations",

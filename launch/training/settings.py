@@ -128,6 +128,8 @@ _DATA = section(
         "erasing": SHARE,
         "stream": FLAG,
         "workers": WHOLE_FROM_0,
+        "decoder": NAME,
+        "on_bad_record": one_of(("error", "skip")),
         # Click logs.
         "file": TEXT_OR_NONE,
         "buckets": WHOLE_ABOVE_0,

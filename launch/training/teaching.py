@@ -12,7 +12,7 @@ from fliqs_jax.distillation import TEACHER_LOGITS
 from fliqs_jax.evaluation import make_logits
 from fliqs_jax.losses import Batch
 from launch import data
-from launch.data.contract import Normalization
+from launch.data.contract import Normalization, on_device
 from launch.training import finished
 from launch.training.experiment import Experiment
 from launch.training.settings import ConfigError
@@ -40,8 +40,9 @@ def read_teacher(experiment: Experiment, dataset: data.Dataset, console: Console
         raise ConfigError(f"distillation.teacher={name!r} has data.buckets={buckets[0]}, here they are {buckets[1]}")
     console.print(f"teacher: {finished.told(directory)}", soft_wrap=True)
     variables = finished.variables_of(network, teacher)
-    logits = jax.jit(make_logits(teacher.search))
-    return lambda batch: batch | {TEACHER_LOGITS: logits(variables, batch["input"])}
+    logits_of, ready = make_logits(teacher.search), on_device(dataset)
+    logits = jax.jit(lambda variables, batch: logits_of(variables, ready(batch)["input"]))
+    return lambda batch: batch | {TEACHER_LOGITS: logits(variables, batch)}
 
 
 def _check_alike(teacher: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

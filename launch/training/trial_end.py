@@ -164,5 +164,6 @@ def _summary(run: TrialRun, experiment: Experiment, genome: np.ndarray, seconds:
         "seed": config.seed,
         "config": json.loads(config.to_json_best_effort()),
         "inputs": read_inputs(run.directory),
+        "reading": getattr(run.dataset, "reading", None),
         **environment_summary(),
     }

@@ -13,6 +13,7 @@ from fliqs_jax.evaluation import make_profile_clip_multiples
 from fliqs_jax.losses import Batch
 from fliqs_jax.search import SearchState, make_search_step
 from launch import data
+from launch.data.contract import first_batch, on_device
 from launch.data.example_checks import check_batch, check_evaluation_batch, check_present
 from launch.training import finished, progress
 from launch.training.experiment import Experiment, Trial
@@ -57,23 +58,29 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Call
     mesh = data_mesh()
     whole = replicated(mesh)
     search, config, criterion = experiment.search, experiment.config, experiment.clip_criterion
-    search_step = make_search_step(search)
+    search_step, ready = make_search_step(search), on_device(dataset)
     traces: list[None] = []
 
-    def counted_step(*arguments: Any) -> Any:
+    def counted_step(state: SearchState, train_batch: Batch, valid_batch: Batch) -> Any:
         traces.append(None)  # A function is traced once per compilation.
-        return search_step(*arguments)
+        return search_step(state, ready(train_batch), ready(valid_batch))
 
-    def example(split: str, size: int, *, augmented: bool) -> dict[str, Any]:
-        batch = next(dataset.train_batches(split, batch_size=size, first_step=0, augmented=augmented))
-        check_batch(split, batch, experiment.source.example, experiment.task.labels)
+    def profile(state: SearchState, train_batch: Batch) -> SearchState:
+        assert criterion is not None
+        return make_profile_clip_multiples(search, criterion)(state, ready(train_batch))
+
+    given = getattr(dataset, "example", experiment.source.example)
+
+    def example(split: str, size: int, *, augmented: bool) -> Batch:
+        batch = first_batch(dataset, split, batch_size=size, augmented=augmented) or {}
+        check_batch(split, batch, given, experiment.task.labels)
         return jax.tree.map(lambda values: jax.ShapeDtypeStruct(values.shape, values.dtype), batch)
 
     train_example = jax.eval_shape(teach, example("train", config.batch_size, augmented=True))
     valid_example = example("valid", config.valid_batch_size, augmented=False)
-    evaluated = next(iter(dataset.eval_batches("test", batch_size=config.valid_batch_size)), None)
-    check_evaluation_batch("test", evaluated, experiment.source.example, experiment.task.labels)
-    experiment.task.check(train_example)
+    evaluated = first_batch(dataset, "test", batch_size=config.valid_batch_size)
+    check_evaluation_batch("test", evaluated, given, experiment.task.labels)
+    experiment.task.check(jax.eval_shape(ready, train_example))
     networks = finished.Networks(experiment, dataset)
     networks.check()
     start = time.perf_counter()
@@ -86,8 +93,7 @@ def compile_functions(experiment: Experiment, dataset: data.Dataset, teach: Call
         initial=initial,
         step=step,
         networks=networks,
-        profile=criterion
-        and jax.jit(make_profile_clip_multiples(search, criterion), donate_argnums=0, out_shardings=whole),
+        profile=criterion and jax.jit(profile, donate_argnums=0, out_shardings=whole),
         step_compilations=lambda: len(traces),
         seconds=time.perf_counter() - start,
     )

@@ -1,13 +1,11 @@
 import itertools
 import types
 
-import jax
 import numpy as np
 import pytest
 
 from launch import data
 from launch.data.augmentation import resized
-from launch.data.images import TfdsImages
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +58,11 @@ def test_augmentation_changes_training_images_and_nothing_else(digits, augment, 
         ({"workers": 4}, "data.workers=4: data.name='digits' does not use it"),
         ({"name": "cifar11"}, "no data set 'cifar11'"),
         ({"name": "cifar10", "image_size": 0}, "data.image_size=0: expected a number of pixels above 0"),
+        ({"name": "cifar10", "decoder": "dali"}, "data.decoder='dali': expected one of pillow, simplejpeg"),
+        (
+            {"name": "cifar10", "on_bad_record": "skip"},
+            "data.on_bad_record='skip': expected 'error', unless images are",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message, data_config):
@@ -83,21 +86,11 @@ def test_settings_that_a_data_set_needs_are_named(name, missing, data_config):
         data.find(config)
 
 
-class Unprepared(TfdsImages):
-    """A set of tfds without a builder: only what `decoded` reads."""
-
-    def __init__(self):
-        self.example, self._fit = jax.ShapeDtypeStruct((8, 8, 1), np.float32), resized
-
-
-@pytest.mark.parametrize("kind", [np.uint16, np.float32, np.int32, bool])
-def test_images_of_other_types_are_never_cut_to_eight_bits(kind):
-    images = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1)
-    records = [{"image": image, "label": i} for i, image in enumerate(images)]
-    np.testing.assert_array_equal(Unprepared().decoded(records).inputs, images)
-    records[1]["image"] = records[1]["image"].astype(kind)
-    with pytest.raises(data.DataError, match=f"record 1: images are {np.dtype(kind)}: expected uint8"):
-        Unprepared().decoded(records)
+def test_an_image_held_in_memory_that_cannot_be_read_is_named(tfds_dir, data_config):
+    source = data.find(data_config(name="cifar10", data_dir=str(tfds_dir)))
+    record = {"image": b"no image", "label": 1}
+    with pytest.raises(data.DataError, match=r"test: record 0: .*cannot identify image file.*: expected an image file"):
+        source._decoded("test", [record])
 
 
 def test_sets_of_tfds_without_images_of_eight_bits_are_refused(data_config, monkeypatch):
@@ -128,6 +121,13 @@ def test_cifar10_is_read_without_tensorflow(tfds_dir, data_config):
     source = data.find(data_config(name="cifar10", data_dir=str(tfds_dir), image_size=16))
     assert (source.example.shape, source.classes, source.train_examples) == ((16, 16, 3), 10, 50000)
     records = source._builder.as_data_source()["test"]
-    split = source.decoded([records[i] for i in range(20)])
+    found = []
+    source._decoded = lambda split, records, decoded=source._decoded: (
+        found.append(decoded(split, [records[i] for i in range(20)])) or found[-1]
+    )
+    source.open(valid_examples=5, seed=0)
+    split = found[1]
     assert split.inputs.shape == (20, 16, 16, 3)
+    pixels = np.stack([resized(records[i]["image"], (16, 16)) for i in range(20)])
+    np.testing.assert_array_equal(split.inputs, pixels)
     assert set(split.labels) <= set(range(10))
