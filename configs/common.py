@@ -123,6 +123,8 @@ def get_config() -> ConfigDict:
             "compute": "auto",  # auto, float32, bfloat16
             # Precision of float32 products on TPUs and GPUs, as of attention and ignored layers.
             "precision": "default",  # default, high, highest
+            # Type in which activations are stored between layers; layers and statistics compute in float32.
+            "activations": "float32",  # float32, bfloat16
             "clip": {
                 # precomputed on synthetic data, or on a batch: profiled (least squares), least_divergence (APQ, Eq. 5)
                 "source": "precomputed",

@@ -32,7 +32,7 @@ from launch import data
 from launch.config_files import load_config
 from launch.model_arguments import several
 from launch.training import given_genome, optimizers
-from launch.training.compute import Arithmetic, choose_arithmetic
+from launch.training.compute import Arithmetic, check_activations, choose_arithmetic
 from launch.training.controllers import make_controller
 from launch.training.learning_task import Task, make_task
 from launch.training.search_limits import check_sampling, search_budgets, search_targets
@@ -165,6 +165,10 @@ def prepare_experiment(
         joint_steps=round(config.controller.reinforce.warmup_fraction * total_steps),
     )
     check_sampling(config, search)
+    try:
+        check_activations(call, search.quantizer, several(source.example))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     multiples = format_choice.precomputed_clip_multiples(
         formats, len(plan.workload), config.clip.distribution, use_unsigned=config.unsigned_inputs
     )
@@ -289,6 +293,7 @@ def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic, *, 
         weight_clip_of=clips,
         operands=jnp.dtype(arithmetic.operands),
         precision=arithmetic.precision,
+        activations=jnp.dtype(arithmetic.activations),
     )
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from aqt_like import stored_activations
 from aqt_like.calibration import CRITERIA
 from aqt_like.clip_multiples import DISTRIBUTIONS
 from launch import data
@@ -200,6 +201,7 @@ FLIQS = {
     "unsigned_inputs": FLAG,
     "compute": one_of(COMPUTE),
     "precision": one_of(PRECISIONS),
+    "activations": one_of(stored_activations.TYPES),
     "clip.source": one_of((PRECOMPUTED, *CRITERIA)),
     "clip.distribution": one_of(DISTRIBUTIONS),
     "recalibration_batches": WHOLE_FROM_0,

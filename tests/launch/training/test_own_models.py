@@ -10,6 +10,7 @@ from configs import fliqs_digits
 from launch import sensitivity
 from launch.training.experiment import prepare_experiment
 from launch.training.interruption import StopRequested
+from launch.training.settings import ConfigError
 from tests.launch.conftest import run_in
 
 PLACE = "tests.called_networks"
@@ -96,6 +97,15 @@ def test_what_cannot_be_called_is_refused(changes, message):
     config.update(changes)
     with pytest.raises(ValueError, match=message):
         prepare_experiment(config)
+
+
+def test_a_model_takes_stored_activations_or_is_refused():
+    """The state of a recurrent cell is float32, whatever its layers give."""
+    prepared = prepare_experiment(config_of("Sentences", "sentences", activations="bfloat16"))
+    assert prepared.search.quantizer.activations == "bfloat16"
+    assert prepared.arithmetic.summary(1)["activations"] == "bfloat16"
+    with pytest.raises(ConfigError, match=r"activations='bfloat16': expected 'float32', since the model .* carry"):
+        prepare_experiment(config_of("Sequences", "sequences", activations="bfloat16"))
 
 
 def test_optimizers_of_optax_are_named():

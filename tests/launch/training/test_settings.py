@@ -74,6 +74,7 @@ OUT_OF_RANGE = {
     "one of precomputed, profiled, least_divergence": [("clip.source", "guess")],
     "one of gaussian, laplacian": [("clip.distribution", "cauchy")],
     "one of auto, float32, bfloat16": [("compute", "float16")],
+    "one of float32, bfloat16": [("activations", "auto"), ("activations", "float16")],
     "a tuple of texts": [("rules", "stem: bf16"), ("rules", (3,)), ("baselines", (4,))],
     "a tuple of numbers above 0": [("targets", (1.2, NAN)), ("targets", ("1.2",)), ("targets", (True,))],
     "a text": [("formats", 4), ("genome", None), ("init_from", 0)],
