@@ -125,6 +125,9 @@ def get_config() -> ConfigDict:
             "precision": "default",  # default, high, highest
             # Type in which activations are stored between layers; layers and statistics compute in float32.
             "activations": "float32",  # float32, bfloat16
+            # Blocks that the backward pass computes again instead of keeping all their values, for less memory: an
+            # expression over paths of modules, as in "block" for all of a network of ours, or "^[a-e]" of inception_v3.
+            "rematerialise": "",
             "clip": {
                 # precomputed on synthetic data, or on a batch: profiled (least squares), least_divergence (APQ, Eq. 5)
                 "source": "precomputed",

@@ -12,6 +12,7 @@ _LATER = {  # of all configs that have controllers
     "init_prefix": "",
     "init_anew": [],
     "activations": FLOAT32,
+    "rematerialise": "",
 }
 _NOT_WITHIN = {"within_budget": False}
 _TO_REINFORCE = {  # Settings of the only controller that there was, and what they are called now.

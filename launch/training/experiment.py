@@ -22,6 +22,7 @@ from fliqs_jax.models.call_finding import called, find_adapter
 from fliqs_jax.models.calling import PARAMS, CalledModel
 from fliqs_jax.models.elastic import Family, Params, Weights
 from fliqs_jax.models.pinning import pinned
+from fliqs_jax.models.rematerialisation import check_expression
 from fliqs_jax.search import Search
 from hwcost import workload
 from hwcost.cost_model import CostModel
@@ -163,10 +164,12 @@ def prepare_experiment(
         quantizer=_quantizer(config, plan, arithmetic, elastic=family is not None),
         family=family,
         joint_steps=round(config.controller.reinforce.warmup_fraction * total_steps),
+        rematerialise=config.rematerialise,
     )
     check_sampling(config, search)
     try:
         check_activations(call, search.quantizer, several(source.example))
+        check_expression(search.rematerialise, call, several(source.example))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     multiples = format_choice.precomputed_clip_multiples(

@@ -202,6 +202,7 @@ FLIQS = {
     "compute": one_of(COMPUTE),
     "precision": one_of(PRECISIONS),
     "activations": one_of(stored_activations.TYPES),
+    "rematerialise": TEXT,
     "clip.source": one_of((PRECOMPUTED, *CRITERIA)),
     "clip.distribution": one_of(DISTRIBUTIONS),
     "recalibration_batches": WHOLE_FROM_0,
