@@ -61,6 +61,7 @@ def get_config() -> ConfigDict:
                 "schedule": "cosine",  # cosine, exponential
                 "decay_to": 0.01,  # final learning rate of the exponential schedule, relative to learning_rate
             },
+            "ema": 0.0,  # decay of the average of weights that is evaluated and served; 0: the last weights are
             # Format space: int_s, int_l, fp_s, fp_l (FLIQS, Table 5), or format names joined by commas; int4/int8 means
             # weights in int4 and inputs in int8. Empty with a genome file: the formats in that file.
             "formats": "int_s",

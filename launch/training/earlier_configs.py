@@ -13,6 +13,7 @@ _LATER = {  # of all configs that have controllers
     "init_anew": [],
     "activations": FLOAT32,
     "rematerialise": "",
+    "ema": 0.0,
 }
 _NOT_WITHIN = {"within_budget": False}
 _TO_REINFORCE = {  # Settings of the only controller that there was, and what they are called now.

@@ -24,6 +24,7 @@ from fliqs_jax.models.elastic import Family, Params, Weights
 from fliqs_jax.models.pinning import pinned
 from fliqs_jax.models.rematerialisation import check_expression
 from fliqs_jax.search import Search
+from fliqs_jax.weight_averaging import averaged
 from hwcost import workload
 from hwcost.cost_model import CostModel
 from hwcost.format_plan import USUAL_GRANULARITY, FormatPlan, format_plan
@@ -231,12 +232,12 @@ def _call(config: ConfigDict, model: nn.Module, source: data.Source) -> CalledMo
 def _optimizer(
     config: ConfigDict, total_steps: int, model: CalledModel, source: data.Source
 ) -> optax.GradientTransformation:
+    own = () if config.optimizer.name in optimizers.OPTIMIZERS else (_variables(model, source)[PARAMS],)
     try:
-        if config.optimizer.name in optimizers.OPTIMIZERS:
-            return optimizers.weight_optimizer(config.optimizer, total_steps)
-        return optimizers.weight_optimizer(config.optimizer, total_steps, _variables(model, source)[PARAMS])
+        optimizer = optimizers.weight_optimizer(config.optimizer, total_steps, *own)
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    return averaged(optimizer, config.ema) if config.ema else optimizer
 
 
 def _task(config: ConfigDict, model: CalledModel, source: data.Source) -> Task:

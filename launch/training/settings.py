@@ -181,6 +181,7 @@ FLIQS = {
     "quality": NAME,
     **section("distillation", {"teacher": TEXT, **DISTILLATION}),
     **section("optimizer", OPTIMIZER),
+    "ema": BELOW_1,
     "formats": TEXT,
     "rules": _texts("stem: bf16"),
     "products": FLAG,
@@ -331,6 +332,11 @@ def check_settings(config: ConfigDict) -> None:
         raise ConfigError(
             f"profile_fraction={config.profile_fraction}: inputs are profiled until they are quantised at least, which "
             f"is at input_quantization_fraction={config.input_quantization_fraction}"
+        )
+    if config.ema and not config.recalibration_batches:
+        raise ConfigError(
+            f"recalibration_batches=0: expected more with ema={config.ema}, since averaged weights have batch "
+            "statistics and input profiles of their own"
         )
     if config.random_search.evaluated > config.random_search.draws:
         raise ConfigError(

@@ -3,11 +3,16 @@
 import json
 import signal
 
+import chex
+import numpy as np
 import pytest
+from rich.console import Console
 
 from aqt_like.frozen_network import FrozenNetwork
 from configs import fliqs_digits
-from launch import sensitivity
+from launch import freeze, sensitivity
+from launch.training import finished
+from launch.training.checkpoints import Checkpoints
 from launch.training.experiment import prepare_experiment
 from launch.training.interruption import StopRequested
 from launch.training.settings import ConfigError
@@ -40,8 +45,11 @@ def searched(model, config, layers, workdir):
 
 
 def test_a_run_with_random_numbers_is_resumed_and_measured(tmp_path, capsys):
-    """Inputs by name, dropout, drop-path, statistics over a named axis, partitioned kernels, a cache, a dict."""
-    config = config_of("Sentences", "sentences")
+    """Inputs by name, dropout, drop-path, statistics over a named axis, partitioned kernels, a cache, a dict.
+
+    What is frozen and written are averages of the weights.
+    """
+    config = config_of("Sentences", "sentences", ema=0.9)
     whole, summary = searched("Sentences", config, ["up", "head"], tmp_path / "whole")
     stop = StopRequested()
     stop.signal_number = signal.SIGTERM
@@ -49,6 +57,16 @@ def test_a_run_with_random_numbers_is_resumed_and_measured(tmp_path, capsys):
         run_in(tmp_path / "parts", config, stop)
     (parts,), _ = run_in(tmp_path / "parts", config)
     assert json.loads((parts / "summary.json").read_text())["state_sha256"] == summary["state_sha256"]
+    prepared = prepare_experiment(config)
+    _, state = Checkpoints(whole / "checkpoints").restore(finished.initial_state(prepared, prepared.trials[0]))
+    written = finished.read_weights(whole, prepared).params
+    chex.assert_trees_all_equal(written, state.opt_state.average)
+    assert not np.array_equal(written["head"]["kernel"], state.params["head"]["kernel"])
+    frozen = FrozenNetwork.load(whole / "network.safetensors").variables["params"]
+    np.testing.assert_array_equal(frozen["head"]["bias"], written["head"]["bias"])
+    with pytest.raises(ConfigError, match=r"averages weights: the command that trained it makes network\.safetensors"):
+        (parts / "network.safetensors").unlink()
+        freeze.freeze(parts, Console(), tolerance=1.0)
     sensitivity.main([str(whole), "--examples=16"])
     assert "head" in capsys.readouterr().out
 

@@ -44,6 +44,7 @@ OUT_OF_RANGE = {
     ],
     "a number from 0, below 1": [
         ("optimizer.momentum", 2.0),
+        ("ema", 1.0),
         ("label_smoothing", 2.0),
         ("label_smoothing", NAN),
         ("controller.reinforce.momentum", 1.0),
@@ -158,6 +159,7 @@ def test_a_section_that_lacks_settings_and_what_is_no_config_are_told():
         ({"baselines": ("int4", "int4")}, "one format is there twice"),
         ({"controller": {"fisher": {"examples": 500}}}, "fisher.examples=500: expected at most .* batch_size=128"),
         ({"profile_fraction": 0.1}, "profile_fraction=0.1: inputs are profiled"),
+        ({"ema": 0.9, "recalibration_batches": 0}, "recalibration_batches=0: expected more with ema=0.9"),
     ],
 )
 def test_settings_have_to_fit_each_other(changes, message):
