@@ -74,7 +74,9 @@ def freeze(
         path: _frozen(path, name, made[path][0], jax.device_get(entry_of(network.collection, path)), network)
         for path, name in network.formats.items()
     }
-    whole = FrozenNetwork(layers, jax.tree.map(np.asarray, jax.device_get(variables)), {})
+    activations = jnp.dtype(network.quantizer.activations).name
+    others = jax.tree.map(np.asarray, jax.device_get(variables))
+    whole = FrozenNetwork(layers, others, {}, activations=activations)
     modes = (kwargs, *({**kwargs, **mode} for mode in other_modes))
     return _without_unread_kernels(whole, network.model, args, modes)
 

@@ -16,7 +16,7 @@ from flax import traverse_util
 from flax.traverse_util import empty_node
 from jax import export
 
-from aqt_like import gradients, packing, tensor_file
+from aqt_like import gradients, packing, stored_activations, tensor_file
 from aqt_like.formats import Format, FormatTable, format_table, parse_format
 from aqt_like.layer_calls import Model, nested
 from aqt_like.packing import Packed
@@ -98,12 +98,14 @@ class FrozenNetwork:
       variables: the other variables, as nested dictionaries of NumPy arrays.
       omitted: shape and type of the kernels that codes stand for, by path in the variables: nothing else reads them.
       about: what else is to be known about the network: anything that JSON can hold.
+      activations: name of the type in which activations are stored between layers (`stored_activations`).
     """
 
     layers: dict[str, Layer] = dataclasses.field(repr=False)
     variables: dict[str, Any] = dataclasses.field(repr=False)
     omitted: dict[str, jax.ShapeDtypeStruct] = dataclasses.field(repr=False)
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
+    activations: str = "float32"
 
     def bind(self, model: Model, quantizer: Quantizer = DEFAULT_QUANTIZER) -> tuple[QuantizedModel, dict[str, Any]]:
         """The quantised model, and the variables for its `apply`.
@@ -120,6 +122,7 @@ class FrozenNetwork:
         flat = flat_variables(self.variables)
         flat |= {path: jnp.full(like.shape, jnp.nan, like.dtype) for path, like in self.omitted.items()}
         variables = nested_variables({name: x if x is empty_node else jnp.asarray(x) for name, x in flat.items()})
+        quantizer = quantizer._replace(activations=jnp.dtype(self.activations))
         return QuantizedModel(model, formats, collection, quantizer), variables
 
     def save(self, path: pathlib.Path | str) -> None:
@@ -141,6 +144,7 @@ class FrozenNetwork:
             "empty": sorted(flat.keys() - others.keys()),
             "omitted": {name: [list(like.shape), jnp.dtype(like.dtype).name] for name, like in self.omitted.items()},
             "about": self.about,
+            "activations": self.activations,
         }
         tensor_file.save(path, {**packed, **scales, **others}, manifest)
 
@@ -182,6 +186,7 @@ class FrozenNetwork:
                 for name, (shape, dtype) in manifest["omitted"].items()
             },
             manifest["about"],
+            stored_activations.checked(manifest.get("activations", "float32")),  # Earlier versions do not say.
         )
 
     def sizes(self) -> dict[str, int]:

@@ -55,6 +55,7 @@ from aqt_like.quantized_layer import (
     quantized_call,
     weight_clips,
 )
+from aqt_like.stored_activations import Storage
 
 __all__ = [
     "DEFAULT_QUANTIZER",
@@ -103,7 +104,7 @@ def apply_quantized(
       *args: passed to the model.
       mutable: as in `model.apply`; if it includes `"calibration"`, inputs of the layers in that collection are
         profiled.
-      quantizer: gradient, granularity, scales and operand type.
+      quantizer: gradient, granularity, scales, operand type, and type of stored activations.
       profiling: bool scalar, may be traced; if False, nothing is profiled, and profiles stay as they are.
       **kwargs: passed to the model.
 
@@ -121,6 +122,11 @@ def apply_quantized(
     calibration: dict[Path, Any] = traverse_util.flatten_dict(variables["calibration"]) if profiled else {}
     ran: dict[Path, None] = {}  # An ordered set.
     numbers = itertools.count()
+    storage = Storage(quantizer.activations)
+
+    def intercept(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        call_args, call_kwargs = storage.taken((call_args, call_kwargs), context)
+        return storage.given(quantize(call, call_args, call_kwargs, context), context)
 
     def quantize(call: Any, call_args: tuple, call_kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if not is_layer_call(context):
@@ -148,14 +154,14 @@ def apply_quantized(
     if profiled:
         inner_mutable = union_filters(inner_mutable, OBSERVED)
     precision = jax.default_matmul_precision(quantizer.precision)
-    with precision, repeated_with_params(), nn.intercept_methods(quantize):
+    with precision, repeated_with_params(), nn.intercept_methods(intercept):
         result = model.apply({**float_variables, **(nested if formats else {})}, *args, mutable=inner_mutable, **kwargs)
     expected = {tuple(path.split("/")): "weight_clip_of" for path in quantizer.weight_clip_of}
     expected |= dict.fromkeys(formats, FORMATS) | {path[:-1]: "calibration" for path in calibration}
     _check_paths(ran, expected)
     if mutable is False:
-        return result
-    y, updated = result
+        return storage.result(result)
+    y, updated = storage.result(result[0]), result[1]
     if not profiled:
         return y, updated
     calls = _by_call(updated.pop(OBSERVED))

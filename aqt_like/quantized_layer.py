@@ -104,6 +104,7 @@ class Quantizer(NamedTuple):
         multiplied in float32. Formats of more than 8 significant bits need float32, since bfloat16 rounds them.
       precision: precision of the float32 products of the model on TPUs and GPUs, a name of
         `jax.default_matmul_precision`.
+      activations: type in which activations are stored between layers, float32 or bfloat16 (`stored_activations`).
     """
 
     estimator: gradients.Estimator | Callable[..., jax.Array] = gradients.straight_through
@@ -113,6 +114,7 @@ class Quantizer(NamedTuple):
     weight_clip_of: Mapping[str, granularity.Clip] = MappingProxyType({})
     operands: Any = jnp.float32
     precision: str = "default"
+    activations: Any = jnp.float32
 
     def weight_clip_at(self, path: str) -> granularity.Clip:
         """The clip threshold of the kernel of the layer at `path`."""

@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
                 "schedule": "cosine",  # cosine, exponential
                 "decay_to": 0.01,  # final learning rate of the exponential schedule, relative to learning_rate
             },
+            "ema": 0.0,  # decay of the average of weights that is evaluated and served; 0: the last weights are
             # Format space: int_s, int_l, fp_s, fp_l (FLIQS, Table 5), or format names joined by commas; int4/int8 means
             # weights in int4 and inputs in int8. Empty with a genome file: the formats in that file.
             "formats": "int_s",
@@ -125,6 +126,11 @@ def get_config() -> ConfigDict:
             "compute": "auto",  # auto, float32, bfloat16
             # Precision of float32 products on TPUs and GPUs, as of attention and ignored layers.
             "precision": "default",  # default, high, highest
+            # Type in which activations are stored between layers; layers and statistics compute in float32.
+            "activations": "float32",  # float32, bfloat16
+            # Blocks that the backward pass computes again instead of keeping all their values, for less memory: an
+            # expression over paths of modules, as in "block" for all of a network of ours, or "^[a-e]" of inception_v3.
+            "rematerialise": "",
             "clip": {
                 # precomputed on synthetic data, or on a batch: profiled (least squares), least_divergence (APQ, Eq. 5)
                 "source": "precomputed",

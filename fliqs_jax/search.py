@@ -22,6 +22,7 @@ from fliqs_jax.losses import Batch, Loss
 from fliqs_jax.models import elastic
 from fliqs_jax.models.calling import CalledModel
 from fliqs_jax.models.elastic import Family
+from fliqs_jax.models.rematerialisation import rematerialised
 from fliqs_jax.policy import Policy, init_policy
 from fliqs_jax.quality import Quality
 from hwcost import expected_pricing, pricing
@@ -54,6 +55,7 @@ class Search:
       family: the networks whose architecture is searched as well (FLIQS, §6), of which `model` is the largest.
       joint_steps: over these first steps, the probability falls from 1 to 0 with which all sizes of a layer's kernel
         are trained together (FLIQS, A.4).
+      rematerialise: expression for paths of blocks that the backward pass computes again; none if empty.
     """
 
     model: CalledModel
@@ -71,6 +73,7 @@ class Search:
     quantizer: interception.Quantizer = interception.DEFAULT_QUANTIZER
     family: Family | None = None
     joint_steps: int = 0
+    rematerialise: str = ""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -283,15 +286,16 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
 
         def train_loss(params: Any, probed: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             own_state = state._replace(params=params)
-            logits, updated = apply(
-                search.model,
-                quantized_variables(search, own_state, genome, quantize_inputs, probed=probed, joint=joint),
-                train_batch["input"],
-                train=True,
-                rngs=rngs,
-                mutable=[*search.model.updated, "calibration"],
-                profiling=profiling,
-            )
+            with rematerialised(search.rematerialise):
+                logits, updated = apply(
+                    search.model,
+                    quantized_variables(search, own_state, genome, quantize_inputs, probed=probed, joint=joint),
+                    train_batch["input"],
+                    train=True,
+                    rngs=rngs,
+                    mutable=[*search.model.updated, "calibration"],
+                    profiling=profiling,
+                )
             return search.loss(logits, train_batch), (logits, updated)
 
         probed = jnp.zeros((layers, 2, formats)) if controller.examples else None

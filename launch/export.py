@@ -100,6 +100,11 @@ def _make_onnx(subject: Subject) -> tuple[bytes, dict[str, list[str]]]:
         from launch.runtimes import onnx_graphs
     except ImportError as error:
         raise RuntimeMissingError(f"--to=onnx needs {error.name}: pip install -r requirements-devices.txt") from error
+    if subject.network.activations != "float32":
+        raise ConfigError(
+            f"--to=onnx: the run stored its activations in {subject.network.activations}, in which its runtimes do not "
+            "add or normalise on CPUs: expected --to=stablehlo,packed"
+        )
     network, variables = subject.network.bind(subject.experiment.search.model, subject.quantizer)
     exported = onnx_graphs.export_with_containers(
         lambda x: network.apply(variables, x), subject.example, name=subject.experiment.config.data.name

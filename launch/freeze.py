@@ -45,10 +45,9 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
     if not missing:
         raise ConfigError(f"{directory} has {NETWORK} and {WEIGHTS}: remove the one to make anew")
     experiment = finished.read_experiment(directory, **changes)
-    if read_json(directory / CONFIG).get("architecture"):
-        raise ConfigError(
-            f"{directory} is a search of an architecture: the command that trained it makes {', '.join(missing)} anew"
-        )
+    for key, told in (("architecture", "is a search of an architecture"), ("ema", "averages weights")):
+        if read_json(directory / CONFIG).get(key):
+            raise ConfigError(f"{directory} {told}: the command that trained it makes {', '.join(missing)} anew")
     # One training of several targets has its checkpoints where its work directory is.
     places = [directory, *([directory.parent] if experiment.search.targets else [])]
     kept = next((place for place in places if (place / CHECKPOINTS).exists()), directory)

@@ -23,7 +23,8 @@ class Attention(nn.Module):
         qkv = nn.Dense(3 * channels, name="qkv")(x).reshape(batch, tokens, 3, self.heads, channels // self.heads)
         query, key, value = jnp.moveaxis(qkv, 2, 0)
         scores = Product(name="scores")("bqhc,bkhc->bhqk", query, key) * (channels // self.heads) ** -0.5
-        mixed = Product(name="mixture")("bhqk,bkhc->bqhc", nn.softmax(scores), value)
+        weights = nn.softmax(scores.astype(jnp.float32)).astype(scores.dtype)
+        mixed = Product(name="mixture")("bhqk,bkhc->bqhc", weights, value)
         return nn.Dense(channels, name="projection")(mixed.reshape(x.shape))
 
 
@@ -78,8 +79,8 @@ class DeiT(nn.Module):
         x = x.reshape(x.shape[0], -1, channels)
         small = nn.initializers.truncated_normal(0.02)
         token = self.param("class_token", small, (1, 1, channels))
-        x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, channels)), x], axis=1)
-        x = x + self.param("positions", small, (1, *x.shape[1:]))
+        x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, channels)).astype(x.dtype), x], axis=1)
+        x = x + self.param("positions", small, (1, *x.shape[1:])).astype(x.dtype)
         for block in range(self.blocks):
             x = EncoderBlock(self.heads, name=f"block{block + 1}")(x)
         x = nn.LayerNorm(epsilon=NORM_EPSILON, name="norm")(x)

@@ -22,7 +22,9 @@ from fliqs_jax.models.call_finding import called, find_adapter
 from fliqs_jax.models.calling import PARAMS, CalledModel
 from fliqs_jax.models.elastic import Family, Params, Weights
 from fliqs_jax.models.pinning import pinned
+from fliqs_jax.models.rematerialisation import check_expression
 from fliqs_jax.search import Search
+from fliqs_jax.weight_averaging import averaged
 from hwcost import workload
 from hwcost.cost_model import CostModel
 from hwcost.format_plan import USUAL_GRANULARITY, FormatPlan, format_plan
@@ -32,7 +34,7 @@ from launch import data
 from launch.config_files import load_config
 from launch.model_arguments import several
 from launch.training import given_genome, optimizers
-from launch.training.compute import Arithmetic, choose_arithmetic
+from launch.training.compute import Arithmetic, check_activations, choose_arithmetic
 from launch.training.controllers import make_controller
 from launch.training.learning_task import Task, make_task
 from launch.training.search_limits import check_sampling, search_budgets, search_targets
@@ -163,8 +165,14 @@ def prepare_experiment(
         quantizer=_quantizer(config, plan, arithmetic, elastic=family is not None),
         family=family,
         joint_steps=round(config.controller.reinforce.warmup_fraction * total_steps),
+        rematerialise=config.rematerialise,
     )
     check_sampling(config, search)
+    try:
+        check_activations(call, search.quantizer, several(source.example))
+        check_expression(search.rematerialise, call, several(source.example))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     multiples = format_choice.precomputed_clip_multiples(
         formats, len(plan.workload), config.clip.distribution, use_unsigned=config.unsigned_inputs
     )
@@ -224,12 +232,12 @@ def _call(config: ConfigDict, model: nn.Module, source: data.Source) -> CalledMo
 def _optimizer(
     config: ConfigDict, total_steps: int, model: CalledModel, source: data.Source
 ) -> optax.GradientTransformation:
+    own = () if config.optimizer.name in optimizers.OPTIMIZERS else (_variables(model, source)[PARAMS],)
     try:
-        if config.optimizer.name in optimizers.OPTIMIZERS:
-            return optimizers.weight_optimizer(config.optimizer, total_steps)
-        return optimizers.weight_optimizer(config.optimizer, total_steps, _variables(model, source)[PARAMS])
+        optimizer = optimizers.weight_optimizer(config.optimizer, total_steps, *own)
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    return averaged(optimizer, config.ema) if config.ema else optimizer
 
 
 def _task(config: ConfigDict, model: CalledModel, source: data.Source) -> Task:
@@ -289,6 +297,7 @@ def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic, *, 
         weight_clip_of=clips,
         operands=jnp.dtype(arithmetic.operands),
         precision=arithmetic.precision,
+        activations=jnp.dtype(arithmetic.activations),
     )
 
 

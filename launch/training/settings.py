@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from aqt_like import stored_activations
 from aqt_like.calibration import CRITERIA
 from aqt_like.clip_multiples import DISTRIBUTIONS
 from launch import data
@@ -182,6 +183,7 @@ FLIQS = {
     "quality": NAME,
     **section("distillation", {"teacher": TEXT, **DISTILLATION}),
     **section("optimizer", OPTIMIZER),
+    "ema": BELOW_1,
     "formats": TEXT,
     "rules": _texts("stem: bf16"),
     "products": FLAG,
@@ -202,6 +204,8 @@ FLIQS = {
     "unsigned_inputs": FLAG,
     "compute": one_of(COMPUTE),
     "precision": one_of(PRECISIONS),
+    "activations": one_of(stored_activations.TYPES),
+    "rematerialise": TEXT,
     "clip.source": one_of((PRECOMPUTED, *CRITERIA)),
     "clip.distribution": one_of(DISTRIBUTIONS),
     "recalibration_batches": WHOLE_FROM_0,
@@ -330,6 +334,11 @@ def check_settings(config: ConfigDict) -> None:
         raise ConfigError(
             f"profile_fraction={config.profile_fraction}: inputs are profiled until they are quantised at least, which "
             f"is at input_quantization_fraction={config.input_quantization_fraction}"
+        )
+    if config.ema and not config.recalibration_batches:
+        raise ConfigError(
+            f"recalibration_batches=0: expected more with ema={config.ema}, since averaged weights have batch "
+            "statistics and input profiles of their own"
         )
     if config.random_search.evaluated > config.random_search.draws:
         raise ConfigError(

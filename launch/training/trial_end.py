@@ -14,6 +14,7 @@ from aqt_like.frozen_network import FrozenNetwork
 from fliqs_jax import random_search
 from fliqs_jax.policy import init_policy
 from fliqs_jax.search import SearchState, settled_genomes
+from fliqs_jax.weight_averaging import served_weights
 from hwcost import carbon
 from hwcost.genome_file import write_genome
 from launch.training import finished, found_network, progress
@@ -41,8 +42,10 @@ def finish(run: TrialRun, state: SearchState, seconds: float, trained: dict[str,
       seconds: of training.
       trained: what summaries tell of the training.
     """
+    served = state._replace(params=served_weights(state.params, state.opt_state))
     if found := run.trial.ends_as:
-        run, state = _as_found(run, found, state)
+        run, served = _as_found(run, found, served)
+        state = served
     if run.trial.kind == SEARCHED:
         search = run.experiment.search
         frozen_from = min(search.freeze_step, search.total_steps)
@@ -51,7 +54,7 @@ def finish(run: TrialRun, state: SearchState, seconds: float, trained: dict[str,
     targets = [_of_target(run, number) for number in range(len(genomes))]
     for number in sorted(range(len(targets)), key=lambda number: targets[number].directory == run.directory):
         entropy = {"policy_entropy": float(state.policy(number).entropy())}
-        _finish(targets[number], state, genomes[number], seconds, trained | entropy)
+        _finish(targets[number], served, genomes[number], seconds, trained | entropy)
 
 
 def _scores(experiment: Experiment, state: SearchState) -> list[list[float]]:
@@ -90,8 +93,9 @@ def _finish(run: TrialRun, state: SearchState, genome: jax.Array, seconds: float
     if experiment.search.family:
         run, state, genome = _cut_out(run, state, own_genome)
     networks = run.compiled.networks
-    if experiment.search.model.train_streams:
-        state = networks.profiled(state, genome)  # Where some values are dropped, the others are larger.
+    if experiment.search.model.train_streams or run.trial.config.ema:
+        # Where some values are dropped, the others are larger; and averaged weights give others.
+        state = networks.profiled(state, genome)
     network = networks.frozen(state, genome)
     before = networks.quality(networks.variables(network), "test")
     network = networks.recalibrated(network)

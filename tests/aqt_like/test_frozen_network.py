@@ -126,6 +126,26 @@ def test_all_forms_have_one_set_of_codes(frozen, images, file):
     assert np.isnan(variables["params"]["conv"]["kernel"]).all()
 
 
+def test_activations_are_stored_as_they_were(frozen, quantized, trained, images, tmp_path):
+    stored = dataclasses.replace(quantized, quantizer=quantized.quantizer._replace(activations=jnp.bfloat16))
+    file = tmp_path / "network.safetensors"
+    dataclasses.replace(frozen, activations="bfloat16").save(file)
+    network, variables = aqt_like.load_network(file, MODEL)
+    expected = jax.jit(lambda x: stored.apply(trained, x, train=False))(images)
+    found = jax.jit(lambda x: network.apply(variables, x, train=False))(images)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert network.quantizer.activations == jnp.bfloat16
+    assert frozen.bind(MODEL, stored.quantizer)[0].quantizer.activations == jnp.float32  # It says how it computes.
+    # Files of earlier versions do not say it; one of another type is refused.
+    arrays, manifest = tensor_file.load(file)
+    del manifest["activations"]
+    tensor_file.save(file, arrays, manifest)
+    assert FrozenNetwork.load(file).activations == "float32"
+    tensor_file.save(file, arrays, {**manifest, "activations": "int4"})
+    with pytest.raises(tensor_file.DamagedFileError, match="activations 'int4': expected one of float32, bfloat16"):
+        FrozenNetwork.load(file)
+
+
 def test_the_file_is_read_back_bit_for_bit(frozen, file):
     loaded = FrozenNetwork.load(file)
     assert loaded.layers.keys() == frozen.layers.keys()

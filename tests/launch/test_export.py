@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import launch.runtimes
 from aqt_like.frozen_network import FrozenNetwork
 from launch import export
 from launch.runtimes import self_check
+from launch.training import finished
+from launch.training.settings import ConfigError
 
 
 @pytest.fixture
@@ -57,6 +60,13 @@ def test_a_run_is_exported_and_checked_in_every_runtime(uninterrupted, tmp_path,
     expected = self_check.with_jax(out / "model.stablehlo").run(x)
     np.testing.assert_allclose(np.float32([line[1:] for line in lines]), expected, atol=2e-4)
     assert [line[0] for line in lines] == [str(best) for best in expected.argmax(1)]
+
+
+def test_stored_activations_are_not_exported_to_onnx(uninterrupted):
+    experiment = finished.read_experiment(uninterrupted)
+    network = dataclasses.replace(finished.read_network(uninterrupted, experiment), activations="bfloat16")
+    with pytest.raises(ConfigError, match=r"activations in bfloat16, .* expected --to=stablehlo,packed"):
+        export._make(export.Subject(uninterrupted, experiment, network, 1), ["onnx"])
 
 
 def test_a_file_with_other_answers_is_kept_as_failed(uninterrupted, tmp_path, monkeypatch, capsys):

@@ -3,13 +3,19 @@
 import json
 import signal
 
+import chex
+import numpy as np
 import pytest
+from rich.console import Console
 
 from aqt_like.frozen_network import FrozenNetwork
 from configs import fliqs_digits
-from launch import sensitivity
+from launch import freeze, sensitivity
+from launch.training import finished
+from launch.training.checkpoints import Checkpoints
 from launch.training.experiment import prepare_experiment
 from launch.training.interruption import StopRequested
+from launch.training.settings import ConfigError
 from tests.launch.conftest import run_in
 
 PLACE = "tests.called_networks"
@@ -39,8 +45,11 @@ def searched(model, config, layers, workdir):
 
 
 def test_a_run_with_random_numbers_is_resumed_and_measured(tmp_path, capsys):
-    """Inputs by name, dropout, drop-path, statistics over a named axis, partitioned kernels, a cache, a dict."""
-    config = config_of("Sentences", "sentences")
+    """Inputs by name, dropout, drop-path, statistics over a named axis, partitioned kernels, a cache, a dict.
+
+    What is frozen and written are averages of the weights.
+    """
+    config = config_of("Sentences", "sentences", ema=0.9)
     whole, summary = searched("Sentences", config, ["up", "head"], tmp_path / "whole")
     stop = StopRequested()
     stop.signal_number = signal.SIGTERM
@@ -48,6 +57,16 @@ def test_a_run_with_random_numbers_is_resumed_and_measured(tmp_path, capsys):
         run_in(tmp_path / "parts", config, stop)
     (parts,), _ = run_in(tmp_path / "parts", config)
     assert json.loads((parts / "summary.json").read_text())["state_sha256"] == summary["state_sha256"]
+    prepared = prepare_experiment(config)
+    _, state = Checkpoints(whole / "checkpoints").restore(finished.initial_state(prepared, prepared.trials[0]))
+    written = finished.read_weights(whole, prepared).params
+    chex.assert_trees_all_equal(written, state.opt_state.average)
+    assert not np.array_equal(written["head"]["kernel"], state.params["head"]["kernel"])
+    frozen = FrozenNetwork.load(whole / "network.safetensors").variables["params"]
+    np.testing.assert_array_equal(frozen["head"]["bias"], written["head"]["bias"])
+    with pytest.raises(ConfigError, match=r"averages weights: the command that trained it makes network\.safetensors"):
+        (parts / "network.safetensors").unlink()
+        freeze.freeze(parts, Console(), tolerance=1.0)
     sensitivity.main([str(whole), "--examples=16"])
     assert "head" in capsys.readouterr().out
 
@@ -96,6 +115,15 @@ def test_what_cannot_be_called_is_refused(changes, message):
     config.update(changes)
     with pytest.raises(ValueError, match=message):
         prepare_experiment(config)
+
+
+def test_a_model_takes_stored_activations_or_is_refused():
+    """The state of a recurrent cell is float32, whatever its layers give."""
+    prepared = prepare_experiment(config_of("Sentences", "sentences", activations="bfloat16"))
+    assert prepared.search.quantizer.activations == "bfloat16"
+    assert prepared.arithmetic.summary(1)["activations"] == "bfloat16"
+    with pytest.raises(ConfigError, match=r"activations='bfloat16': expected 'float32', since the model .* carry"):
+        prepare_experiment(config_of("Sequences", "sequences", activations="bfloat16"))
 
 
 def test_optimizers_of_optax_are_named():

@@ -44,6 +44,7 @@ OUT_OF_RANGE = {
     ],
     "a number from 0, below 1": [
         ("optimizer.momentum", 2.0),
+        ("ema", 1.0),
         ("label_smoothing", 2.0),
         ("label_smoothing", NAN),
         ("controller.reinforce.momentum", 1.0),
@@ -74,6 +75,7 @@ OUT_OF_RANGE = {
     "one of precomputed, profiled, least_divergence": [("clip.source", "guess")],
     "one of gaussian, laplacian": [("clip.distribution", "cauchy")],
     "one of auto, float32, bfloat16": [("compute", "float16")],
+    "one of float32, bfloat16": [("activations", "auto"), ("activations", "float16")],
     "a tuple of texts": [("rules", "stem: bf16"), ("rules", (3,)), ("baselines", (4,))],
     "a tuple of numbers above 0": [("targets", (1.2, NAN)), ("targets", ("1.2",)), ("targets", (True,))],
     "a text": [("formats", 4), ("genome", None), ("init_from", 0)],
@@ -157,6 +159,7 @@ def test_a_section_that_lacks_settings_and_what_is_no_config_are_told():
         ({"baselines": ("int4", "int4")}, "one format is there twice"),
         ({"controller": {"fisher": {"examples": 500}}}, "fisher.examples=500: expected at most .* batch_size=128"),
         ({"profile_fraction": 0.1}, "profile_fraction=0.1: inputs are profiled"),
+        ({"ema": 0.9, "recalibration_batches": 0}, "recalibration_batches=0: expected more with ema=0.9"),
     ],
 )
 def test_settings_have_to_fit_each_other(changes, message):
