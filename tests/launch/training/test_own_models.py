@@ -7,7 +7,7 @@ import pytest
 
 from aqt_like.frozen_network import FrozenNetwork
 from configs import fliqs_digits
-from launch import sensitivity
+from launch import export, sensitivity
 from launch.training.experiment import prepare_experiment
 from launch.training.interruption import StopRequested
 from tests.launch.conftest import run_in
@@ -50,6 +50,9 @@ def test_a_run_with_random_numbers_is_resumed_and_measured(tmp_path, capsys):
     assert json.loads((parts / "summary.json").read_text())["state_sha256"] == summary["state_sha256"]
     sensitivity.main([str(whole), "--examples=16"])
     assert "head" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"input ids, input mask: expected one input"):
+        export.main([str(whole), f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_with_loops_and_tuples(tmp_path):
