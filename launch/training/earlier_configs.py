@@ -5,7 +5,7 @@ from typing import Any
 from launch.training.compute import DEFAULT, FLOAT32
 
 _ADDED = {"compute": FLOAT32, "precision": DEFAULT, "targets": []}
-_OF_MODELS = {"architecture": {}, "output": "", "apply": "", "init_prefix": "", "init_anew": []}  # added later
+_LATER = {"architecture": {}, "output": "", "apply": "", "init_prefix": "", "init_anew": [], "scales": "float32"}
 _NOT_WITHIN = {"within_budget": False}
 _TO_REINFORCE = {  # Settings of the only controller that there was, and what they are called now.
     "reward": "reward",
@@ -26,11 +26,11 @@ def of_today(config: dict[str, Any]) -> dict[str, Any]:
         return {"architecture": {}, "formats": "", **config}
     if "controller" in config:
         reinforce = _NOT_WITHIN | config["controller"].get("reinforce", {})
-        return {**_OF_MODELS, **config, "controller": {**config["controller"], "reinforce": reinforce}}
+        return {**_LATER, **config, "controller": {**config["controller"], "reinforce": reinforce}}
     moved = {new: config[old] for old, new in _TO_REINFORCE.items() if old in config}
     kept = {key: value for key, value in config.items() if key not in _TO_REINFORCE}
     return {
-        **_OF_MODELS,
+        **_LATER,
         **_ADDED,
         **kept,
         "controller": {
