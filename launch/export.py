@@ -35,8 +35,8 @@ from aqt_like.frozen_network import FrozenNetwork, Kernel
 from launch import ending
 from launch.data.contract import named_arrays
 from launch.one_writer import only_writer
-from launch.runtimes import network_check, self_check
-from launch.runtimes.exported_network import ANY, FILES, FORMS, USUAL, Subject, formats_of, make, read_pixels
+from launch.runtimes import exported_network, file_speed, network_check, self_check
+from launch.runtimes.exported_network import ANY, FILES, FORMS, USUAL, Subject, formats_of
 from launch.training import finished, trial_run
 from launch.training.provenance import file_digest
 from launch.training.run_directory import write_json
@@ -118,8 +118,8 @@ def export_run(
         names = ", ".join(name for name, _ in named_arrays(experiment.source.example))
         raise ConfigError(f"{directory}: {names}: expected one input, since networks of several are not exported")
     network = finished.read_network(directory, experiment)
-    subject = Subject(directory, experiment, network, batch, read_pixels(network) if pixels else None)
-    made, dataset = make(subject, FORMS[form], targets, lambda: trial_run.open_data(experiment))
+    subject = Subject(directory, experiment, network, batch, exported_network.read_pixels(network) if pixels else None)
+    made, dataset = exported_network.make(subject, FORMS[form], targets, lambda: trial_run.open_data(experiment))
     with only_writer(out, console.print):
         for target, contents in made.contents.items():
             (out / FILES[target]).write_bytes(contents)
@@ -130,6 +130,17 @@ def export_run(
         for name in (name for file in files for name in self_check.missing_runtimes(file)):
             console.print(f"{name} is not installed and was not tried: see docs/export.md")
         checks = network_check.check(subject, dataset, files, console, listed=form == "exact")
+        described = {FILES[target]: _described_file(out / FILES[target]) for target in targets}
+        graph = FILES["onnx"]
+        if graph in checks and not self_check.is_broken(checks[graph]):
+            plain, example = exported_network.in_float32(subject), network_check.one_input(subject, dataset)
+            described[graph]["bytes_in_float32"] = len(plain)
+            described[graph]["speed"] = speed = file_speed.compare_speed(out / graph, plain, example)
+            for each in speed:
+                console.print(
+                    f"{graph} in {each['runtime']}, batch {each['batch']}: {each['milliseconds']:.3g} ms, in float32 "
+                    f"{each['milliseconds_in_float32']:.3g}"
+                )
         about = finished.about_data(experiment, dataset)
         write_json(
             out / DESCRIPTION,
@@ -148,10 +159,7 @@ def export_run(
                 },
                 "output": {"name": "output", "classes": about["classes"], "class_names": about["class_names"]},
                 "layers": _described_layers(subject.network, made.containers),
-                "files": {
-                    FILES[target]: {**_described_file(out / FILES[target]), "checks": checks.get(FILES[target], [])}
-                    for target in targets
-                },
+                "files": {name: {**file, "checks": checks.get(name, [])} for name, file in described.items()},
                 "versions": environment_summary()["versions"],
             },
         )

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from aqt_like import QuantizedModel
 from aqt_like.formats import parse_format
 from aqt_like.frozen_network import FrozenNetwork, Kernel, Layer
 from aqt_like.quantized_layer import Quantizer
@@ -129,7 +128,8 @@ def formats_of(layer: Layer) -> tuple[str, str]:
     return (weights.packed.format if isinstance(weights, Kernel) else weights.format), layer.input_format
 
 
-def _graph(subject: Subject, network: QuantizedModel, variables: dict[str, Any], operands: Any) -> Any:
+def _graph(subject: Subject, network: Any, variables: dict[str, Any], operands: Any) -> Any:
+    """The graph of `network.apply`."""
     from launch.runtimes import onnx_graphs
 
     def function(x: jax.Array) -> jax.Array:
@@ -167,6 +167,16 @@ def _qonnx_graph(subject: Subject) -> Any:
     from launch.runtimes import qonnx_graphs
 
     return _graph_in_real_units(subject, qonnx_graphs.operands(subject.network))
+
+
+def in_float32(subject: Subject) -> bytes:
+    """The graph of the same model in float32, for its size and speed: numbers stand for the weights that are codes."""
+    from launch.runtimes import fast_graphs
+
+    _, variables = subject.network.bind(subject.experiment.search.model, subject.quantizer)
+    numbers = jax.tree.map(lambda x: jnp.nan_to_num(x, nan=0.01), variables)
+    graph = _graph(subject, subject.experiment.search.model, numbers, fast_graphs.CLIPPED)
+    return graph.model.SerializeToString()
 
 
 def _range_batches(subject: Subject, dataset: data.Dataset) -> Iterator[np.ndarray]:

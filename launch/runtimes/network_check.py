@@ -33,6 +33,12 @@ def _known(subject: Subject, dataset: data.Dataset, size: int, most: int) -> tup
     return self_check.Known([subject.taken(x) for x in inputs], expected, real), batches
 
 
+def one_input(subject: Subject, dataset: data.Dataset) -> np.ndarray:
+    """The least that a file takes: a test example, or a batch of the file's size."""
+    size = 1 if subject.batch == ANY else int(subject.batch)
+    return subject.taken(np.asarray(next(iter(dataset.eval_batches("test", batch_size=size)))["input"]))
+
+
 def _quality(quality: Quality, outputs: Sequence[Any], batches: Sequence[data.Batch]) -> float:
     """The quality of the run's kind that outputs have."""
     statistics = [
@@ -74,6 +80,7 @@ def check(
             for alone, (expected, batches) in known.items():
                 told = {"runtime": runner.runtime, **self_check.compare(outputs[alone], expected)}
                 if not alone:
+                    told["quality"] = quality.name
                     told[quality.name] = _quality(quality, outputs[alone], batches)
                     told[f"{quality.name}_of_the_network"] = _quality(quality, expected.expected, batches)
                     told["integer_kernels"] = runner.integer_kernels

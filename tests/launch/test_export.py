@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import launch.runtimes
 from aqt_like.frozen_network import FrozenNetwork
 from launch import export
+from launch.reports import export_card
 from launch.runtimes import network_check, self_check
 
 
@@ -23,7 +25,7 @@ def without_onnx(monkeypatch):
 def test_a_run_is_exported_and_checked_in_every_runtime(uninterrupted, tmp_path, capsys):
     pytest.importorskip("onnxruntime", reason="needs requirements-devices.txt")
     pytest.importorskip("onnx", reason="needs requirements-devices.txt")
-    out = tmp_path / "out"
+    out = tmp_path / "export"
     export.main([str(uninterrupted), f"--out={out}"])
     told = capsys.readouterr().out
     document = json.loads((out / "export.json").read_text())
@@ -44,6 +46,17 @@ def test_a_run_is_exported_and_checked_in_every_runtime(uninterrupted, tmp_path,
     assert document["layers"]["stem"]["input"]["in_onnx"]
     assert document["output"]["class_names"] == list("0123456789")
 
+    graph = document["files"]["model.onnx"]
+    kernels = [layer.weights.shape for layer in layers.values()]
+    assert graph["bytes_in_float32"] > 4 * sum(map(math.prod, kernels))
+    assert [speed["batch"] for speed in graph["speed"]] == [1] * len(self_check.ONNX_RUNTIMES)
+    [card] = export_card.cards(tmp_path)
+    for speed in graph["speed"]:
+        assert speed["milliseconds"] > 0
+        assert f"<td>{speed['runtime']}</td>" in card
+    assert "products, else float32</td>" in card
+    assert export_card.cards(out) == []
+
     images = np.zeros((3, 8, 8, 1), np.uint8)
     images[1, 2:6, 3:5] = 255
     np.save(tmp_path / "images.npy", images)
@@ -57,6 +70,13 @@ def test_a_run_is_exported_and_checked_in_every_runtime(uninterrupted, tmp_path,
     expected = self_check.with_jax(out / "model.stablehlo").run(x)
     np.testing.assert_allclose(np.float32([line[1:] for line in lines]), expected, atol=2e-4)
     assert [line[0] for line in lines] == [str(best) for best in expected.argmax(1)]
+
+
+def test_a_report_refuses_what_is_no_description_of_files(tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "export.json").write_text('{"files": []}')
+    with pytest.raises(ValueError, match=r"export.json is not of launch.export"):
+        export_card.cards(tmp_path)
 
 
 def test_a_file_with_other_answers_is_kept_as_failed(uninterrupted, tmp_path, monkeypatch, capsys):
