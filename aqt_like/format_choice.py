@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from aqt_like import calibration, clip_multiples, interception
 from aqt_like.format_probe import FormatProbe
 from aqt_like.formats import Format, FormatTable, LayerFormat, format_table, parse_format
+from aqt_like.granularity import ScaleRule, float32_scale
 
 
 class ClipMultiples(NamedTuple):
@@ -100,6 +101,7 @@ def chosen_formats(
     quantize_inputs: jax.Array,
     *,
     quantize_weights: jax.Array | None = None,
+    scale_rule: ScaleRule = float32_scale,
 ) -> interception.LayerFormats:
     """The formats, leaves `[L]`, where layer `l` uses format `choice[l]`, with its clip multiple (FLIQS, §3).
 
@@ -112,6 +114,7 @@ def chosen_formats(
         that were never profiled, or all zeros in the profile, have no clip threshold and stay in fp32 as well
         (`interception.check_profile` names them).
       quantize_weights: bool[L]; False leaves weights in fp32. All weights are quantised if None.
+      scale_rule: adapts the clip thresholds of inputs.
     """
 
     def chosen(per_layer: jax.Array) -> jax.Array:
@@ -125,7 +128,7 @@ def chosen_formats(
     inputs = jax.tree.map(lambda u, s: jnp.where(profile.never_negative, u, s), unsigned, signed)
     quantized = quantize_inputs & profile.tells_a_threshold
     inputs = jax.tree.map(lambda q, f: jnp.where(quantized, q, f), inputs, bank.unquantized)
-    clip = inputs.clip_multiple * profile.root_mean_square
+    clip = scale_rule(inputs.clip_multiple * profile.root_mean_square, inputs)
     return interception.LayerFormats(weights, inputs, clip)
 
 
@@ -137,6 +140,7 @@ def probe_all_formats(
     *,
     active: jax.Array,
     examples: int,
+    scale_rule: ScaleRule = float32_scale,
 ) -> FormatProbe:
     """Probes of all K formats of L layers, leaves `[L, …]`, for `LayerFormats.probe`.
 
@@ -145,11 +149,13 @@ def probe_all_formats(
       zeros: float32[L, 2, K]: its gradient is the scores of weights and of inputs (`format_probe`).
       active: bool scalar, whether anything is measured.
       examples: number of examples on which inputs are measured.
+      scale_rule: see `chosen_formats`.
     """
     layers, _, count = zeros.shape
 
     def of_format(k: jax.Array) -> interception.LayerFormats:
-        return chosen_formats(bank, multiples, jnp.full(layers, k), profile, jnp.ones(layers, bool))
+        quantized = jnp.ones(layers, bool)
+        return chosen_formats(bank, multiples, jnp.full(layers, k), profile, quantized, scale_rule=scale_rule)
 
     rows = jax.vmap(of_format, out_axes=1)(jnp.arange(count))
     return FormatProbe(

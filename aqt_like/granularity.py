@@ -163,6 +163,9 @@ def scale_in_format(name: str) -> ScaleRule:
 
 _SMALLEST_SCALE = 2.0**-126
 
+SCALE_RULES: dict[str, ScaleRule] = {"float32": float32_scale, "power_of_two": power_of_two}
+"""The scale rules that an experiment can choose from, by name."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Clipping:

@@ -70,21 +70,27 @@ class FrozenLayer:
 
 
 def kernel_clip(
-    granularity_name: str, statistic: calibration.Statistic = calibration.root_mean_square
+    granularity_name: str,
+    statistic: calibration.Statistic = calibration.root_mean_square,
+    scale_rule: granularity.ScaleRule = granularity.float32_scale,
 ) -> granularity.Clip:
     """The clip threshold of kernels, a multiple of their root mean square, at a granularity by name.
 
     Raises:
       ValueError: an unknown granularity.
     """
-    return granularity.Clipping(statistic, granularity.kernel_granularity(granularity_name))
+    return granularity.Clipping(statistic, granularity.kernel_granularity(granularity_name), scale_rule)
 
 
 def weight_clips(
-    granularity_of: Mapping[str, str], statistic: calibration.Statistic = calibration.root_mean_square
+    granularity_of: Mapping[str, str],
+    statistic: calibration.Statistic = calibration.root_mean_square,
+    scale_rule: granularity.ScaleRule = granularity.float32_scale,
 ) -> dict[str, granularity.Clip]:
     """`Quantizer.weight_clip_of` for granularities by path; repetitions of a layer in a loop have the same."""
-    return {split_repetition(path)[0]: kernel_clip(name, statistic) for path, name in granularity_of.items()}
+    return {
+        split_repetition(path)[0]: kernel_clip(name, statistic, scale_rule) for path, name in granularity_of.items()
+    }
 
 
 class Quantizer(NamedTuple):
@@ -98,6 +104,7 @@ class Quantizer(NamedTuple):
         are multiplied as they are.
       weight_clip: clip threshold of a kernel, from the kernel.
       input_clip: clip threshold of an input, from the input; if None, `LayerFormats.input_clip` is used.
+      input_scale_rule: adapts the thresholds that `LayerFormats.input_clip` gets from profiles.
       factor_clip: clip threshold of the second factor of a product, from that factor.
       weight_clip_of: replaces `weight_clip` for single layers, by path.
       operands: type in which codes are multiplied, float32 or bfloat16; sums are float32. Dequantised values are
@@ -110,6 +117,7 @@ class Quantizer(NamedTuple):
     estimator: gradients.Estimator | Callable[..., jax.Array] = gradients.straight_through
     weight_clip: granularity.Clip = kernel_clip("per_channel")
     input_clip: granularity.Clip | None = None
+    input_scale_rule: granularity.ScaleRule = granularity.float32_scale
     factor_clip: granularity.Clip = granularity.Clipping(calibration.root_mean_square)
     weight_clip_of: Mapping[str, granularity.Clip] = MappingProxyType({})
     operands: Any = jnp.float32

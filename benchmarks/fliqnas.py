@@ -174,7 +174,7 @@ def picture(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         way = f"{row['network']}, scaled" if row["network"] in UNIFORM else row["network"]
         ways.setdefault(way, []).append((statistics.mean(row["cost_over_int4"]), 100 * row["mean"]))
-    series = {way: tuple(zip(*sorted(points), strict=True)) for way, points in ways.items()}
+    series = {way: ([x for x, _ in sorted(points)], [y for _, y in sorted(points)]) for way, points in ways.items()}
     return charts.lines(series, xlabel="bit operations / int4 of the base", ylabel="accuracy (%)")
 
 

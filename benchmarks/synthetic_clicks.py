@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow
 import pyarrow.csv
@@ -54,4 +55,5 @@ def write_click_log(path: pathlib.Path, lines: int, seed: int = 0) -> float:
             pyarrow.csv.write_csv(table, file, options)
             logits.append(logit)
             labels.append(label)
-    return float(auc.on_batch(np.concatenate(logits)[:, None], {"label": np.concatenate(labels)}))
+    scores, clicks = jnp.asarray(np.concatenate(logits)), jnp.asarray(np.concatenate(labels))
+    return float(auc.on_batch(scores[:, None], {"label": clicks}))

@@ -122,6 +122,8 @@ def get_config() -> ConfigDict:
             "profile_fraction": 0.2,  # inputs are profiled until here; 1.0: to the end
             "ewgs_strength": 0.0,  # of element-wise gradient scaling; 0: straight-through estimator
             "unsigned_inputs": True,  # whether inputs that are never negative use unsigned integers
+            # Scales of weights and inputs: float32, or power_of_two for hardware that shifts instead of multiplying.
+            "scales": "float32",
             # Type of the codes that layers multiply; sums are float32. auto: float32 on CPUs, else bfloat16.
             "compute": "auto",  # auto, float32, bfloat16
             # Precision of float32 products on TPUs and GPUs, as of attention and ignored layers.

@@ -27,7 +27,7 @@ class Perceptron(nn.Module):
     @nn.compact
     def __call__(self, x):  # noqa: ANN001, ANN204
         """Logits, float32[B, classes], of images, float32[B, 8, 8, 1]."""
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(64, name="hidden1")(x))
         x = nn.relu(nn.Dense(64, name="hidden2")(x))
         return nn.Dense(self.classes, name="logits")(x)

@@ -230,10 +230,13 @@ def quantized_variables(
     """
     bank, multiples = search.bank, state.clip_multiples
     profile = interception.stacked_calibration(search.paths, state.calibration)
-    formats = format_choice.chosen_formats(bank, multiples, search.plan.choice(genome), profile, quantize_inputs)
+    choice, scale_rule = search.plan.choice(genome), search.quantizer.input_scale_rule
+    formats = format_choice.chosen_formats(bank, multiples, choice, profile, quantize_inputs, scale_rule=scale_rule)
     if probed is not None:
         active, examples = state.policies.learns[0], search.controller.examples
-        probe = format_choice.probe_all_formats(bank, multiples, profile, probed, active=active, examples=examples)
+        probe = format_choice.probe_all_formats(
+            bank, multiples, profile, probed, active=active, examples=examples, scale_rule=scale_rule
+        )
         formats = formats._replace(probe=probe)
     params = state.params
     if search.family:

@@ -13,7 +13,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("aqt_like", "hwcost", "fliqs_jax", "apq_jax", "configs", "launch")
 NEED_EXTRAS = {  # requirements-devices.txt
-    *("onnx_builder.py", "onnx_formats.py", "onnx_graphs.py", "onnx_operations.py", "run_exported.py")
+    *("onnx_builder.py", "onnx_formats.py", "onnx_graphs.py", "onnx_operations.py", "run_exported.py"),
+    *("fast_graphs.py", "qonnx_graphs.py", "real_units.py", "static_quantization.py"),
 }
 BELOW = {  # What each room may import beside itself; a name stands for all below it.
     "aqt_like": (),

@@ -17,7 +17,7 @@ from aqt_like.formats import parse_layer_format
 from aqt_like.frozen_network import FrozenNetwork
 from hwcost.genome_file import decides_format
 from hwcost.workload import Outside, remark
-from launch.reports import architecture_cards, charts, figures
+from launch.reports import architecture_cards, charts, export_card, figures
 from launch.reports.figures import quality_on_test
 from launch.reports.page import card, html_table, page, picture_card
 from launch.reports.recorded_runs import (
@@ -145,6 +145,7 @@ def _cards(runs: Sequence[RecordedRun], lines: Sequence[dict[str, Any]]) -> list
         *_scores_card(main),
         picture_card("Where the cost is", _shares_of(main), figures.cost_shares(main), wide=True),
         *_file_card(runs[0]),
+        *export_card.cards(runs[0].directory),
         card("Results", "", _table(runs), wide=True),
         *training[1:],
         card(

@@ -7,13 +7,11 @@ with per-channel scales.
 """
 
 import itertools
-import logging
 import os
 import pathlib
 import platform
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -201,7 +199,7 @@ def _through_onnx(
       channels_first: widths at which input and output of a single layer are NCHW instead of NHWC, because this needs
         fewer layout conversions. Inside a network, the runtime chooses the layout between layers.
     """
-    from launch.runtimes import onnx_graphs
+    from launch.runtimes import onnx_graphs, static_quantization
 
     def graph_of(program: Program) -> Any:
         return onnx_graphs.export(lambda x: program.function(program.weights, x), program.x)
@@ -209,7 +207,7 @@ def _through_onnx(
     def prepare_network(program: Program, width: int, float_layers: Sequence[str] = ()) -> Run:
         graph, x = graph_of(program), np.asarray(program.x)
         if width == 8:
-            graph = _quantized(graph, x, float_layers)
+            graph = static_quantization.quantize(graph, [x], float_layers)
         return start(graph.SerializeToString(), x, 1)
 
     def prepare_layer(program: Program, width: int) -> Run:
@@ -217,7 +215,7 @@ def _through_onnx(
             program = _channels_first(program)
         graph, x = graph_of(program), np.asarray(program.x)
         if width == 8:
-            graph = _with_integer_ends(_quantized(graph, x))
+            graph = _with_integer_ends(static_quantization.quantize(graph, [x]))
             x = np.random.default_rng(0).integers(0, 256, x.shape, np.uint8)
         return start(graph.SerializeToString(), x, COPIES)
 
@@ -229,48 +227,6 @@ def _channels_first(program: Program) -> Program:
         return jnp.moveaxis(program.function(weights, jnp.moveaxis(x, 1, -1)), -1, 1)
 
     return Program(function, program.weights, jnp.moveaxis(program.x, -1, 1))
-
-
-def _quantized(graph: Any, x: np.ndarray, float_layers: Sequence[str] = ()) -> Any:
-    """Graph with QDQ pairs except around `float_layers`, made by the quantisation tool of ONNX Runtime.
-
-    Raises:
-      ValueError: the graph has no such layer.
-    """
-    import onnx
-    from onnxruntime import quantization
-    from onnxruntime.quantization import shape_inference
-
-    class OneExample(quantization.CalibrationDataReader):
-        def __init__(self) -> None:
-            self._left = [{"input": x}]
-
-        def get_next(self) -> Mapping[str, np.ndarray] | None:
-            return self._left.pop() if self._left else None
-
-    with tempfile.TemporaryDirectory() as directory:
-        given, folded, quantized = (f"{directory}/{name}.onnx" for name in ("given", "folded", "quantized"))
-        onnx.save(graph, given)
-        logging.disable(logging.WARNING)  # it recommends the preprocessing that the next line does
-        try:
-            # Folds batch normalisation into convolutions.
-            shape_inference.quant_pre_process(given, folded, skip_symbolic_shape=True)
-            names = {node.name.removesuffix("/MatMulAddFusion"): node.name for node in onnx.load(folded).graph.node}
-            if unknown := [layer for layer in float_layers if layer not in names]:
-                raise ValueError(f"no layer {', '.join(unknown)} to leave in float")
-            quantization.quantize_static(
-                folded,
-                quantized,
-                OneExample(),
-                quant_format=quantization.QuantFormat.QDQ,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                per_channel=True,
-                nodes_to_exclude=[names[layer] for layer in float_layers],
-            )
-        finally:
-            logging.disable(logging.NOTSET)
-        return onnx.load(quantized)
 
 
 def _with_integer_ends(graph: Any) -> Any:

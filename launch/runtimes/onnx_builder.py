@@ -2,7 +2,7 @@
 
 import collections
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,19 +36,34 @@ def module_path(scope: str) -> str:
     return "/".join(name for name in names if name and "->" not in name and "." not in name)
 
 
+class Operands(NamedTuple):
+    """How a graph holds the operands of products.
+
+    Attributes:
+      rounded: `(graph, arguments, scope) -> value` is what `numerics.round_to_grid` computes of its arguments.
+      factors: `(graph, left, right, path) -> (left, right)` are the factors of a product, of which one may be constant.
+    """
+
+    rounded: Callable[["GraphBuilder", Sequence[Value], str], Value]
+    factors: Callable[["GraphBuilder", Value, Value, str], tuple[Value, Value]]
+
+
 class GraphBuilder:
     """Nodes and constants of a graph.
 
     Attributes:
-      containers: how the graph holds the operands of each layer, by path: the types of codes, inputs first.
+      operands: how it holds those of products.
+      containers: the types in which it holds them, by the path of the layer, inputs first.
     """
 
-    def __init__(self, batch: Any) -> None:
+    def __init__(self, batch: Any, operands: Operands) -> None:
         """`batch` is the first dimension of the graph's input: a number, or a symbol of `jax.export`."""
+        self.operands = operands
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.containers: collections.defaultdict[str, list[str]] = collections.defaultdict(list)
         self._batch = batch
+        self._named: collections.Counter[str] = collections.Counter()
 
     def rename(self, old: str, name: str) -> None:
         """Renames the output `old` of a node to `name`."""
@@ -57,13 +72,25 @@ class GraphBuilder:
             node.output[:] = [name if known == old else known for known in node.output]
 
     def add(self, kind: str, inputs: Sequence[Value | str], *, name: str = "", **attributes: Any) -> str:
-        """Appends a node and returns the name of its output."""
+        """Appends a node and returns the name of its output.
+
+        The first node of a name has it; those after it, as of a layer that is called again, have a number behind it.
+        """
         output = f"v{len(self.nodes)}"
         names = [self.named(value) for value in inputs]
-        self.nodes.append(
-            helper.make_node(kind, names, [output], name=name or f"{kind}_{len(self.nodes)}", **attributes)
-        )
+        name = name or kind
+        self._named[name] += 1
+        own = name if self._named[name] == 1 else f"{name}:{self._named[name]}"
+        self.nodes.append(helper.make_node(kind, names, [output], name=own, **attributes))
         return output
+
+    def origin(self, value: Tensor) -> str:
+        """The kind of node that a value comes from, or that of the one before changes of its shape."""
+        made = {node.output[0]: node for node in self.nodes}
+        node = made.get(value.name)
+        while node is not None and node.op_type in ("Reshape", "Transpose"):
+            node = made.get(node.input[0])
+        return node.op_type if node is not None else ""
 
     def size(self, dimension: Any, scope: str) -> Value:
         """A dimension as int64[1]: the batch times a number, or a number.

@@ -1,4 +1,4 @@
-"""ONNX nodes for number formats: rounding of inputs to a format, and constants in the smallest type that holds them.
+"""ONNX nodes for number formats: rounding to a format, and constants in the smallest type that holds them (needs onnx).
 
 Codes of inputs of up to 8 bits are UINT8 between a QuantizeLinear and a DequantizeLinear of scale 1, which runtimes
 with integer kernels look for; scales are multiplied elsewhere, as a frozen network does. Signed codes have the zero
@@ -11,10 +11,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 
-from launch.runtimes.onnx_builder import ExportError, GraphBuilder, Tensor, Value, module_path
+from launch.runtimes.onnx_builder import ExportError, GraphBuilder, Operands, Tensor, Value, module_path
 
 _SIGNIFICANT_BITS = 24  # of float32
+_FLOAT = onnx.TensorProto.FLOAT
 _UNIT = np.ones((), np.float32)
 
 
@@ -94,16 +96,29 @@ def _to_float_format(
     return Tensor(graph.add("Where", [is_normal, normal, subnormal]), x.axes)
 
 
-def factor(graph: GraphBuilder, value: Value, path: str) -> Value:
-    """A factor of a product; a constant, such as codes of weights, is in the smallest type that holds it exactly."""
-    if isinstance(value, Tensor):
-        return value
-    kind, name = _stored(graph, value)
-    graph.containers[path].append(kind)
-    return Tensor(name, tuple(range(value.ndim)))
+def factors(graph: GraphBuilder, left: Value, right: Value, path: str) -> tuple[Value, Value]:
+    """Both factors of a product; a constant, such as codes of weights, is in the smallest type that holds it exactly.
+
+    One of INT8 is behind a DequantizeLinear where the other factor is one of codes, so that runtimes multiply integers.
+    Elsewhere it is behind a Cast: for DequantizeLinear, both ONNX Runtime and OpenVINO would round the other factor.
+    """
+    of_codes = any(isinstance(each, Tensor) and graph.origin(each) == "DequantizeLinear" for each in (left, right))
+
+    def stored(value: Value) -> Value:
+        if isinstance(value, Tensor):
+            return value
+        kind, name = _stored(graph, value, of_codes)
+        graph.containers[path].append(kind)
+        return Tensor(name, tuple(range(value.ndim)))
+
+    return stored(left), stored(right)
 
 
-def _stored(graph: GraphBuilder, values: np.ndarray) -> tuple[str, str]:
+EXACT = Operands(rounded, factors)
+"""The operands of a frozen network as they are."""
+
+
+def _stored(graph: GraphBuilder, values: np.ndarray, of_codes: bool) -> tuple[str, str]:
     """The type of a constant and the name of its values in float32."""
     if values.dtype != np.float32:
         return values.dtype.name.upper(), graph.named(values)
@@ -111,8 +126,10 @@ def _stored(graph: GraphBuilder, values: np.ndarray) -> tuple[str, str]:
         for kind in (ml_dtypes.int4, np.int8):
             limits = ml_dtypes.iinfo(kind)
             if limits.min <= values.min(initial=0) and values.max(initial=0) <= limits.max:
-                name = graph.add("DequantizeLinear", [graph.named(values.astype(kind)), _UNIT])
-                return np.dtype(kind).name.upper(), name
+                stored = graph.named(values.astype(kind))
+                if kind is np.int8 and of_codes:
+                    return "INT8", graph.add("DequantizeLinear", [stored, _UNIT])
+                return np.dtype(kind).name.upper(), graph.add("Cast", [stored], to=_FLOAT)
     table = np.unique(values)
     sizes: dict[Any, float] = {np.float32: 4 * values.size}
     if np.array_equal(values.astype(ml_dtypes.bfloat16).astype(np.float32), values):
@@ -127,7 +144,7 @@ def _stored(graph: GraphBuilder, values: np.ndarray) -> tuple[str, str]:
     if kind is np.float32:
         return "FLOAT", graph.named(values)
     if kind in (ml_dtypes.bfloat16, np.int16):
-        return name, graph.add("Cast", [graph.named(values.astype(kind))], to=1)  # to float32
+        return name, graph.add("Cast", [graph.named(values.astype(kind))], to=_FLOAT)
     codes = graph.named(np.searchsorted(table, values).astype(kind))
-    positions = graph.add("Cast", [codes], to=6)  # to int32
+    positions = graph.add("Cast", [codes], to=onnx.TensorProto.INT32)
     return f"{name} and a table", graph.add("Gather", [table, positions], axis=0)

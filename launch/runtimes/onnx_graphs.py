@@ -18,8 +18,8 @@ import onnx
 from jax.export import is_symbolic_dim
 from onnx import helper
 
-from launch.runtimes import onnx_formats
-from launch.runtimes.onnx_builder import Arguments, ExportError, GraphBuilder, Tensor, Value
+from launch.runtimes.onnx_builder import Arguments, ExportError, GraphBuilder, Operands, Tensor, Value
+from launch.runtimes.onnx_formats import EXACT
 from launch.runtimes.onnx_operations import OPERATIONS
 
 OPSET = 21  # the first with types of 4 bits
@@ -46,7 +46,7 @@ def export(function: Callable[[jax.Array], jax.Array], example: Any, *, name: st
 
 
 def export_with_containers(
-    function: Callable[[jax.Array], jax.Array], example: Any, *, name: str = "network"
+    function: Callable[[jax.Array], jax.Array], example: Any, *, name: str = "network", operands: Operands = EXACT
 ) -> Exported:
     """Exports `function` as a graph with one input, `"input"`, and one output, `"output"`.
 
@@ -57,13 +57,14 @@ def export_with_containers(
       example: array or `ShapeDtypeStruct`; the graph takes inputs of exactly this shape. The first dimension may be a
         symbol of `jax.export`: any batch.
       name: name of the graph.
+      operands: how it holds the operands of products.
 
     Raises:
       ExportError: an operation cannot be exported.
     """
     closed = jax.make_jaxpr(function)(example)
     [output] = closed.out_avals
-    graph = GraphBuilder(example.shape[0] if example.shape else None)
+    graph = GraphBuilder(example.shape[0] if example.shape else None, operands)
     x = Tensor("input", tuple(range(len(example.shape))))
     [result] = _run(graph, closed.jaxpr, [np.asarray(c) for c in closed.consts], [x], "")
     result = graph.straightened(result)
@@ -83,7 +84,10 @@ def export_with_containers(
             [helper.make_tensor_value_info("output", element(np.dtype(output.dtype)), shape(output.shape))],
             graph.constants,
         ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=[
+            helper.make_opsetid("", OPSET),
+            *(helper.make_opsetid(domain, 1) for domain in sorted({node.domain for node in graph.nodes} - {""})),
+        ],
         ir_version=IR_VERSION,
         producer_name="fliqs-jax",
     )
@@ -124,7 +128,7 @@ def _equation(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: s
     if primitive in ("jit", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint"):
         body = equation.params["call_jaxpr"] if "call_jaxpr" in equation.params else equation.params["jaxpr"]
         if equation.params.get("name") in ROUNDING:
-            return [onnx_formats.rounded(graph, arguments, scope)]
+            return [graph.operands.rounded(graph, arguments, scope)]
         consts = [np.asarray(c) for c in getattr(body, "consts", ())]
         return _run(graph, inner[0], consts, arguments, scope)
     if primitive not in OPERATIONS:

@@ -10,7 +10,6 @@ import numpy as np
 from jax.export import is_symbolic_dim
 from onnx import helper
 
-from launch.runtimes import onnx_formats
 from launch.runtimes.onnx_builder import Arguments, ExportError, GraphBuilder, Tensor, Value, module_path
 
 
@@ -29,6 +28,14 @@ def _broadcastable(graph: GraphBuilder, value: Value, axes: Sequence[int]) -> Va
     while constant.ndim > 1 and constant.shape[0] == 1:
         constant = constant[0]
     return constant
+
+
+def _multiply(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
+    """Leaves out a factor of 1."""
+    for factor, other in itertools.permutations(arguments):
+        if isinstance(factor, np.ndarray) and factor.size == 1 and factor == 1 and isinstance(other, Tensor):
+            return other
+    return _elementwise("Mul", graph, equation, arguments, scope)
 
 
 def _subtract(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -> Tensor:
@@ -105,10 +112,9 @@ def _convolution(graph: GraphBuilder, equation: Any, arguments: Arguments, scope
     path = module_path(scope)
     output = graph.add(
         "Conv",
-        [
-            graph.transposed(x, order.lhs_spec),
-            onnx_formats.factor(graph, graph.transposed(kernel, order.rhs_spec), path),
-        ],
+        graph.operands.factors(
+            graph, graph.transposed(x, order.lhs_spec), graph.transposed(kernel, order.rhs_spec), path
+        ),
         name=path,
         strides=list(params["window_strides"]),
         dilations=list(params["rhs_dilation"]),
@@ -135,12 +141,14 @@ def _dot(graph: GraphBuilder, equation: Any, arguments: Arguments, scope: str) -
     head = [size(0, batch[0])] if batch[0] else []
     contracted = size(0, contracting[0])
     flat = ([*head, size(0, free[0]), contracted], [*head, contracted, size(1, free[1])])
-    operands = []
-    for side, argument in enumerate(arguments):
-        value = graph.transposed(argument, orders[side])
-        value = _reshaped(graph, value, [shapes[side][axis] for axis in orders[side]], flat[side])
-        operands.append(onnx_formats.factor(graph, value, module_path(scope)))
-    product = graph.add("MatMul", operands, name=module_path(scope))
+
+    def flattened(side: int) -> Value:
+        value = graph.transposed(arguments[side], orders[side])
+        return _reshaped(graph, value, [shapes[side][axis] for axis in orders[side]], flat[side])
+
+    path = module_path(scope)
+    factors = graph.operands.factors(graph, flattened(0), flattened(1), path)
+    product = graph.add("MatMul", factors, name=path)
     shape = equation.outvars[0].aval.shape
     straight = Tensor(product, tuple(range(len(shape))))
     return _reshaped(graph, straight, [*head, size(0, free[0]), size(1, free[1])], shape)
@@ -327,7 +335,7 @@ OPERATIONS: dict[str, Operation] = {
     "add": partial(_elementwise, "Add"),
     "add_any": partial(_elementwise, "Add"),
     "sub": _subtract,
-    "mul": partial(_elementwise, "Mul"),
+    "mul": _multiply,
     "div": partial(_elementwise, "Div"),
     "max": _max,
     "min": _min,

@@ -13,13 +13,17 @@ def main() -> None:
     here = pathlib.Path(__file__).parent
     about = json.loads((here / "export.json").read_text())
     x, made, names = np.load(sys.argv[1]), about["input"]["normalization"], about["output"]["class_names"]
-    if x.dtype == np.uint8 and made:  # images as they are; others are taken as normalised already
+    kind = np.dtype(about["input"]["type"])
+    if x.dtype == np.uint8 and isinstance(made, dict):  # images as they are; others are taken as normalised already
         x = (x - np.float32(made["mean"])) / np.float32(made["deviation"])
+    if kind == np.uint8 and x.dtype != np.uint8:
+        sys.exit(f"{sys.argv[1]} has {x.dtype}: expected uint8, images as they are")
     session = onnxruntime.InferenceSession(str(here / "model.onnx"))
     size = len(x) if about["batch"] == "any" else about["batch"]
-    for part in np.split(x.astype(about["input"]["type"]), range(size, len(x), size)):
+    for part in np.split(x.astype(kind), range(size, len(x), size)):
         for logits in session.run(None, {"input": part})[0]:
-            print(names[logits.argmax()] if names else logits.argmax(), *np.round(logits, 4))
+            best = logits.argmax(-1) if logits.ndim and logits.shape[-1] > 1 else np.int32(logits > 0)
+            print(names[best] if names and best.ndim == 0 else best, *np.round(logits, 4).ravel())
 
 
 if __name__ == "__main__":

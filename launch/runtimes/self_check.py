@@ -2,7 +2,10 @@
 
 import collections
 import importlib.util
+import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,8 +14,10 @@ import jax
 import numpy as np
 from jax import export
 
+from launch.runtimes import run_qonnx
 from launch.runtimes.engines import import_openvino
 
+QONNX_PYTHON = "QONNX_PYTHON"  # variable of the environment: the Python that has the package
 MOST_DIFFERING = 1e-3  # of the decisions, in the exact form
 
 
@@ -23,11 +28,13 @@ class Runner(NamedTuple):
       runtime: its name and version.
       run: `input -> output`.
       integer_kernels: how many convolutions and products it computes in integers, out of how many; None if unknown.
+      close: ends what runs it.
     """
 
     runtime: str
     run: Callable[[np.ndarray], np.ndarray]
     integer_kernels: tuple[int, int] | None
+    close: Callable[[], None] = lambda: None
 
 
 class Known(NamedTuple):
@@ -83,6 +90,27 @@ def with_openvino(file: pathlib.Path) -> Runner:
     )
 
 
+def with_qonnx(file: pathlib.Path) -> Runner:
+    """A QONNX file, executed node by node by the package `qonnx` in a process of the Python that has it."""
+    script = pathlib.Path(__file__).with_name("run_qonnx.py")
+    python = os.environ.get(QONNX_PYTHON, sys.executable)
+    process = subprocess.Popen([python, script, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin and process.stdout
+    requests, answers = process.stdin, process.stdout
+
+    def run(x: np.ndarray) -> np.ndarray:
+        run_qonnx.send(requests, x)
+        if (answer := run_qonnx.receive(answers)) is None:
+            raise RuntimeError(f"{python} ended: see above")
+        return answer
+
+    def close() -> None:
+        process.kill()
+        process.communicate()
+
+    return Runner("qonnx", run, None, close)
+
+
 def with_jax(file: pathlib.Path) -> Runner:
     """A serialised program, read back by JAX."""
     call = jax.jit(export.deserialize(bytearray(file.read_bytes())).call)
@@ -90,19 +118,19 @@ def with_jax(file: pathlib.Path) -> Runner:
 
 
 ONNX_RUNTIMES = {"onnxruntime": with_onnxruntime, "openvino": with_openvino}
+RUNTIMES = {".onnx": ONNX_RUNTIMES, ".qonnx": {"qonnx": with_qonnx}, ".stablehlo": {"jax": with_jax}}
 
 
-def missing_runtimes() -> list[str]:
-    """The runtimes of ONNX files that are not installed."""
-    return [name for name in ONNX_RUNTIMES if importlib.util.find_spec(name) is None]
+def missing_runtimes(file: pathlib.Path) -> list[str]:
+    """The runtimes of a file that are not installed."""
+    found = {"qonnx"} if QONNX_PYTHON in os.environ else set()
+    return [name for name in RUNTIMES[file.suffix] if name not in found and importlib.util.find_spec(name) is None]
 
 
 def runtimes_of(file: pathlib.Path) -> list[tuple[str, Callable[[pathlib.Path], Runner]]]:
     """The installed runtimes that take the file, by name."""
-    if file.suffix == ".stablehlo":
-        return [("jax", with_jax)]
-    absent = missing_runtimes()
-    return [(name, start) for name, start in ONNX_RUNTIMES.items() if name not in absent]
+    absent = missing_runtimes(file)
+    return [(name, start) for name, start in RUNTIMES[file.suffix].items() if name not in absent]
 
 
 def compare(outputs: Sequence[np.ndarray], known: Known) -> dict[str, Any]:
@@ -152,11 +180,11 @@ def _decisions(logits: np.ndarray) -> np.ndarray:
     return logits.argmax(axis=1) if logits.shape[1] > 1 else logits[:, 0] > 0
 
 
-def is_failure(checks: Sequence[dict[str, Any]]) -> bool:
-    """Whether, in any of the checks, a runtime failed, outputs are not finite, or too many decisions differ."""
-    return any(
-        "error" in each
-        or not np.isfinite(each["largest_difference"])
-        or len(each["differing"]) > MOST_DIFFERING * each["decisions"]
-        for each in checks
-    )
+def is_broken(checks: Sequence[dict[str, Any]]) -> bool:
+    """Whether, in any of the checks, a runtime failed, or outputs are not finite."""
+    return any("error" in each or not np.isfinite(each["largest_difference"]) for each in checks)
+
+
+def has_too_many_differing(checks: Sequence[dict[str, Any]]) -> bool:
+    """Whether more decisions differ, in any of the checks, than those of an exact file may."""
+    return any(len(each["differing"]) > MOST_DIFFERING * each["decisions"] for each in checks)

@@ -5,6 +5,7 @@ The module holds the packed bit streams of codes, as the network's file does, an
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,7 +22,14 @@ from aqt_like.quantized_layer import Quantizer
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def serialize(network: FrozenNetwork, model: Model, quantizer: Quantizer, example: Any, **mode: Any) -> bytes:
+def serialize(
+    network: FrozenNetwork,
+    model: Model,
+    quantizer: Quantizer,
+    example: Any,
+    prepared: Callable[[jax.Array], jax.Array] = lambda x: x,
+    **mode: Any,
+) -> bytes:
     """The program `input -> output` of a frozen network, for `jax.export.deserialize`.
 
     Args:
@@ -29,6 +37,7 @@ def serialize(network: FrozenNetwork, model: Model, quantizer: Quantizer, exampl
       model: its linen module.
       quantizer: see `FrozenNetwork.bind`.
       example: `ShapeDtypeStruct` of the input; its first dimension may be a symbol of `jax.export`.
+      prepared: makes the network's input from that of the program.
       **mode: passed to `apply`, as in `train=False`.
     """
     bound, variables = network.bind(model, quantizer)
@@ -40,7 +49,7 @@ def serialize(network: FrozenNetwork, model: Model, quantizer: Quantizer, exampl
                 packed = layer.weights.packed
                 codes = gradients.Codes(unpacked(packed), layers[path].weights.scale)
                 layers[path] = dataclasses.replace(layers[path], weights=codes)
-        return QuantizedModel(model, bound.formats, nested(layers), quantizer).apply(variables, x, **mode)
+        return QuantizedModel(model, bound.formats, nested(layers), quantizer).apply(variables, prepared(x), **mode)
 
     return bytes(export.export(jax.jit(apply), platforms=PLATFORMS)(example).serialize())
 

@@ -14,6 +14,7 @@ _LATER = {  # of all configs that have controllers
     "activations": FLOAT32,
     "rematerialise": "",
     "ema": 0.0,
+    "scales": "float32",
 }
 _OF_DATA = {"decoder": "pillow", "on_bad_record": "error"}  # added later
 _NOT_WITHIN = {"within_budget": False}

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from aqt_like import calibration, format_choice, gradients, path_rules
 from aqt_like.calibration import CRITERIA, Criterion
 from aqt_like.formats import LayerFormat, format_space, parse_layer_format
+from aqt_like.granularity import SCALE_RULES, float32_scale
 from aqt_like.interception import Quantizer, kernel_clip, weight_clips
 from fliqs_jax import models
 from fliqs_jax.models import elastic, pretrained
@@ -289,11 +290,15 @@ def _under_rules(family: Family | None, rules: Sequence[str]) -> tuple[Family | 
 
 def _quantizer(config: ConfigDict, plan: FormatPlan, arithmetic: Arithmetic, *, elastic: bool) -> Quantizer:
     statistic = calibration.root_mean_square_of_present if elastic else calibration.root_mean_square
-    clips = weight_clips(plan.granularity_of, statistic)
+    scale_rule = SCALE_RULES[config.scales]
+    if config.products and scale_rule is not float32_scale:
+        raise ConfigError(f"scales={config.scales!r}: products=True: expected False, since theirs depend on the input")
+    clips = weight_clips(plan.granularity_of, statistic, scale_rule)
     estimator = gradients.ewgs(config.ewgs_strength) if config.ewgs_strength else gradients.straight_through
     return Quantizer(
         estimator,
-        weight_clip=kernel_clip(USUAL_GRANULARITY, statistic),
+        weight_clip=kernel_clip(USUAL_GRANULARITY, statistic, scale_rule),
+        input_scale_rule=scale_rule,
         weight_clip_of=clips,
         operands=jnp.dtype(arithmetic.operands),
         precision=arithmetic.precision,

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from aqt_like import stored_activations
 from aqt_like.calibration import CRITERIA
 from aqt_like.clip_multiples import DISTRIBUTIONS
+from aqt_like.granularity import SCALE_RULES
 from launch import data
 from launch.config_files import meant
 from launch.training.compute import COMPUTE, PRECISIONS
@@ -202,6 +203,7 @@ FLIQS = {
     "profile_fraction": FRACTION,
     "ewgs_strength": FROM_0,
     "unsigned_inputs": FLAG,
+    "scales": one_of(tuple(SCALE_RULES)),
     "compute": one_of(COMPUTE),
     "precision": one_of(PRECISIONS),
     "activations": one_of(stored_activations.TYPES),

@@ -23,7 +23,7 @@ from aqt_like import interception
 from configs import apq_common, apq_digits
 from hwcost import pricing, workload
 from hwcost.genome_file import read_genome
-from launch import data, report
+from launch import data, export, report
 from launch.apq import evolve, finish, fit_predictor, measure_records, train_supernet
 from launch.apq.pipeline import RECORD_FILES, SEARCH, SUMMARY, prepare_pipeline
 from launch.journal import Journal, JournalError, read_journal
@@ -135,6 +135,13 @@ def test_all_steps_and_their_report(finished):
     for point in summary["predictor"]["quantized"]:
         each = point["transferred"]["pairwise_of_each"]
         assert point["transferred"]["pairwise"] == pytest.approx(np.mean(each))
+
+
+def test_a_network_found_is_exported(finished, tmp_path, capsys):
+    pytest.importorskip("onnx", reason="needs requirements-devices.txt")
+    [found] = (finished / "found").iterdir()
+    export.main([str(found / "run"), "--to=onnx", "--batch=64", f"--out={tmp_path}"])
+    assert "0 of 360 decisions differ" in capsys.readouterr().out
 
 
 def test_a_network_found_is_trained_by_the_loop_of_fliqs_whatever_its_config_says_of_a_model(finished):

@@ -43,11 +43,11 @@ def test_jax_computes_in_the_width_asked_for():
 def test_integers_start_at_zero_only_where_nothing_is_negative(x, zero_point):
     onnx = pytest.importorskip("onnx", reason="needs requirements-devices.txt")
     pytest.importorskip("onnxruntime", reason="needs requirements-devices.txt")
-    from launch.runtimes import onnx_graphs
+    from launch.runtimes import onnx_graphs, static_quantization
 
     program = layer(x.reshape(1, 8, 8, 3))
     graph = onnx_graphs.export(lambda x: program.function(program.weights, x), program.x)
-    graph = engines._with_integer_ends(engines._quantized(graph, np.asarray(program.x)))
+    graph = engines._with_integer_ends(static_quantization.quantize(graph, [np.asarray(program.x)]))
     onnx.checker.check_model(graph)
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     nodes = [node for node in graph.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
@@ -65,7 +65,7 @@ def test_integers_start_at_zero_only_where_nothing_is_negative(x, zero_point):
 def test_layers_of_a_network_can_stay_in_float():
     pytest.importorskip("onnxruntime", reason="needs requirements-devices.txt")
     onnx = pytest.importorskip("onnx", reason="needs requirements-devices.txt")
-    from launch.runtimes import onnx_graphs
+    from launch.runtimes import onnx_graphs, static_quantization
 
     model = models.create("cifar_resnet", classes=10, depth=8, width=4)
     whole = layer_timing.network("cifar_resnet", model, (1, 8, 8, 3), train=False).whole
@@ -73,7 +73,7 @@ def test_layers_of_a_network_can_stay_in_float():
     graph = onnx_graphs.export(lambda x: whole.function(whole.weights, x), whole.x)
 
     def quantized_layers(float_layers):
-        mixed = engines._quantized(graph, x, float_layers).graph
+        mixed = static_quantization.quantize(graph, [x], float_layers).graph
         int8 = {tensor.name for tensor in mixed.initializer if tensor.data_type == onnx.TensorProto.INT8}
         dequantized = {n.output[0] for n in mixed.node if n.op_type == "DequantizeLinear" and n.input[0] in int8}
         return sum(n.op_type in ("Conv", "Gemm") and n.input[1] in dequantized for n in mixed.node)
@@ -81,7 +81,7 @@ def test_layers_of_a_network_can_stay_in_float():
     assert quantized_layers([]) == 10
     assert quantized_layers(["stem", "classifier"]) == 8
     with pytest.raises(ValueError, match="no layer head to leave in float"):
-        engines._quantized(graph, x, ["head"])
+        static_quantization.quantize(graph, [x], ["head"])
     mixed = engines.find("onnxruntime", threads=1).prepare_network(whole, 8, ["stem"])
     mixed()
 

@@ -14,6 +14,7 @@ from fliqs_jax.search import joint_kernels, quantized_variables
 from hwcost import pricing, workload
 from hwcost.costs import COSTS
 from hwcost.genome_file import read_genome, write_genome
+from launch import export
 from launch.reports import fliqs_page
 from launch.training import finished, found_network, trial_run
 from launch.training.experiment import prepare_experiment
@@ -86,6 +87,14 @@ def test_the_network_found_is_a_plain_run_of_its_own(ended):
     page = fliqs_page.write([ended], ended.parent / "report.html").read_text()
     for heading in ("Blocks: channels, formats, kernels", "What the cost went into"):
         assert f"<h2>{heading}</h2>" in page
+
+
+def test_the_network_found_is_exported(ended, tmp_path, capsys):
+    pytest.importorskip("onnx", reason="needs requirements-devices.txt")
+    export.main([str(ended), "--to=onnx", "--batch=128", f"--out={tmp_path}"])
+    assert "0 of 360 decisions differ" in capsys.readouterr().out
+    layers = json.loads((tmp_path / "export.json").read_text())["layers"]
+    assert list(layers) == [layer["path"] for layer in json.loads((ended / "summary.json").read_text())["layers"]]
 
 
 def test_under_a_genome_the_largest_network_has_the_thresholds_of_the_one_cut_out(tmp_path):

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from aqt_like.frozen_network import FrozenNetwork
 from configs import fliqs_digits
-from launch import freeze, sensitivity
+from launch import export, freeze, sensitivity
 from launch.training import finished
 from launch.training.checkpoints import Checkpoints
 from launch.training.experiment import prepare_experiment
@@ -69,6 +69,9 @@ def test_a_run_with_random_numbers_is_resumed_and_measured(tmp_path, capsys):
         freeze.freeze(parts, Console(), tolerance=1.0)
     sensitivity.main([str(whole), "--examples=16"])
     assert "head" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"input ids, input mask: expected one input"):
+        export.main([str(whole), f"--out={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_with_loops_and_tuples(tmp_path):
