@@ -5,13 +5,15 @@
 
 PYTHON is the interpreter of an environment that has the library (and Pillow); CHECKOUT is a folder with an earlier
 version of this repository. The images are JPEGs of 500 × 375 pixels and 100 KB, made here, in array records with the
-features of tfds's `imagenet2012`. All give uint8 images of 224 × 224: a random region, cubic, mirrored at random, in
-batches of 128. Each path is a process of its own; they work in turn, a few hundred images at a time, and what counts is
-their processor time, so that others on the machine disturb little. Writes results/input_stream.json beside this file.
+features of tfds's `imagenet2012`. All give uint8 images of 224 × 224: a random region, resized by cubic interpolation
+(OpenCV's does not average where it reduces, so it is there in two ways), mirrored at random, in batches of 128. Each
+path is a process of its own; they work in turn, a few hundred images at a time, and what counts is processor time, so
+that others on the machine disturb little. Writes results/input_stream.json beside this file.
 """
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
@@ -179,8 +181,8 @@ def tf(folder: pathlib.Path) -> Iterator[Any]:
     return iter(files.map(read, num_parallel_calls=1).batch(BATCH).with_options(options))
 
 
-def opencv(folder: pathlib.Path) -> Iterator[np.ndarray]:
-    """OpenCV: decodes, cuts out, resizes (cubic, not antialiased)."""
+def opencv(folder: pathlib.Path, *, averages: bool = True) -> Iterator[np.ndarray]:
+    """OpenCV: decodes, cuts out, resizes as our `simplejpeg` does (it averages where it reduces), or always cubic."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -194,7 +196,9 @@ def opencv(folder: pathlib.Path) -> Iterator[np.ndarray]:
             if rows <= HEIGHT and columns <= WIDTH:
                 break
         top, left = rng.integers(HEIGHT - rows + 1), rng.integers(WIDTH - columns + 1)
-        image = cv2.resize(image[top : top + rows, left : left + columns], (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+        reduces = averages and min(rows, columns) >= SIDE
+        way = cv2.INTER_AREA if reduces else cv2.INTER_CUBIC
+        image = cv2.resize(image[top : top + rows, left : left + columns], (SIDE, SIDE), interpolation=way)
         return image[:, ::-1] if rng.integers(2) else image
 
     while True:
@@ -207,6 +211,7 @@ PATHS: dict[str, Callable[[pathlib.Path], Iterator[Any]]] = {
     "torchvision": torchvision,
     "tf": tf,
     "opencv": opencv,
+    "opencv, cubic": functools.partial(opencv, averages=False),
 }
 
 
@@ -215,11 +220,8 @@ def serve(path: str, folder: pathlib.Path) -> None:
 
     They count from the end of the turn before, since what reads ahead goes on after it.
     """
-    processors = os.sched_getaffinity(0)
     batches = PATHS[path](folder)
     next(batches)
-    for thread in pathlib.Path("/proc/self/task").iterdir():  # JAX takes all processors when it is imported.
-        os.sched_setaffinity(int(thread.name), processors)
     print("ready", flush=True)
     end = time.process_time()
     for _ in sys.stdin:
@@ -268,8 +270,8 @@ def per_image(arguments: argparse.Namespace) -> dict[str, float]:
         workers["ours, earlier"] = Worker("ours", folder, sys.executable, arguments.earlier)
     if arguments.simplejpeg:
         workers["ours, simplejpeg"] = Worker("simplejpeg", folder, arguments.simplejpeg, here)
-    for name in ("torchvision", "tf", "opencv"):
-        if python := getattr(arguments, name):
+    for name in ("torchvision", "tf", "opencv", "opencv, cubic"):
+        if python := getattr(arguments, name.split(",")[0]):
             workers[name] = Worker(name, folder, python, folder)
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for turn in range(ROUNDS + 1):
@@ -374,13 +376,13 @@ def main() -> None:
         print(json.dumps(differences(arguments.folder)))
         return
     prepare(arguments.folder)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results: dict[str, Any] = {}
     if arguments.what == "memory":
         results["memory"] = memory(arguments.folder, arguments.batches, arguments.seconds)
     else:
         milliseconds = per_image(arguments)
         rates = {name: round(1000 / found) for name, found in milliseconds.items()}
-        results |= {
+        results = {
             "milliseconds_per_image": {name: round(found, 3) for name, found in milliseconds.items()},
             "images_per_second_and_core": rates,
             "cores_for": {
@@ -391,13 +393,13 @@ def main() -> None:
             "files": FILES,
             "rounds": ROUNDS,
             "load_average": os.getloadavg()[0],
-            "processors": sorted(os.sched_getaffinity(0)),
         }
         if arguments.simplejpeg:
             command = [arguments.simplejpeg, __file__, "differences", f"--folder={arguments.folder}"]
             environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
             told = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
             results["simplejpeg_against_pillow"] = json.loads(told)
+    results = (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}) | results
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 

@@ -48,7 +48,12 @@ class Dataset(Protocol):
 
 def on_device(dataset: Any) -> Callable[[Batch], Batch]:
     """The traced function that makes of a batch what networks take; for most data sets, the identity."""
-    return getattr(dataset, "on_device", lambda batch: batch)
+    return getattr(dataset, "on_device", as_it_is)
+
+
+def as_it_is(batch: Batch) -> Batch:
+    """The identity."""
+    return batch
 
 
 def first_batch(dataset: Dataset, split: str, *, batch_size: int, augmented: bool | None = None) -> Batch | None:

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,15 @@ def _libraries() -> tuple[Any, Any]:
     return cv2, jpeg
 
 
+class _Scratch(threading.local):
+    """Memory of a thread that images are decoded into: the system would clear new pages for each of them."""
+
+    pixels = np.empty(0, np.uint8)
+
+
+_SCRATCH = _Scratch()
+
+
 def simplejpeg(file: bytes, region_of: RegionOf, size: Size, channels: int) -> np.ndarray:
     """See `Decode`; colour JPEGs are decoded by simplejpeg and resized by OpenCV, all other files as `pillow` does.
 
@@ -77,7 +87,11 @@ def simplejpeg(file: bytes, region_of: RegionOf, size: Size, channels: int) -> n
             region = region_of((height, width))
             room = min(region.rows // size[0], region.columns // size[1])
             by = max(n for n in (1, 2, 4, 8) if n <= max(room // 2, 1))
-            image = jpeg.decode_jpeg(file, min_height=-(-height // by), min_width=-(-width // by), min_factor=by)
+            if _SCRATCH.pixels.size < height * width * 3:
+                _SCRATCH.pixels = np.empty(height * width * 3, np.uint8)
+            image = jpeg.decode_jpeg(
+                file, buffer=_SCRATCH.pixels, min_height=-(-height // by), min_width=-(-width // by), min_factor=by
+            )
             return _resized_by_opencv(image, region, (height, width), size)
     except ValueError:
         pass  # Pillow may read more, and says what is wrong.

@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 
 from launch.data.arrays import InMemory, MakeBatch, Split, in_memory
 from launch.data.augmentation import AUGMENTATIONS, Augmentation, central_region, region_resized, whole
-from launch.data.contract import NORMALIZED, Batch, DataError, Dataset, Normalization
+from launch.data.contract import NORMALIZED, Batch, DataError, Dataset, Normalization, as_it_is
 from launch.data.decoding import UnreadableError, find_decoder
+from launch.data.image_records import Reading
 from launch.data.mixing import DRAW, Mixing
-from launch.data.stream import Reading, Stream
+from launch.data.stream import Stream
 
 # Statistics of ImageNet's pixels per channel, which networks with published weights expect.
 IMAGENET_MEAN = 255 * np.asarray((0.485, 0.456, 0.406), np.float32)
@@ -39,7 +40,7 @@ class ImageBatches:
     @functools.cached_property
     def on_device(self) -> Callable[[Batch], Batch]:
         """See `contract.on_device`."""
-        return jax.jit(self.mixing)
+        return jax.jit(self.mixing) if self.mixing.draws else as_it_is
 
     @property
     def normalization(self) -> Normalization:

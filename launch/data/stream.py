@@ -5,14 +5,13 @@ random numbers of each depend on its position alone, so it is all the same how m
 """
 
 import atexit
-import dataclasses
 import functools
 import math
 import multiprocessing
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -21,7 +20,6 @@ import numpy as np
 from absl import flags
 
 from launch.data.arrays import InMemory, Split, unchanged_batch
-from launch.data.augmentation import Augmentation, Region, Size
 from launch.data.contract import (
     NORMALIZED,
     STREAM_OF_SPLIT,
@@ -32,7 +30,8 @@ from launch.data.contract import (
     padded,
     set_aside,
 )
-from launch.data.decoding import Decode, UnreadableError, versions
+from launch.data.decoding import versions
+from launch.data.image_records import BAD, FAR, NONE, Reading, Records
 from launch.data.mixing import DRAW, Mixing, normalized
 
 CHUNK = 32  # images at most
@@ -43,78 +42,7 @@ PROCESS_BYTES = 180 * 2**20  # that a worker has for itself, or the trainer besi
 KEPT_BYTES = 4 * 2**30  # of decoded validation images; if there are more, they are decoded anew for each batch
 BATCHES_AHEAD = 1
 
-_BAD, _NONE = "bad", -1  # in chunks: the number of a record that cannot be read
-_FAR = 32  # records after one that cannot be read, among which another is looked for
 _OPEN: weakref.WeakSet = weakref.WeakSet()  # iterators
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """How records with `"image"`, the bytes of a file, and `"label"` are read.
-
-    Attributes:
-      decode: see `decoding.Decode`.
-      size: (H, W) of the images.
-      channels: number of their channels.
-      fit: `(size of an image, size) → region`, used where the augmentation does not crop.
-      augmentation: augmentation of single training images.
-    """
-
-    decode: Decode
-    size: Size
-    channels: int
-    fit: Callable[[Size, Size], Region]
-    augmentation: Augmentation
-
-    def plain(self, record: Any) -> np.ndarray:
-        """The image of a record, uint8[H, W, C]."""
-        return self.decode(record["image"], lambda image: self.fit(image, self.size), self.size, self.channels)
-
-    def augmented(self, record: Any, rng: np.random.Generator) -> np.ndarray:
-        """The image of a record, uint8[H, W, C], augmented."""
-        crop = self.augmentation.crop
-        region_of = (lambda image: crop(image, rng)) if crop else (lambda image: self.fit(image, self.size))
-        image = self.decode(record["image"], region_of, self.size, self.channels)
-        return self.augmentation.distort(image[None], rng)[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Split:
-    """Records with the given indices; this is what workers get."""
-
-    records: Sequence[Any]
-    indices: Any  # int64[N]
-    reading: Reading
-
-    def example(self, position: int, rng: np.random.Generator | None = None) -> Batch:
-        """The example at a position, augmented if there is an `rng`; one that cannot be read is as padding is."""
-        number = int(self.indices[position])
-        record = self.records[number]
-        try:
-            image = self.reading.plain(record) if rng is None else self.reading.augmented(record, rng)
-            label, bad = record["label"], _NONE
-        except UnreadableError:
-            image, label, bad = np.zeros((*self.reading.size, self.reading.channels), np.uint8), -1, number
-        return {"input": image, "label": np.asarray(label, np.int32), _BAD: np.asarray(bad)}
-
-    def readable(self, position: int, rng: np.random.Generator | None = None) -> Batch:
-        """As `example`, but the next of the split that can be read, if that is not far."""
-        first = found = self.example(position, rng)
-        for further in range(1, _FAR):
-            if found[_BAD] == _NONE:
-                break
-            found = self.example((position + further) % len(self.indices), rng)
-        return found | {_BAD: first[_BAD]}
-
-    def fault(self, number: int) -> str:
-        """What is wrong with a record that cannot be read."""
-        record = self.records[number]
-        named = f", {record['file_name'].decode()}" if "file_name" in record else ""
-        try:
-            self.reading.plain(record)
-        except UnreadableError as error:
-            return f"record {number}{named}: {error}"
-        return f"record {number}{named}"
 
 
 class Stream:
@@ -157,9 +85,9 @@ class Stream:
         """
         train, valid = set_aside(len(pool), valid_examples, seed)
         self._splits = {
-            "train": _Split(pool, train, reading),
-            "valid": _Split(pool, valid, reading),
-            "test": _Split(test, np.arange(len(test)), reading),
+            "train": Records(pool, train, reading),
+            "valid": Records(pool, valid, reading),
+            "test": Records(test, np.arange(len(test)), reading),
         }
         self._mean, self._deviation, self._mixing = mean, deviation, mixing
         self._seed, self._workers = seed, workers
@@ -202,11 +130,11 @@ class Stream:
 
     def example_batch(self, split: str, *, batch_size: int, augmented: bool) -> Batch:
         """A batch of one image of a split, for its shapes and types."""
-        example = next(iter(self._checked(split, [jax.tree.map(lambda x: x[None], self._splits[split].readable(0))])))
-        example = jax.tree.map(lambda x: x[0], example)
+        one = {name: value[None] for name, value in self._splits[split].readable(0).items()}
+        (one,) = self._checked(split, [one])
         if augmented and self._mixing.draws:
-            example[DRAW] = np.asarray(0, np.uint32)
-        return {name: np.broadcast_to(value, (batch_size, *np.shape(value))) for name, value in example.items()}
+            one[DRAW] = np.zeros(1, np.uint32)
+        return {name: np.broadcast_to(value[0], (batch_size, *value.shape[1:])) for name, value in one.items()}
 
     def train_batches(self, split: str, *, batch_size: int, first_step: int, augmented: bool) -> Iterator[Batch]:
         """See `Dataset.train_batches`."""
@@ -228,7 +156,7 @@ class Stream:
         batches = self._read(examples.batch(chunk).repeat()[first:], batch_size)
         for step, batch in enumerate(self._checked(split, batches), first_step):
             if (batch["label"] < 0).any():
-                raise DataError(f"{split}: {_FAR} records in a row cannot be read, as {min(self._bad[split])}")
+                raise DataError(f"{split}: {FAR} records in a row cannot be read, as {min(self._bad[split])}")
             if augmented and self._mixing.draws:
                 rng = np.random.default_rng((self._seed, number, step))
                 batch |= {DRAW: rng.integers(2**32, size=batch_size, dtype=np.uint32)}
@@ -246,13 +174,13 @@ class Stream:
         return self._checked(split, self._read(examples.batch(_chunk(batch_size)), batch_size))
 
     def _checked(self, split: str, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Batches without what tells which records cannot be read, of which account is taken.
+        """Batches without what tells which records cannot be read; these are noted.
 
         Raises:
-          DataError: there is one, and they are not to be left out; or many in a row.
+          DataError: there is one, and they are not to be left out.
         """
         for batch in batches:
-            bad = {int(number) for number in batch.pop(_BAD) if number != _NONE}
+            bad = {int(number) for number in batch.pop(BAD) if number != NONE}
             self._bad[split] |= bad
             if bad and not self._skip_bad:
                 raise DataError(
@@ -270,12 +198,11 @@ class Stream:
         images, labels = np.empty((count, *self.example.shape), np.uint8), np.empty(count, np.int32)
         done = 0
         for batch in self._plain("valid", CHUNK):
-            end = done + len(batch["label"])
-            images[done:end], labels[done:end] = batch["input"], batch["label"]
+            read = batch["label"] >= 0
+            end = done + int(read.sum())
+            images[done:end], labels[done:end] = batch["input"][read], batch["label"][read]
             done = end
-        if self._bad["valid"]:
-            images, labels = images[labels >= 0], labels[labels >= 0]
-        return InMemory({"valid": Split(images, labels)}, unchanged_batch, self._seed)
+        return InMemory({"valid": Split(images[:done], labels[:done])}, unchanged_batch, self._seed)
 
     def _read(self, chunks: grain.MapDataset, batch_size: int) -> Iterator[Batch]:
         """Iterates over batches of chunks, in order."""

@@ -18,9 +18,10 @@ from launch.data import stream
 from launch.data.augmentation import AUGMENTATIONS, central_region
 from launch.data.contract import first_batch
 from launch.data.decoding import pillow
+from launch.data.image_records import Reading
 from launch.data.images import IMAGENET_DEVIATION, IMAGENET_MEAN
 from launch.data.mixing import DRAW, Mixing
-from launch.data.stream import Reading, Stream
+from launch.data.stream import Stream
 from launch.training import dry_run
 
 

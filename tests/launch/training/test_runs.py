@@ -580,7 +580,10 @@ def test_images_are_streamed(run_experiment, tfds_dir, monkeypatch):
     config.baselines, config.recalibration_batches = (), 2
     config.epochs = 0.02
     (directory,), _ = run_experiment(config)
-    assert 0.05 < summary_of(directory)["accuracy"] < 0.7
+    summary = summary_of(directory)
+    assert 0.05 < summary["accuracy"] < 0.7
+    assert summary["reading"]["decoder"].startswith("Pillow")
+    assert summary["reading"]["skipped_records"] == {"train": 0, "valid": 0, "test": 0}
 
 
 def test_clicks_are_searched_by_auc(run_experiment, criteo_file):
