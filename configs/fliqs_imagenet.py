@@ -18,6 +18,13 @@ IMAGE_SIZES = {"inception_v3": 299, **{f"efficientnet_b{i}": n for i, n in enume
 
 
 def get_config(network: str = "resnet18") -> ConfigDict:
+    config = as_in_table4(network)
+    recipes.regularise_as_published(config, network)
+    return config
+
+
+def as_in_table4(network: str) -> ConfigDict:
+    """The config without what the networks' own papers drop and average."""
     config = common.get_config()
     recipes.train_as_in_table4(config, network)
     config.data.name = "imagenet2012"
