@@ -5,7 +5,8 @@
 
 The name after the colon is that of the network: resnet18, resnet34, resnet50, inception_v3, mobilenetv2,
 efficientnet_b0 … efficientnet_b4, deit_ti16, deit_s16, deit_b16. Images are decoded during training. 350 to 400 epochs
-take days on a few accelerators; `--config.epochs` shortens all phases in proportion. We have not trained it. The paper
+take days on a few accelerators; `--config.epochs` shortens all phases in proportion. Dropout, stochastic depth and
+averages of weights are those of the networks' own papers (`configs/recipes.py`). We have not trained it. The paper
 reports for ResNet-18 of width 1.0 × 69.92 % at 36.46 GBOPs with int_s, 67.32 % at 29.23 with int4, and 71.17 % at 467.7
 with bf16 (FLIQS, Figure 15).
 """
