@@ -101,8 +101,8 @@ def _make_onnx(subject: Subject) -> tuple[bytes, dict[str, list[str]]]:
         raise RuntimeMissingError(f"--to=onnx needs {error.name}: pip install -r requirements-devices.txt") from error
     if subject.network.activations != "float32":
         raise ConfigError(
-            f"--to=onnx: the run stored its activations in {subject.network.activations}, in which its runtimes do not "
-            "add or normalise on CPUs: expected --to=stablehlo,packed"
+            f"--to=onnx: the run stored its activations in {subject.network.activations}, of which ONNX Runtime "
+            "adds and multiplies nothing on CPUs: expected --to=stablehlo,packed"
         )
     network, variables = subject.network.bind(subject.experiment.search.model, subject.quantizer)
     exported = onnx_graphs.export_with_containers(
