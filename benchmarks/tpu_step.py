@@ -63,7 +63,7 @@ def plan(experiment: Experiment) -> dict[str, float]:
     images = jax.ShapeDtypeStruct((BATCH, SIDE, SIDE, 3), jnp.float32)
     batch = {"input": images, "label": jax.ShapeDtypeStruct((BATCH,), jnp.int32)}
     step = jax.jit(make_search_step(experiment.search), donate_argnums=0, in_shardings=device, out_shardings=device)
-    compiled = step.lower(state, batch, batch).compile()
+    compiled: Any = step.lower(state, batch, batch).compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     return {
         "arguments": memory.argument_size_in_bytes,

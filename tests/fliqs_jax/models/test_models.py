@@ -187,7 +187,7 @@ DROPPING = {
         [0.02, 0.04, 0.06, 0.07, 0.09, 0.1, 0.12, 0.13, 0.14, 0.2],
     ),
     "deit_ti16": ({"stochastic_depth": 0.11}, [*np.repeat(0.01 * np.arange(1, 12), 2)]),
-    "mobilenetv2": ({"dropout": 0.2}, [0.2]),
+    "mobilenetv2": ({"dropout": 0.2, "stages": ((2, 4, 1, 1),)}, [0.2]),
     "inception_v3": ({"dropout": 0.3}, [0.3]),
 }
 
