@@ -19,6 +19,11 @@ class ClipMultiples(NamedTuple):
     inputs: jax.Array
     unsigned_inputs: jax.Array
 
+    def with_inputs(self, multiple: float) -> "ClipMultiples":
+        """The same with one multiple for inputs in all formats (FLIQS, A.2 and Table 4)."""
+        same = jnp.full_like(self.inputs, multiple)
+        return ClipMultiples(self.weights, same, jnp.copy(same))
+
 
 class FormatBank(NamedTuple):
     """The K formats that layers choose from.

@@ -137,6 +137,8 @@ def get_config() -> ConfigDict:
                 # precomputed on synthetic data, or on a batch: profiled (least squares), least_divergence (APQ, Eq. 5)
                 "source": "precomputed",
                 "distribution": "gaussian",  # of the synthetic data: gaussian, laplacian
+                # Clip threshold of inputs in all formats, in root mean squares, as the 4 of Table 4; 0: each format's.
+                "input_multiple": 0.0,
             },
             "recalibration_batches": 50,  # means over so many batches replace batch statistics; 0 keeps them
             "random_search": {"draws": 20000, "evaluated": 32},  # with policy=uniform

@@ -6,8 +6,9 @@
 The name after the colon is that of the network: resnet18, resnet34, resnet50, inception_v3, mobilenetv2,
 efficientnet_b0 … efficientnet_b4, deit_ti16, deit_s16, deit_b16. Images are decoded during training; docs/scale.md says
 how to prepare them. 350 to 400 epochs take days on a few accelerators; `--config.epochs` shortens all phases in
-proportion. We have not trained it. The paper reports for ResNet-18 of width 1.0 × 69.92 % at 36.46 GBOPs with int_s,
-67.32 % at 29.23 with int4, and 71.17 % at 467.7 with bf16 (FLIQS, Figure 15).
+proportion. Dropout, stochastic depth and averages of weights are those of the networks' own papers
+(`configs/recipes.py`). We have not trained it. The paper reports for ResNet-18 of width 1.0 × 69.92 % at 36.46 GBOPs
+with int_s, 67.32 % at 29.23 with int4, and 71.17 % at 467.7 with bf16 (FLIQS, Figure 15).
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +19,13 @@ IMAGE_SIZES = {"inception_v3": 299, **{f"efficientnet_b{i}": n for i, n in enume
 
 
 def get_config(network: str = "resnet18") -> ConfigDict:
+    config = as_in_table4(network)
+    recipes.regularise_as_published(config, network)
+    return config
+
+
+def as_in_table4(network: str) -> ConfigDict:
+    """The config without what the networks' own papers drop and average."""
     config = common.get_config()
     recipes.train_as_in_table4(config, network)
     config.data.name = "imagenet2012"

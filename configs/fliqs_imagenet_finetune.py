@@ -15,7 +15,7 @@ from configs import common, fliqs_imagenet, recipes
 
 
 def get_config(network: str = "resnet18") -> ConfigDict:
-    config = fliqs_imagenet.get_config(network)
+    config = fliqs_imagenet.as_in_table4(network)
     recipes.use_batch_size(config, 256)
     config.optimizer.learning_rate *= 0.01
     config.optimizer.warmup_fraction = 0.0

@@ -13,8 +13,9 @@ TRANSFORMER = ("deit_ti16", "deit_s16", "deit_b16")
 def train_as_in_table4(config: ConfigDict, network: str) -> None:
     """Sets `config` to train the named network by its recipe (FLIQS, Table 4).
 
-    Weight decay and augmentation, which Table 4 does not state, are those of the networks' own papers. Not included are
-    AutoAugment (RandAugment replaces it), weight averaging, dropout, stochastic depth and repeated augmentation.
+    Weight decay and augmentation, which Table 4 does not state, are those of the networks' own papers; RandAugment
+    stands for AutoAugment, and there is no repeated augmentation. Its "ST Multiple 4" is `clip.input_multiple`, which
+    is left at 0, so that each format has its own (switchable clipping, FLIQS, §3).
 
     Raises:
       ValueError: there is no recipe for this network.
@@ -40,6 +41,23 @@ def train_as_in_table4(config: ConfigDict, network: str) -> None:
     else:
         known = ", ".join((*RESIDUAL, *INVERTED_RESIDUAL, *TRANSFORMER))
         raise ValueError(f"no recipe for the network {network!r}: there are {known}")
+
+
+def regularise_as_published(config: ConfigDict, network: str) -> None:
+    """Adds what the networks' own papers and reference implementations drop and average, which Table 4 does not state.
+
+    These are dropout and averages of weights (MobileNetV2, EfficientNet, and dropout of Inception-v3), and stochastic
+    depth (EfficientNet; DeiT, Table 9 of Touvron et al., 2021). They are meant for hundreds of epochs.
+    """
+    if network in INVERTED_RESIDUAL:
+        config.ema = 0.9999
+    if network.startswith("efficientnet"):
+        config.model.dropout = {"b0": 0.2, "b1": 0.2, "b2": 0.3, "b3": 0.3, "b4": 0.4}[network[-2:]]
+        config.model.stochastic_depth = 0.2
+    elif network in ("mobilenetv2", "inception_v3"):
+        config.model.dropout = 0.2
+    elif network in TRANSFORMER:
+        config.model.stochastic_depth = 0.1
 
 
 def _column(config: ConfigDict, *, epochs: int, warmup_epochs: int, input_quantization_step: int) -> None:

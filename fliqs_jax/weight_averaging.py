@@ -35,7 +35,7 @@ def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.Gra
     def init(params: Any) -> AveragedState:
         return AveragedState(optimizer.init(params), jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: AveragedState, params: Any = None) -> tuple[Any, AveragedState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, inner = optimizer.update(updates, state.inner, params)
         steps = state.steps
         kept = jnp.where(steps > 0, jnp.minimum(decay, (1 + steps) / (10 + steps)), 0.0)

@@ -92,8 +92,8 @@ def main(argv: list[str] | None = None) -> None:
         settings = model_arguments.network_settings(arguments.set)
         model = models.create(arguments.model, classes=arguments.classes, **settings)
         adapter = find_adapter(arguments.apply)
-        plain = arguments.model in models.MODELS and not adapter
-        call = called(model, model_arguments.several(example), adapter=adapter, plain=plain)
+        draws = models.drawn(model) if arguments.model in models.MODELS and not adapter else None
+        call = called(model, model_arguments.several(example), adapter=adapter, draws=draws)
         found = workload.survey(call, example)
         layers = found.layers
         members = format_space(arguments.formats)

@@ -25,6 +25,7 @@ from benchmarks import (
     search_memory,
     search_step,
     this_device,
+    tpu_step,
 )
 from configs import fliqs_digits
 from hwcost.costs import COSTS
@@ -167,6 +168,7 @@ def test_the_tables_of_results_are_those_stored():
     assert told in RESULTS
     assert f"and {step['memory_ratio']:.2f} × its temporary memory" in RESULTS
     assert search_memory.markdown(stored("search_memory")) in RESULTS
+    assert tpu_step.markdown(stored("tpu_step")["planned"]) in EVERYTHING
 
 
 @pytest.mark.parametrize("name", ["cifar10_bitfusion", "cifar10_this_cpu"])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 import flax.linen as nn
 
 from fliqs_jax.models import efficientnet, mobilenet, recommender
+from fliqs_jax.models.blocks import Rate
 from fliqs_jax.models.deit import DeiT
 from fliqs_jax.models.elastic import Family
 from fliqs_jax.models.imagenet_resnet import ImageNetResNet
@@ -18,7 +19,7 @@ from fliqs_jax.models.recommender import CATEGORIES, NUMBERS, Recommender
 from fliqs_jax.models.resnet import ResNet
 from hwcost import registry
 
-__all__ = ["MODELS", "Network", "create", "family", "find", "input_shape", "taken_settings"]
+__all__ = ["MODELS", "Network", "create", "drawn", "family", "find", "input_shape", "taken_settings"]
 
 
 class Network(NamedTuple):
@@ -63,6 +64,7 @@ MODELS: dict[str, Network] = {
 
 
 _WIDTHS = 0.02, 50  # factors of the published numbers of channels
+_DROPPING = "dropout", "stochastic_depth"
 _IN_NAMES = ("depth", "variant")  # settings that the name of a network states
 
 
@@ -156,10 +158,13 @@ def _fits(value: Any, meant: Any) -> bool:
             return all(_fits(each, members[0]) for each in value)
         return len(value) == len(members) and all(map(_fits, value, members))
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if meant is int:
-        return isinstance(value, int) and number and 0 < value < 2**31
-    if meant is float:
-        return number and _WIDTHS[0] <= value <= _WIDTHS[1]
+    holds = {
+        int: lambda: isinstance(value, int) and 0 < value < 2**31,
+        float: lambda: _WIDTHS[0] <= value <= _WIDTHS[1],
+        Rate: lambda: 0 <= value < 1,
+    }
+    if meant in holds:
+        return number and holds[meant]()
     return isinstance(value, bool) if meant is bool else True
 
 
@@ -168,7 +173,12 @@ def _expected(meant: Any) -> str:
         members = get_args(meant)
         return f"tuples of {'these' if members[-1] is Ellipsis else len(members)}: {_expected(members[0])}"
     whole, real = "a whole number above 0", f"a number in {_WIDTHS[0]}…{_WIDTHS[1]}"
-    return {bool: "True or False", int: whole, float: real}.get(meant, str(meant))
+    return {bool: "True or False", int: whole, float: real, Rate: "a number from 0, below 1"}.get(meant, str(meant))
+
+
+def drawn(model: nn.Module) -> tuple[str, ...]:
+    """The names of the random numbers that a network of ours draws in training: those of what it drops, if anything."""
+    return ("dropout",) if any(getattr(model, name, 0.0) for name in _DROPPING) else ()
 
 
 def family(name: str, model: nn.Module, settings: Mapping[str, Any]) -> Family:

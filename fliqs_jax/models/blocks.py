@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,13 @@ from fliqs_jax.models import fast_convolution
 from fliqs_jax.models.elastic import FIXED, Channels, ElasticLayer, Gate
 
 Activation = Callable[[jax.Array], jax.Array]
+Rate = Annotated[float, "from 0, below 1"]
+"""The type of fields that say how often something is dropped in training."""
+
+
+def drop_branches(y: jax.Array, rate: float, *, train: bool) -> jax.Array:
+    """`y`, [B, …], the branch of a residual block, of which whole examples are dropped (Huang et al., 2016)."""
+    return nn.Dropout(rate, broadcast_dims=tuple(range(1, y.ndim)), deterministic=not train)(y)
 
 
 def scaled_channels(channels: float, multiple: int = 8) -> int:
@@ -79,7 +86,8 @@ class InvertedResidual(nn.Module):
     """Expansion, depthwise convolution, squeeze-and-excitation if any, projection, and a shortcut.
 
     Sandler et al., 2018. `inside` is the number of channels between expansion and projection; None leaves the expansion
-    out. There is a shortcut where shapes agree, or where `shortcut` says so (`sum_of_prefixes`).
+    out. There is a shortcut where shapes agree, or where `shortcut` says so (`sum_of_prefixes`). `drop` says how often
+    the rest is dropped in training.
     """
 
     channels: int
@@ -90,6 +98,7 @@ class InvertedResidual(nn.Module):
     activation: Activation = nn.relu6
     epsilon: float = 1e-5
     shortcut: bool | None = None
+    drop: Rate = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -104,7 +113,7 @@ class InvertedResidual(nn.Module):
             y = SqueezeExcite(max(1, x.shape[-1] // 4), self.activation, name="squeeze_excite")(y)
         y = conv(self.channels, (1, 1), activation=None, name="project")(y, train=train)
         shortcut = x.shape == y.shape if self.shortcut is None else self.shortcut
-        return sum_of_prefixes(x, y) if shortcut else y
+        return sum_of_prefixes(x, drop_branches(y, self.drop, train=train)) if shortcut else y
 
 
 def elastic_layers(

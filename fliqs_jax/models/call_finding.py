@@ -36,7 +36,12 @@ _LACKING = (  # errors for want of a name, their words, and the field of a model
 
 
 def called(
-    module: nn.Module, inputs: Any = None, *, output: str = "", adapter: Adapter | None = None, plain: bool = False
+    module: nn.Module,
+    inputs: Any = None,
+    *,
+    output: str = "",
+    adapter: Adapter | None = None,
+    draws: tuple[str, ...] | None = None,
 ) -> CalledModel:
     """How a module is called: its mode flags, and what calls on an example show. Nothing is computed.
 
@@ -47,7 +52,8 @@ def called(
         None. Without inputs, the model is taken to draw no random numbers, and to return logits alone.
       output: see `CalledModel`.
       adapter: see `CalledModel`.
-      plain: whether the model is one of ours, which draw no random numbers and return logits alone: it is traced once.
+      draws: of a model of ours, which returns logits alone, the names of the random numbers that it draws in training:
+        it is traced once. None for any other model.
 
     Raises:
       CallError: the model cannot be called so, or returns no logits.
@@ -58,7 +64,7 @@ def called(
         return model
     if isinstance(inputs, Mapping) and (taken := [flag.name for flag in flags if flag.name in inputs]):
         raise CallError(f"the inputs hold {', '.join(taken)}, which is the flag of the mode in the model: rename one")
-    return _plain(model, inputs) if plain else _tried(model, inputs)
+    return _tried(model, inputs) if draws is None else _plain(model, inputs, draws)
 
 
 def find_adapter(name: str) -> Adapter | None:
@@ -140,15 +146,16 @@ class _Seen:
         return bool(self.resting[kind]) and all(self.resting[kind])
 
 
-def _plain(model: CalledModel, inputs: Any) -> CalledModel:
-    """The model with its logits."""
+def _plain(model: CalledModel, inputs: Any, draws: tuple[str, ...]) -> CalledModel:
+    """The model with its logits, and what it draws."""
 
     inference: dict[str, Any] = {flag.name: not FLAGS[flag.name] for flag in model.flags}
 
     def logits(each: CalledModel, x: Any) -> Any:
         return each.module.init_with_output(jax.random.key(0), x, **inference)[0]
 
-    return dataclasses.replace(model, logits=_traced(model, logits, inputs)[1], told=_told(model, inputs, ""))
+    model = dataclasses.replace(model, logits=_traced(model, logits, inputs)[1], train_streams=draws)
+    return dataclasses.replace(model, told=_told(model, inputs, ""))
 
 
 def _tried(model: CalledModel, inputs: Any) -> CalledModel:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from aqt_like.interception import Product
+from fliqs_jax.models.blocks import Rate, drop_branches
 
 NORM_EPSILON = 1e-6
 
@@ -32,14 +33,16 @@ class EncoderBlock(nn.Module):
     """Pre-norm transformer block: attention and a two-layer MLP, each with a residual connection."""
 
     heads: int
+    drop: Rate = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """float32[B, T, C] → the same shape."""
         norm = partial(nn.LayerNorm, epsilon=NORM_EPSILON)
-        x = x + Attention(self.heads, name="attention")(norm(name="norm1")(x))
+        branches = partial(drop_branches, rate=self.drop, train=train)
+        x = x + branches(Attention(self.heads, name="attention")(norm(name="norm1")(x)))
         hidden = nn.Dense(4 * x.shape[-1], name="mlp1")(norm(name="norm2")(x))
-        return x + nn.Dense(x.shape[-1], name="mlp2")(nn.gelu(hidden, approximate=False))
+        return x + branches(nn.Dense(x.shape[-1], name="mlp2")(nn.gelu(hidden, approximate=False)))
 
 
 class DeiT(nn.Module):
@@ -52,6 +55,7 @@ class DeiT(nn.Module):
       width: factor on the channels.
       blocks: number of encoder blocks.
       patch: side of a patch in pixels.
+      stochastic_depth: how often the branches of the last block are dropped in training; of others in proportion.
     """
 
     classes: int
@@ -60,6 +64,7 @@ class DeiT(nn.Module):
     width: float = 1.0
     blocks: int = 12
     patch: int = 16
+    stochastic_depth: Rate = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +75,6 @@ class DeiT(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits, float32[B, classes], of images, float32[B, H, W, C], whose sides are multiples of the patch."""
-        del train  # Training and inference are the same.
         channels = int(self.channels * self.width)
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(f"images of {x.shape[1]}×{x.shape[2]}: expected multiples of {self.patch}")
@@ -82,6 +86,7 @@ class DeiT(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, channels)).astype(x.dtype), x], axis=1)
         x = x + self.param("positions", small, (1, *x.shape[1:])).astype(x.dtype)
         for block in range(self.blocks):
-            x = EncoderBlock(self.heads, name=f"block{block + 1}")(x)
+            drop = self.stochastic_depth * block / max(self.blocks - 1, 1)
+            x = EncoderBlock(self.heads, drop, name=f"block{block + 1}")(x, train=train)
         x = nn.LayerNorm(epsilon=NORM_EPSILON, name="norm")(x)
         return nn.Dense(self.classes, name="classifier")(x[:, 0])

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fliqs_jax.models.blocks import ConvNorm
+from fliqs_jax.models.blocks import ConvNorm, Rate
 
 EPSILON = 1e-3
 
@@ -138,11 +138,13 @@ class InceptionV3(nn.Module):
       classes: number of classes.
       width: factor on all channels.
       small_images: whether the stem is without stride and pooling, for images of 32 pixels.
+      dropout: share of the classifier's inputs that is dropped in training.
     """
 
     classes: int
     width: float = 1.0
     small_images: bool = False
+    dropout: Rate = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -174,4 +176,5 @@ class InceptionV3(nn.Module):
         x = InceptionD(self.width, name="d")(x, train=train)
         for i in range(2):
             x = InceptionE(self.width, name=f"e{i + 1}")(x, train=train)
-        return nn.Dense(self.classes, name="classifier")(jnp.mean(x, axis=(1, 2)))
+        x = nn.Dropout(self.dropout, deterministic=not train)(jnp.mean(x, axis=(1, 2)))
+        return nn.Dense(self.classes, name="classifier")(x)

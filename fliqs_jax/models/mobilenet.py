@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fliqs_jax.models import elastic
-from fliqs_jax.models.blocks import ConvNorm, InvertedResidual, elastic_layers, scaled_channels
+from fliqs_jax.models.blocks import ConvNorm, InvertedResidual, Rate, elastic_layers, scaled_channels
 from fliqs_jax.models.elastic import Channels, Choice, ElasticLayer, Family
 
 # Expansion, channels, blocks, stride of the first block (Table 2).
@@ -37,6 +37,7 @@ class MobileNetV2(nn.Module):
       multiple: numbers of channels are multiples of it.
       widths: factor on the output channels of each block; empty for 1.
       kernels: size of the depthwise kernel of each block; empty for 3.
+      dropout: share of the classifier's inputs that is dropped in training.
     """
 
     classes: int
@@ -48,6 +49,7 @@ class MobileNetV2(nn.Module):
     multiple: int = 8
     widths: tuple[float, ...] = ()
     kernels: tuple[int, ...] = ()
+    dropout: Rate = 0.0
 
     def blocks(self) -> tuple[Block, ...]:
         """All blocks, from first to last. A block has a shortcut where all widths of 1 give it equal channels."""
@@ -88,7 +90,8 @@ class MobileNetV2(nn.Module):
                 name=block.name,
             )(x, train=train)
         head = ConvNorm(self.rounded(self.head * max(1.0, self.width)), (1, 1), activation=nn.relu6, name="head")
-        return nn.Dense(self.classes, name="classifier")(jnp.mean(head(x, train=train), axis=(1, 2)))
+        x = nn.Dropout(self.dropout, deterministic=not train)(jnp.mean(head(x, train=train), axis=(1, 2)))
+        return nn.Dense(self.classes, name="classifier")(x)
 
 
 def family(base: MobileNetV2, widths: Sequence[float] = (1.0,), kernels: Sequence[int] = (3,)) -> Family:

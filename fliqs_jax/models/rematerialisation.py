@@ -29,7 +29,8 @@ def rematerialised(expression: str) -> Iterator[None]:
     matches, inside = re.compile(expression).search, []
 
     def intercept(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        if inside or context.method_name != "__call__" or not matches("/".join(context.module.path)):
+        path = "/".join(context.module.path)  # empty: the model itself
+        if inside or context.method_name != "__call__" or not (path and matches(path)):
             return call(*args, **kwargs)
         leaves, structure = jax.tree.flatten((args, kwargs))
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]  # others are no values

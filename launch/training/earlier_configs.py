@@ -39,15 +39,25 @@ def of_today(config: dict[str, Any]) -> dict[str, Any]:
         return {"architecture": {}, "formats": "", **config}
     if "controller" in config:
         reinforce = _NOT_WITHIN | config["controller"].get("reinforce", {})
-        return {**_LATER, **config, "controller": {**config["controller"], "reinforce": reinforce}}
+        return {
+            **_LATER,
+            **config,
+            "clip": _clip(config),
+            "controller": {**config["controller"], "reinforce": reinforce},
+        }
     moved = {new: config[old] for old, new in _TO_REINFORCE.items() if old in config}
     kept = {key: value for key, value in config.items() if key not in _TO_REINFORCE}
     return {
         **_LATER,
         **_ADDED,
         **kept,
+        "clip": _clip(config),
         "controller": {
             "reinforce": {**moved, **_NOT_WITHIN, "paired": False, "freeze_fraction": 1.0},
             "fisher": {"examples": 8, "freeze_fraction": 0.25},
         },
     }
+
+
+def _clip(config: dict[str, Any]) -> dict[str, Any]:
+    return {"input_multiple": 0.0, **config.get("clip", {})}

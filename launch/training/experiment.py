@@ -177,6 +177,8 @@ def prepare_experiment(
     multiples = format_choice.precomputed_clip_multiples(
         formats, len(plan.workload), config.clip.distribution, use_unsigned=config.unsigned_inputs
     )
+    if config.clip.input_multiple:
+        multiples = multiples.with_inputs(config.clip.input_multiple)
     return Experiment(
         config=config,
         source=source,
@@ -224,8 +226,9 @@ def _call(config: ConfigDict, model: nn.Module, source: data.Source) -> CalledMo
     """The model of a config with how it is called."""
     adapter = find_adapter(config.apply)
     try:
-        plain = config.model.name in models.MODELS and not (config.output or adapter)
-        return called(model, several(source.example), output=config.output, adapter=adapter, plain=plain)
+        ours = config.model.name in models.MODELS and not (config.output or adapter)
+        draws = models.drawn(model) if ours else None
+        return called(model, several(source.example), output=config.output, adapter=adapter, draws=draws)
     except ValueError as error:
         raise ConfigError(f"model={config.model.name!r}: {error}") from error
 

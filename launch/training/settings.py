@@ -210,6 +210,7 @@ FLIQS = {
     "rematerialise": TEXT,
     "clip.source": one_of((PRECOMPUTED, *CRITERIA)),
     "clip.distribution": one_of(DISTRIBUTIONS),
+    "clip.input_multiple": FROM_0,
     "recalibration_batches": WHOLE_FROM_0,
     # Random search holds all draws in memory at once.
     **section("random_search", {"draws": whole(1, 10_000_000), "evaluated": WHOLE_ABOVE_0}),
@@ -336,6 +337,11 @@ def check_settings(config: ConfigDict) -> None:
         raise ConfigError(
             f"profile_fraction={config.profile_fraction}: inputs are profiled until they are quantised at least, which "
             f"is at input_quantization_fraction={config.input_quantization_fraction}"
+        )
+    if config.clip.input_multiple and config.clip.source != PRECOMPUTED:
+        raise ConfigError(
+            f"clip.input_multiple={config.clip.input_multiple}: expected 0 with clip.source={config.clip.source!r}, "
+            "whose multiples are those of a batch"
         )
     if config.ema and not config.recalibration_batches:
         raise ConfigError(

@@ -78,3 +78,18 @@ def test_finetuning_is_short_and_gentle():
     assert config.init_from == "resnet18.safetensors"
     with pytest.raises(ValueError, match=r"cannot read weights from resnet18\.safetensors"):
         prepared(config, 224, 1000)
+
+
+def test_what_networks_drop_is_that_of_their_papers_and_not_for_short_trainings():
+    told = {}
+    for network in NETWORKS:
+        config = fliqs_imagenet.get_config(network)
+        told[network] = (config.ema, config.model.get("dropout", 0), config.model.get("stochastic_depth", 0))
+        assert models.drawn(models.create(**config.model.to_dict(), classes=2)) == ("dropout",) * any(told[network][1:])
+        for short in (fliqs_cifar10, fliqs_imagenet_finetune):
+            assert not {"dropout", "stochastic_depth"} & set(short.get_config(network).model)
+    assert told["resnet50"] == (0.0, 0, 0)
+    assert told["inception_v3"] == (0.0, 0.2, 0)
+    assert told["mobilenetv2"] == (0.9999, 0.2, 0)
+    assert [told[f"efficientnet_b{i}"] for i in (0, 2, 4)] == [(0.9999, rate, 0.2) for rate in (0.2, 0.3, 0.4)]
+    assert told["deit_b16"] == (0.0, 0, 0.1)

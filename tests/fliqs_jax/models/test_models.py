@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,6 +166,8 @@ def test_wrong_settings_are_told():
         ("mobilenetv2", "stages", (5, ((2, 4, 1),), ((0, 4, 1, 1),), ((2, 4.5, 1, 1),))),
         ("mobilenetv2", "kernels", (3, (2.5,), (0,), "abc")),
         ("mobilenetv2", "widths", (1.0, (-1.0,), (math.nan,), "abc")),
+        ("efficientnet_b0", "dropout", (1, -0.1, math.nan, True, "x")),
+        ("deit_ti16", "stochastic_depth", (1.0, None)),
     ):
         for value in values:
             with pytest.raises(ValueError, match=rf"^model '{name}': {setting}: expected .*settings are {setting}="):
@@ -175,6 +178,50 @@ def test_wrong_settings_are_told():
     model = models.create("deit_ti16", classes=10)
     with pytest.raises(ValueError, match="images of 30×32: expected multiples of 16"):
         jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 30, 32, 3)), train=False))
+
+
+# Rates of the branches of blocks, in order, and of the classifier's inputs. Without a shortcut, there is none.
+DROPPING = {
+    "efficientnet_b0": (
+        {"dropout": 0.2, "stochastic_depth": 0.16},
+        [0.02, 0.04, 0.06, 0.07, 0.09, 0.1, 0.12, 0.13, 0.14, 0.2],
+    ),
+    "deit_ti16": ({"stochastic_depth": 0.11}, [*np.repeat(0.01 * np.arange(1, 12), 2)]),
+    "mobilenetv2": ({"dropout": 0.2, "stages": ((2, 4, 1, 1),)}, [0.2]),
+    "inception_v3": ({"dropout": 0.3}, [0.3]),
+}
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_what_networks_drop_grows_with_depth(name):
+    settings, expected = DROPPING[name]
+    model = models.create(name, classes=3, **settings)
+    assert (models.drawn(model), models.drawn(models.create(name, classes=3))) == (("dropout",), ())
+    rates, x = [], jnp.zeros((1, *models.find(name).input_shape))
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout) and context.module.rate:
+            assert not context.module.deterministic
+            rates.append(context.module.rate)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+        jax.eval_shape(lambda: model.init(keys, x, train=True))
+    np.testing.assert_allclose(rates, expected)
+
+
+def test_whole_branches_are_dropped_and_the_others_made_up_for():
+    class Branch(nn.Module):
+        @nn.compact
+        def __call__(self, y, *, train):
+            return blocks.drop_branches(y, 0.25, train=train)
+
+    y = jnp.ones((4000, 2, 3))
+    dropped = np.asarray(Branch().apply({}, y, train=True, rngs={"dropout": jax.random.key(0)}))
+    assert set(np.unique(dropped.sum((1, 2)))) == {0.0, np.float32(8.0)}
+    assert np.mean(dropped == 0) == pytest.approx(0.25, abs=0.03)
+    np.testing.assert_array_equal(Branch().apply({}, y, train=False), y)
 
 
 @pytest.mark.parametrize(("channels", "rounded"), [(3, 8), (12, 16), (18, 24), (44.8, 48), (33.6, 32), (19.2, 24)])

@@ -26,6 +26,7 @@ LAYERS = 6
 def make_config():
     config = make_tiny_config()
     config.model = {"name": "mobilenetv2", "stages": ((2, 4, 1, 1),), "stem": 4, "head": 8, "multiple": 2}
+    config.model.dropout, config.ema, config.rematerialise = 0.1, 0.9, "block"
     config.architecture = {"widths": (0.5, 1.0, 1.5), "kernels": (3, 5)}
     config.profile_fraction = 1.0
     config.controller.reinforce.within_budget = True

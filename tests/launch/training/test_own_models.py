@@ -129,6 +129,19 @@ def test_a_model_takes_stored_activations_or_is_refused():
         prepare_experiment(config_of("Sequences", "sequences", activations="bfloat16"))
 
 
+def test_one_multiple_clips_inputs_in_all_formats():
+    """As in FLIQS, Table 4; weights keep that of each format."""
+    found, usual = (
+        prepare_experiment(config_of("Sentences", "sentences", clip={"input_multiple": multiple})).clip_multiples
+        for multiple in (4.0, 0.0)
+    )
+    np.testing.assert_array_equal(found.weights, usual.weights)
+    assert (found.inputs == 4).all()
+    assert (found.unsigned_inputs == 4).all()
+    assert found.inputs.shape == usual.inputs.shape
+    assert len(np.unique(usual.inputs)) > 1
+
+
 def test_optimizers_of_optax_are_named():
     config = config_of("Sentences", "sentences")
     config.optimizer.name = "optax:lion"

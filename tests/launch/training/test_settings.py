@@ -159,6 +159,10 @@ def test_a_section_that_lacks_settings_and_what_is_no_config_are_told():
         ({"baselines": ("int4", "int4")}, "one format is there twice"),
         ({"controller": {"fisher": {"examples": 500}}}, "fisher.examples=500: expected at most .* batch_size=128"),
         ({"profile_fraction": 0.1}, "profile_fraction=0.1: inputs are profiled"),
+        (
+            {"clip": {"input_multiple": 4.0, "source": "profiled"}},
+            "clip.input_multiple=4.0: expected 0 with clip.source",
+        ),
         ({"ema": 0.9, "recalibration_batches": 0}, "recalibration_batches=0: expected more with ema=0.9"),
     ],
 )
