@@ -30,7 +30,7 @@ from aqt_like.quantized_layer import DEFAULT_QUANTIZER
 from benchmarks.timing import interleaved_medians
 from fliqs_jax import models
 from launch import export
-from launch.runtimes import engines, fast_graphs, onnx_graphs, real_units, self_check, static_quantization
+from launch.runtimes import engines, self_check
 from launch.runtimes.exported_network import ANY, USUAL
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "exports.json"
@@ -63,6 +63,8 @@ def answers(name: str, directory: pathlib.Path, **changes: Any) -> dict[str, Any
 
 def resnet18() -> tuple[dict[str, bytes], np.ndarray]:
     """Graphs of ResNet-18 by form, and an image."""
+    from launch.runtimes import fast_graphs, onnx_graphs, real_units, static_quantization
+
     model = models.create("resnet18", classes=1000)
     image = np.asarray(jax.random.normal(jax.random.key(0), (1, SIDE, SIDE, 3)))
     variables: Any = jax.jit(lambda x: model.init(jax.random.key(1), x, train=False))(image)
@@ -134,17 +136,18 @@ def speed(threads: int) -> dict[str, Any]:
 
 def markdown(document: dict[str, Any]) -> str:
     """The tables of docs/export.md."""
-    lines = ["| network | accuracy | runtime | decisions that differ | logits by | accuracy there |", "|---" * 6 + "|"]
+    head = "| network | accuracy | model.onnx | model.stablehlo | ONNX Runtime | OpenVINO | StableHLO |"
+    lines = [head, "|---" * 7 + "|"]
     for run in document["runs"]:
-        for file in run["files"].values():
-            for check in (each for each in file["checks"] if "accuracy" in each):
-                differing = f"{len(check['differing']):,} of {check['decisions']:,}"
-                told = [f"{check['accuracy_of_the_network']:.2%}", check["runtime"], differing]
-                told += [f"{check['largest_difference']:.1e}", f"{check['accuracy']:.2%}"]
-                lines.append(f"| {run['network']} | {' | '.join(told)} |")
+        files = [run["files"][name] for name in ("model.onnx", "model.stablehlo")]
+        checks = [check for file in files for check in file["checks"] if "accuracy" in check]
+        told = [f"{100 * checks[0]['accuracy_of_the_network']:.2f} %", *(f"{file['bytes']:,}" for file in files)]
+        for check in checks:
+            told.append(f"{len(check['differing'])} of {check['decisions']:,}, {check['largest_difference']:.2g}")
+        lines.append(f"| {run['network']} | {' | '.join(told)} |")
     if timed := document.get("speed"):
         lines += ["", "| ResNet-18 | runtime | bytes / float32 | ms | float32 / ms | products in integers |"]
-        lines += ["|---|---|---|---|---|---|"]
+        lines += ["|---" * 6 + "|"]
         for row in timed["rows"]:
             integer = " of ".join(map(str, row["integer_kernels"]))
             told = [row["device"].rsplit(", ", 1)[-1], f"{row['of_float32']:.3f}", f"{row['milliseconds']:.1f}"]
