@@ -161,7 +161,9 @@ def _graph_in_real_units(subject: Subject, operands: Any) -> Any:
 def _float_graph(subject: Subject) -> Any:
     from launch.runtimes import fast_graphs
 
-    return _graph_in_real_units(subject, fast_graphs.CLIPPED)
+    graph = _graph_in_real_units(subject, fast_graphs.CLIPPED)
+    fast_graphs.layers_in_float(subject.network)  # refuses, before data are read
+    return graph
 
 
 def _qonnx_graph(subject: Subject) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from aqt_like.formats import parse_format
 from aqt_like.frozen_network import FrozenNetwork, Kernel
 from launch.runtimes import onnx_graphs, static_quantization
-from launch.runtimes.onnx_builder import Arguments, GraphBuilder, Operands, Tensor, Value
+from launch.runtimes.onnx_builder import Arguments, ExportError, GraphBuilder, Operands, Tensor, Value
 
 
 def _clipped(graph: GraphBuilder, arguments: Arguments, scope: str) -> Value:
@@ -33,18 +33,23 @@ CLIPPED = Operands(_clipped, _as_they_are)
 
 
 def layers_in_float(network: FrozenNetwork) -> Sequence[str]:
-    """The layers that have no integer format of at most 8 bits, and stay in float32."""
+    """The layers that have no integer format of at most 8 bits, and stay in float32.
+
+    Raises:
+      ExportError: these are all layers.
+    """
 
     def is_small(name: str) -> bool:
         fmt = parse_format(name)
         return fmt.is_integer and fmt.bits <= 8
 
-    return [
-        path
-        for path, layer in network.layers.items()
-        if isinstance(layer.weights, Kernel)
-        and not (is_small(layer.weights.packed.format) and is_small(layer.input_format))
-    ]
+    kernels = {
+        path: layer.weights.packed.format for path, layer in network.layers.items() if isinstance(layer.weights, Kernel)
+    }
+    small = [path for path, name in kernels.items() if is_small(name) and is_small(network.layers[path].input_format)]
+    if not small:
+        raise ExportError("--form=fast: no layer has an integer format of at most 8 bits: --form=exact exports it")
+    return [path for path in kernels if path not in small]
 
 
 def quantized(

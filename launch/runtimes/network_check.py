@@ -97,7 +97,7 @@ def _tell(name: str, told: dict[str, Any], quality: str, console: Console, *, li
     measured = ""
     if quality in told:
         lost = 100 * lost_quality(told, quality)
-        measured = f", {quality} {told[quality]:.2%}" + ("" if listed else f" ({-lost:+.2f} points)")
+        measured = f", {quality} {told[quality]:.2%}" + ("" if listed else f" ({0 - lost:+.2f} points)")
     kernels = told.get("integer_kernels")
     integer = f", {kernels[0]} of {kernels[1]} products in integers" if kernels else ""
     differing = f"{len(told['differing'])} of {told['decisions']:,} decisions differ"

@@ -133,6 +133,18 @@ def test_files_of_pixels_take_images_as_they_are(uninterrupted, tmp_path, capsys
     assert "has float64: expected uint8, images as they are" in answer.stderr
 
 
+def test_inputs_that_are_no_images_have_no_pixels():
+    network = FrozenNetwork({}, {}, {})
+    with pytest.raises(ConfigError, match=r"--input=uint8: the inputs of the network are as the data have them"):
+        exported_network.read_pixels(network)
+    pixels = exported_network.Pixels(np.float32([100, 120]), np.float32([50, 60]))
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 2), np.uint8)
+    np.testing.assert_array_equal(pixels.stored(pixels.normalized(images)), images)
+    for inputs in (pixels.normalized(images) + np.float32(0.01), np.full((1, 2), 9, np.float32)):
+        with pytest.raises(ConfigError, match=r"--input=uint8: the examples are not normalised images"):
+            pixels.stored(inputs)
+
+
 def test_the_fast_form_tells_what_it_loses(uninterrupted, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnx", reason="needs requirements-devices.txt")
     arguments = [str(uninterrupted), "--form=fast", "--batch=120", f"--out={tmp_path}"]

@@ -168,6 +168,15 @@ def test_the_package_qonnx_executes_the_file(network, tmp_path):
     runner.close()
 
 
+def test_the_fast_form_needs_integers(dense):
+    frozen, _, _ = dense
+    [(path, layer)] = frozen.layers.items()
+    assert fast_graphs.layers_in_float(frozen) == []
+    other = dataclasses.replace(frozen, layers={path: layer._replace(input_format="bf16")})
+    with pytest.raises(ExportError, match="no layer has an integer format of at most 8 bits"):
+        fast_graphs.layers_in_float(other)
+
+
 def test_products_of_activations_are_refused(dense):
     frozen, model, _ = dense
     [(path, layer)] = frozen.layers.items()
