@@ -121,11 +121,6 @@ def ours(folder: pathlib.Path, **changes: Any) -> Iterator[np.ndarray]:
         yield batch["input"]
 
 
-def simplejpeg(folder: pathlib.Path) -> Iterator[np.ndarray]:
-    """As `ours`, decoded by simplejpeg."""
-    return ours(folder, decoder="simplejpeg")
-
-
 def files_of(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Files in random order, without end."""
     rng, paths = np.random.default_rng(0), sorted((folder / "files").iterdir())
@@ -207,7 +202,7 @@ def opencv(folder: pathlib.Path, *, averages: bool = True) -> Iterator[np.ndarra
 
 PATHS: dict[str, Callable[[pathlib.Path], Iterator[Any]]] = {
     "ours": ours,
-    "simplejpeg": simplejpeg,
+    "simplejpeg": functools.partial(ours, decoder="simplejpeg"),
     "torchvision": torchvision,
     "tf": tf,
     "opencv": opencv,
@@ -255,7 +250,7 @@ class Worker:
         self._process.stdin.flush()
         return float(self._line())
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Ends the process."""
         self._process.kill()
         self._process.wait()
@@ -263,8 +258,7 @@ class Worker:
 
 def per_image(arguments: argparse.Namespace) -> dict[str, float]:
     """Median processor milliseconds per image of each path that there is an interpreter for, in turn."""
-    here = pathlib.Path(__file__).parents[1]
-    folder = arguments.folder
+    here, folder = pathlib.Path(__file__).parents[1], arguments.folder
     workers = {"ours, Pillow": Worker("ours", folder, sys.executable, here)}
     if arguments.earlier:
         workers["ours, earlier"] = Worker("ours", folder, sys.executable, arguments.earlier)
@@ -280,7 +274,7 @@ def per_image(arguments: argparse.Namespace) -> dict[str, float]:
             if turn:  # The first one warms up.
                 seconds[name].append(found)
     for worker in workers.values():
-        worker.close()
+        worker.end()
     return {name: 1000 * statistics.median(found) for name, found in seconds.items()}
 
 
@@ -314,8 +308,7 @@ class Peak:
         import psutil
 
         while not self._end.wait(1.0):
-            own = psutil.Process()
-            total = 0
+            own, total = psutil.Process(), 0
             for process in (own, *own.children(recursive=True)):
                 with contextlib.suppress(psutil.Error, OSError):
                     total += process.memory_full_info().pss
@@ -339,9 +332,7 @@ def memory(folder: pathlib.Path, batches: int, seconds: float) -> dict[str, Any]
         dataset.train_batches(split, batch_size=size, first_step=0, augmented=split == "train")
         for split, size in (("train", config.batch_size), ("valid", config.valid_batch_size))
     ]
-    done = 0
-    for train, valid in zip(*streams, strict=True):
-        done += 1
+    for done, (train, valid) in enumerate(zip(*streams, strict=True), start=1):
         print(f"{done} batches, {peak.bytes / 2**30:.2f} GiB, {time.monotonic() - start:.0f} s", flush=True)
         del train, valid
         if done == batches or time.monotonic() - start > seconds:
