@@ -214,6 +214,10 @@ def _space(config: ConfigDict, source: data.Source) -> NetworkSpace:
         raise ConfigError(f"model and architecture: {error}") from error
     if not called(network).flags:
         raise ConfigError(f"model.name={name!r}: expected one with batch statistics, which APQ recalibrates")
+    if models.drawn(network):
+        raise ConfigError(
+            f"model.dropout={settings['dropout']}: expected 0, since APQ trains its once-for-all network without"
+        )
     of_family = family_space.of_family(
         family, format_space(config.formats), example_shape=shape, classes=source.classes, model=settings
     )

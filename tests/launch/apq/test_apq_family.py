@@ -29,6 +29,7 @@ def make_config():
     config, fliqnas = test_apq.make_config(), test_found_network.make_config()
     config.space = ""
     config.model, config.architecture, config.formats = fliqnas.model, fliqnas.architecture, "int4,int8"
+    config.model.dropout = 0.0
     config.predictor.counts = ()
     budgets = (COST, 2.0, "int4"), ("weight_bytes", 1.0, "int8")
     config.search.budgets = (tuple(test_apq.budget(*budget) for budget in budgets),)
@@ -129,6 +130,7 @@ def test_settings_of_families_are_checked(key, value, message):
     ("key", "value", "message"),
     [
         ("model.name", "cifar_resnet", "model and architecture: model 'cifar_resnet'"),
+        ("model.dropout", 0.1, r"model.dropout=0.1: expected 0"),
         ("architecture.kernels", (3, 4), r"model and architecture: kernels=\(3, 4\): 4: expected odd"),
         ("formats", "e2m1,int8", "formats='e2m1,int8': bitfusion_latency is reported: stem/conv: BitFusion computes"),
         ("formats", "int_q", "unknown format space 'int_q'"),

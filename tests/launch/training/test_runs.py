@@ -330,8 +330,12 @@ def test_every_named_space_but_that_of_all_other_runs_runs(tiny_config, run_expe
 
 def test_cifar10_from_end_to_end(run_experiment, tfds_dir, monkeypatch):
     """With a few of its images: decoding all takes longer than all other tests of runs."""
-    read_all = TfdsImages.decoded
-    monkeypatch.setattr(TfdsImages, "decoded", lambda self, records: read_all(self, [records[i] for i in range(6000)]))
+    decode_all = TfdsImages._decoded
+
+    def decode_some(self, split, records):
+        return decode_all(self, split, [records[i] for i in range(6000)])
+
+    monkeypatch.setattr(TfdsImages, "_decoded", decode_some)
     config = fliqs_cifar10_resnet8.get_config()
     config.data.data_dir, config.data.image_size = str(tfds_dir), 8
     config.model = {"name": tiny_network.NAME}
