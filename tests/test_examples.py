@@ -16,16 +16,6 @@ def quiet():
     logging.getLogger("absl").setLevel(logging.WARNING)
 
 
-def exported(directory, decisions):
-    """Exports the run and looks at what runtimes make of it."""
-    pytest.importorskip("onnx", reason="needs requirements-devices.txt")
-    export.main([str(directory), "--to=onnx", f"--out={directory / 'export'}"])
-    [file] = json.loads((directory / "export" / "export.json").read_text())["files"].values()
-    in_batches = [check for check in file["checks"] if check["batch"] > 1]
-    assert [check["decisions"] for check in in_batches] == [decisions] * len(self_check.ONNX_RUNTIMES)
-    assert all(len(check["differing"]) <= 1e-3 * check["decisions"] for check in file["checks"])
-
-
 def test_a_network_that_is_not_ours_is_searched(tmp_path):
     digits_mlp.main(tmp_path, epochs=2.0)
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -34,7 +24,12 @@ def test_a_network_that_is_not_ours_is_searched(tmp_path):
     assert len(summary["decisions"]) == 3
     assert summary["search_step_compilations"] == 1
     assert (tmp_path / "uniform-int8" / "summary.json").exists()
-    exported(tmp_path, 360)
+    pytest.importorskip("onnx", reason="needs requirements-devices.txt")
+    export.main([str(tmp_path), "--to=onnx", f"--out={tmp_path / 'export'}"])
+    [file] = json.loads((tmp_path / "export" / "export.json").read_text())["files"].values()
+    in_batches = [check for check in file["checks"] if check["batch"] > 1]
+    assert [check["decisions"] for check in in_batches] == [360] * len(self_check.ONNX_RUNTIMES)
+    assert all(check["differing"] == [] for check in file["checks"])
 
 
 def test_a_transformer_on_text_is_searched(tmp_path, monkeypatch):
@@ -47,7 +42,6 @@ def test_a_transformer_on_text_is_searched(tmp_path, monkeypatch):
     assert len(chosen) == 2 * (4 + 2) + 1
     assert chosen["attention1/query"] == chosen["attention1/key"] == chosen["attention1/value"]
     assert "attention1/*.format" in {decision["name"] for decision in summary["decisions"]}
-    exported(tmp_path, 512 * 16)  # a decision at each character
 
 
 def test_a_loop_of_ones_own_searches(capsys):
