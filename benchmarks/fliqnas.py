@@ -154,6 +154,8 @@ def _row(network: Network, summaries: list[dict[str, Any]]) -> dict[str, Any]:
         "target": network.target,
         **trained_networks.measured(summaries),
         "cost_over_int4": [summary["cost"] / bit_operations("int4") for summary in summaries],
+        "policy_entropy": [abs(round(summary["policy_entropy"], 1)) for summary in summaries],
+        "rank_correlations": [summary.get("rank_correlations") for summary in summaries],
         "model": [summary["config"]["model"] for summary in summaries],
     }
 

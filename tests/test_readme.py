@@ -20,6 +20,7 @@ from benchmarks import (
     devices,
     digits,
     exports,
+    fliqnas,
     frozen_forms,
     pricing,
     quantizers,
@@ -163,6 +164,7 @@ def test_what_make_search_prints_is_stored():
 def test_the_tables_of_results_are_those_stored():
     assert cifar10.markdown(stored("cifar10")["networks"]) in RESULTS
     assert controllers.markdown(stored("controllers")["networks"]) in RESULTS
+    assert fliqnas.markdown(stored("fliqnas")["networks"]) in RESULTS
     assert search_step.markdown(stored("search_step")) in RESULTS
     step = stored("fliqnas_step")
     told = f"takes {step['time_ratio']:.2f} × one that searches formats alone"
