@@ -1,11 +1,12 @@
 """Exported files: answers of finished runs in each runtime, and size and speed of ResNet-18.
 
-    python -m benchmarks.exports [--data_dir=DIR] [--speed] [RUN …]
+    python -m benchmarks.exports [--data_dir=DIR] [--form=exact] [--speed] [RUN …]
 
 RUN is a finished run, as NAME=DIRECTORY: it is exported as `launch.export` does, and its files are checked on up to
-10,000 test images. With --speed, ResNet-18 at 224 × 224 with random weights is timed at batch 1 in ONNX Runtime and
-OpenVINO, in interleaved rounds, as float32, exact int8, exact int4, in the fast form of int8, and as ONNX Runtime's own
-static quantiser makes it of float32. Adds what it measures to results/exports.json, prints tables of docs/export.md.
+10,000 test images; with --form=fast as another network, for its accuracy. With --speed, ResNet-18 at 224 × 224 with
+random weights is timed at batch 1 in ONNX Runtime and OpenVINO, in interleaved rounds, as float32, exact int8, exact
+int4, in the fast form of int8, and as ONNX Runtime's own static quantiser makes it of float32. Adds what it measures to
+results/exports.json, prints tables of docs/export.md.
 
 Five minutes on two cores for the speed, half a minute for each run on CIFAR-10. The stored runs:
 
@@ -31,23 +32,23 @@ from benchmarks.timing import interleaved_medians
 from fliqs_jax import models
 from launch import export
 from launch.runtimes import engines, self_check
-from launch.runtimes.exported_network import ANY, USUAL
+from launch.runtimes.exported_network import ANY, FORMS, USUAL
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "exports.json"
 ROUNDS = 21
 SIDE = 224
 
 
-def answers(name: str, directory: pathlib.Path, **changes: Any) -> dict[str, Any]:
-    """The files of a run, and what each runtime made of them; also of those that failed."""
+def answers(name: str, directory: pathlib.Path, form: str, **changes: Any) -> dict[str, Any]:
+    """The files of a run in a form, and what each runtime made of them; also of those that failed."""
     with tempfile.TemporaryDirectory() as out:
         try:
             export.export_run(
                 directory,
                 pathlib.Path(out),
                 Console(width=200),
-                form="exact",
-                targets=USUAL,
+                form=form,
+                targets=USUAL if form == "exact" else ("onnx",),
                 batch=ANY,
                 pixels=False,
                 tolerance=0.0,
@@ -145,6 +146,12 @@ def markdown(document: dict[str, Any]) -> str:
         for check in checks:
             told.append(f"{len(check['differing'])} of {check['decisions']:,}, {check['largest_difference']:.2g}")
         lines.append(f"| {run['network']} | {' | '.join(told)} |")
+    if fast := document.get("fast"):
+        lines += ["", "| fast form | accuracy | ONNX Runtime | OpenVINO |", "|---" * 4 + "|"]
+        for run in fast:
+            checks = [check for check in run["files"]["model.onnx"]["checks"] if "accuracy" in check]
+            told = [checks[0]["accuracy_of_the_network"], *(check["accuracy"] for check in checks)]
+            lines.append(f"| {run['network']} | {' | '.join(f'{100 * each:.2f} %' for each in told)} |")
     if timed := document.get("speed"):
         lines += ["", "| ResNet-18 | runtime | bytes / float32 | ms | float32 / ms | products in integers |"]
         lines += ["|---" * 6 + "|"]
@@ -160,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="NAME=DIRECTORY")
     parser.add_argument("--data_dir", help="data.data_dir of the runs")
+    parser.add_argument("--form", choices=tuple(FORMS), default="exact")
     parser.add_argument("--speed", action="store_true", help="times ResNet-18")
     parser.add_argument("--threads", type=int, default=2, help="of each runtime")
     arguments = parser.parse_args()
@@ -168,8 +176,9 @@ def main() -> None:
     changes = {"data.data_dir": arguments.data_dir} if arguments.data_dir else {}
     for text in arguments.runs:
         name, _, directory = text.partition("=")
-        measured = answers(name, pathlib.Path(directory), **changes)
-        document["runs"] = [run for run in document["runs"] if run["network"] != name] + [measured]
+        measured = answers(name, pathlib.Path(directory), arguments.form, **changes)
+        key = "runs" if arguments.form == "exact" else "fast"
+        document[key] = [run for run in document.get(key, []) if run["network"] != name] + [measured]
         RESULTS.write_text(json.dumps(document, indent=1) + "\n")
     if arguments.speed:
         document["speed"] = speed(arguments.threads)
