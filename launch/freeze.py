@@ -24,7 +24,7 @@ from launch import ending
 from launch.one_writer import only_writer
 from launch.training import finished, trial_run
 from launch.training.checkpoints import CheckpointError, Checkpoints
-from launch.training.run_directory import CHECKPOINTS, CONFIG, NETWORK, WEIGHTS, read_json
+from launch.training.run_directory import CHECKPOINTS, CONFIG, NETWORK, SUMMARY, WEIGHTS, read_json
 from launch.training.settings import ConfigError
 
 
@@ -47,7 +47,8 @@ def freeze(directory: pathlib.Path, console: Console, *, tolerance: float, **cha
     experiment = finished.read_experiment(directory, **changes)
     for key, told in (("architecture", "is a search of an architecture"), ("ema", "averages weights")):
         if read_json(directory / CONFIG).get(key):
-            raise ConfigError(f"{directory} {told}: the command that trained it makes {', '.join(missing)} anew")
+            files = ", ".join(missing)
+            raise ConfigError(f"{directory} {told}: without {SUMMARY}, the command that trained it makes {files} anew")
     # One training of several targets has its checkpoints where its work directory is.
     places = [directory, *([directory.parent] if experiment.search.targets else [])]
     kept = next((place for place in places if (place / CHECKPOINTS).exists()), directory)

@@ -35,16 +35,22 @@ def rematerialised(expression: str) -> Iterator[None]:
         leaves, structure = jax.tree.flatten((args, kwargs))
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]  # others are no values
 
-        def block(module: nn.Module, *arrays: jax.Array) -> Any:
+        told: list[Any] = []  # what the block gives, without its arrays
+
+        def block(module: nn.Module, *arrays: jax.Array) -> list[jax.Array]:
             given = dict(zip(places, arrays, strict=True))
             args, kwargs = jax.tree.unflatten(structure, [given.get(i, leaf) for i, leaf in enumerate(leaves)])
             inside.append(module)
             try:
-                return module(*args, **kwargs)
+                results, form = jax.tree.flatten(module(*args, **kwargs))
             finally:
                 inside.pop()
+            told[:] = form, [None if isinstance(leaf, jax.Array) else leaf for leaf in results]
+            return [leaf for leaf in results if isinstance(leaf, jax.Array)]
 
-        return nn.remat(block)(context.module, *(leaves[place] for place in places))
+        computed = iter(nn.remat(block)(context.module, *(leaves[place] for place in places)))
+        form, others = told
+        return jax.tree.unflatten(form, [next(computed) if other is None else other for other in others])
 
     with nn.intercept_methods(intercept):
         yield

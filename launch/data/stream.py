@@ -9,6 +9,7 @@ import functools
 import math
 import multiprocessing
 import os
+import signal
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -223,6 +224,8 @@ def _closed_after(batches: grain.IterDataset) -> Iterator[Batch]:
     reader = iter(batches)
     try:
         yield from reader
+    except RuntimeError as error:
+        raise DataError(f"reading images: {error}") from error
     finally:
         reader.close()
 
@@ -245,7 +248,9 @@ def _joined(chunks: Sequence[Batch]) -> Batch:
 
 
 def _end_with_parent(*_: int) -> None:
-    """Makes a worker end when its parent has, killed or not."""
+    """Makes a worker end when its parent has, killed or not, and not at signals that go to all processes."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 

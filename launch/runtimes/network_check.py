@@ -23,6 +23,10 @@ from launch.training import finished
 MOST_EXAMPLES, ALONE = 10_000, 100
 
 
+Expected = dict[bool, tuple[self_check.Known, list[data.Batch]]]
+"""What the network gives for test examples, and these, by whether they are alone."""
+
+
 def _known(subject: Subject, dataset: data.Dataset, size: int, most: int) -> tuple[self_check.Known, list[data.Batch]]:
     """Up to `most` test examples in batches, and the outputs of the network as the run evaluates it."""
     stream = itertools.islice(dataset.eval_batches("test", batch_size=size), math.ceil(most / size))
@@ -32,14 +36,32 @@ def _known(subject: Subject, dataset: data.Dataset, size: int, most: int) -> tup
     inputs = [batch["input"] for batch in batches]
     expected = [np.asarray(logits(variables, x), np.float32) for x in inputs]
     real = [np.asarray(np.any(batch["label"].reshape(len(batch["label"]), -1) >= 0, axis=1)) for batch in batches]
-    return self_check.Known([subject.taken(x) for x in inputs], expected, real), batches
+    taken = [subject.taken(_repeated(x, among)) for x, among in zip(inputs, real, strict=True)]
+    return self_check.Known(taken, expected, real), batches
+
+
+def _repeated(inputs: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Inputs whose padding is replaced by the first of them, which is an example."""
+    return np.where(real.reshape(-1, *[1] * (inputs.ndim - 1)), inputs, inputs[:1])
+
+
+def expected_outputs(subject: Subject, dataset: data.Dataset) -> Expected:
+    """What files shall give: of batches, and, if a file takes any number of examples, of some alone.
+
+    Raises:
+      ConfigError: files would not take these examples.
+    """
+    size = subject.experiment.config.valid_batch_size if subject.batch == ANY else int(subject.batch)
+    known = {False: _known(subject, dataset, size, MOST_EXAMPLES)}
+    if subject.batch == ANY:
+        known[True] = _known(subject, dataset, 1, ALONE)
+    return known
 
 
 def one_input(subject: Subject, dataset: data.Dataset) -> np.ndarray:
     """The least that a file takes: a test example, or a batch of the file's size."""
     size = 1 if subject.batch == ANY else int(subject.batch)
-    batch = on_device(dataset)(next(iter(dataset.eval_batches("test", batch_size=size))))
-    return subject.taken(np.asarray(batch["input"]))
+    return _known(subject, dataset, size, size)[0].inputs[0]
 
 
 def _quality(quality: Quality, outputs: Sequence[Any], batches: Sequence[data.Batch]) -> float:
@@ -52,21 +74,17 @@ def _quality(quality: Quality, outputs: Sequence[Any], batches: Sequence[data.Ba
 
 
 def check(
-    subject: Subject, dataset: data.Dataset, files: Sequence[pathlib.Path], console: Console, *, listed: bool
+    subject: Subject, known: Expected, files: Sequence[pathlib.Path], console: Console, *, listed: bool
 ) -> dict[str, list[dict[str, Any]]]:
     """What each runtime makes of each file, by name of the file.
 
     Args:
       subject: the network.
-      dataset: its data.
+      known: its outputs.
       files: what was exported.
       console: where the results are told.
       listed: whether each decision that differs is told.
     """
-    size = subject.experiment.config.valid_batch_size if subject.batch == ANY else int(subject.batch)
-    known = {False: _known(subject, dataset, size, MOST_EXAMPLES)}
-    if subject.batch == ANY:
-        known[True] = _known(subject, dataset, 1, ALONE)
     quality, found = subject.experiment.search.quality, {}
     for file in files:
         found[file.name] = []

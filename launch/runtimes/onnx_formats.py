@@ -63,6 +63,10 @@ def _clipped(graph: GraphBuilder, x: Tensor, lowest: float, largest: float) -> T
 
 def _to_byte(graph: GraphBuilder, x: Tensor, lowest: float, largest: float) -> Tensor:
     """Whole numbers of up to 8 bits, as UINT8 between two nodes."""
+    if graph.origin(x) != "Mul":
+        # A scale of 1 leaves no product before the codes, and ONNX Runtime would quantise the weights of the layer that
+        # they come from. It leaves out a factor of 1, but not these two.
+        x = _apply(graph, "Mul", _apply(graph, "Mul", x, 2.0), 0.5)
     zero = np.uint8(128 if lowest < 0 else 0)
     if (lowest, largest) != (0, 255):  # which saturate by themselves
         x = _clipped(graph, x, lowest, largest)

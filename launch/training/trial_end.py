@@ -42,10 +42,9 @@ def finish(run: TrialRun, state: SearchState, seconds: float, trained: dict[str,
       seconds: of training.
       trained: what summaries tell of the training.
     """
-    served = state._replace(params=served_weights(state.params, state.opt_state))
+    state = state._replace(params=served_weights(state.params, state.opt_state))
     if found := run.trial.ends_as:
-        run, served = _as_found(run, found, served)
-        state = served
+        run, state = _as_found(run, found, state)
     if run.trial.kind == SEARCHED:
         search = run.experiment.search
         frozen_from = min(search.freeze_step, search.total_steps)
@@ -54,7 +53,7 @@ def finish(run: TrialRun, state: SearchState, seconds: float, trained: dict[str,
     targets = [_of_target(run, number) for number in range(len(genomes))]
     for number in sorted(range(len(targets)), key=lambda number: targets[number].directory == run.directory):
         entropy = {"policy_entropy": float(state.policy(number).entropy())}
-        _finish(targets[number], served, genomes[number], seconds, trained | entropy)
+        _finish(targets[number], state, genomes[number], seconds, trained | entropy)
 
 
 def _scores(experiment: Experiment, state: SearchState) -> list[list[float]]:

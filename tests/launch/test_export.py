@@ -121,7 +121,7 @@ def test_arguments_are_checked(arguments, message, uninterrupted, tmp_path):
 
 def test_files_of_pixels_take_images_as_they_are(uninterrupted, tmp_path, capsys):
     pytest.importorskip("onnx", reason="needs requirements-devices.txt")
-    export.main([str(uninterrupted), "--to=onnx,stablehlo", "--input=uint8", "--batch=120", f"--out={tmp_path}"])
+    export.main([str(uninterrupted), "--to=onnx,stablehlo", "--input=uint8", f"--out={tmp_path}"])
     assert capsys.readouterr().out.count("0 of 360 decisions differ") == 3
     about = json.loads((tmp_path / "export.json").read_text())["input"]
     assert (about["type"], about["normalization"]) == ("uint8", "in the file")

@@ -105,6 +105,25 @@ def test_whole_numbers_are_multiplied_exactly(largest, graphs, tmp_path):
                 assert runner.integer_kernels == (1, 1), runner.runtime
 
 
+def test_codes_straight_behind_a_layer_are_those_of_jax(graphs, tmp_path):
+    """Where a scale is 1, nothing is multiplied between a layer and the codes of the next."""
+    rng, row = np.random.default_rng(0), format_row(parse_format("uint8"))
+    kernel = rng.integers(-7, 8, (3, 3, 4, 8)).astype(np.float32)
+    scale, shift = (rng.uniform(low, 3 * low, 8).astype(np.float32) for low in (0.1, 5))
+
+    def network(x):
+        sums = jax.lax.conv_general_dilated(
+            numerics.round_to_grid(x, row), kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return numerics.round_to_grid(jax.nn.relu(sums * scale + shift), row)
+
+    x = rng.uniform(0, 255, (4, 8, 8, 4)).astype(np.float32)
+    expected = np.asarray(network(x))
+    assert len(np.unique(expected)) > 50
+    for runner in in_runtimes(graphs.export(network, any_batch(8, 8, 4)), tmp_path):
+        assert np.mean(runner.run(x) != expected) < 0.002, runner.runtime
+
+
 def test_a_layer_that_is_called_twice_has_two_names(graphs, tmp_path):
     def twice(x):
         with jax.named_scope("Model"), jax.named_scope("layer"):

@@ -64,7 +64,7 @@ def test_a_run_with_random_numbers_is_resumed_and_measured(tmp_path, capsys):
     assert not np.array_equal(written["head"]["kernel"], state.params["head"]["kernel"])
     frozen = FrozenNetwork.load(whole / "network.safetensors").variables["params"]
     np.testing.assert_array_equal(frozen["head"]["bias"], written["head"]["bias"])
-    with pytest.raises(ConfigError, match=r"averages weights: the command that trained it makes network\.safetensors"):
+    with pytest.raises(ConfigError, match=r"averages weights: without summary\.json, the command"):
         (parts / "network.safetensors").unlink()
         freeze.freeze(parts, Console(), tolerance=1.0)
     sensitivity.main([str(whole), "--examples=16"])
