@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from benchmarks import (
+    activation_types,
     apq_cifar10,
     apq_quantizers,
     apq_search,
@@ -165,6 +166,8 @@ def test_the_tables_of_results_are_those_stored():
     assert cifar10.markdown(stored("cifar10")["networks"]) in RESULTS
     assert controllers.markdown(stored("controllers")["networks"]) in RESULTS
     assert fliqnas.markdown(stored("fliqnas")["networks"]) in RESULTS
+    activations = activation_types.markdown(stored("activation_types")["networks"])
+    assert activations.partition("\n\n")[2] in (ROOT / "docs" / "scale.md").read_text()
     assert search_step.markdown(stored("search_step")) in RESULTS
     step = stored("fliqnas_step")
     told = f"takes {step['time_ratio']:.2f} × one that searches formats alone"
