@@ -134,7 +134,7 @@ def export_run(
         described = {FILES[target]: _described_file(out / FILES[target]) for target in targets}
         graph = FILES["onnx"]
         if graph in checks and not self_check.is_broken(checks[graph]):
-            plain, example = exported_network.in_float32(subject), network_check.one_input(subject, dataset)
+            plain, example = exported_network.in_float32(subject), network_check.one_input(known)
             described[graph]["bytes_in_float32"] = len(plain)
             described[graph]["speed"] = speed = file_speed.compare_speed(out / graph, plain, example)
             for each in speed:
