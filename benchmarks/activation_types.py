@@ -6,20 +6,14 @@
 directory are not trained again. Half an hour of one core; writes results/activation_types.json.
 """
 
-import json
 import pathlib
 import sys
 from typing import Any, NamedTuple
 
-from rich.console import Console
-
 from aqt_like.stored_activations import TYPES
 from benchmarks import trained_networks
 from configs import fliqs_cifar10_resnet8
-from launch.training import runs
-from launch.training.experiment import prepare_experiment
 from launch.training.interruption import StopRequested
-from launch.training.run_directory import SUMMARY
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "activation_types.json"
 EPOCHS = 4.0
@@ -37,22 +31,18 @@ class Network(NamedTuple):
 
 
 def train(network: Network, seed: int, workdir: pathlib.Path, data: dict[str, Any], stop: StopRequested) -> None:
-    """Trains a network with a seed unless it is finished; `data` are settings of where the data are."""
-    directory = workdir / network.directory / f"seed{seed}"
-    if (directory / SUMMARY).exists():
-        return
+    """Trains a network with a seed; `data` are settings of where the data are."""
     config = fliqs_cifar10_resnet8.get_config()
     config.update_from_flattened_dict(data)
     config.seed, config.epochs, config.baselines, config.activations = seed, EPOCHS, (), network.name
-    runs.run_all(prepare_experiment(config), directory, Console(), stop)
+    trained_networks.train_network(config, workdir / network.directory / f"seed{seed}", stop)
 
 
 def read(workdir: pathlib.Path, seeds: int) -> list[dict[str, Any]]:
     """A row per type of which there is a finished network."""
     rows = []
     for network in map(Network, TYPES):
-        paths = [workdir / network.directory / f"seed{seed}" / SUMMARY for seed in range(seeds)]
-        if summaries := [json.loads(path.read_text()) for path in paths if path.exists()]:
+        if summaries := trained_networks.summaries(workdir / network.directory, seeds):
             costs = [summary["relative_cost"] for summary in summaries]
             rows.append({"network": network.name, **trained_networks.measured(summaries), "cost_over_target": costs})
     return rows

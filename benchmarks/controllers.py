@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from benchmarks import trained_networks
 from configs import fliqs_cifar10_deit, fliqs_cifar10_mobilenetv2, fliqs_cifar10_resnet8, fliqs_digits
@@ -26,7 +25,7 @@ from fliqs_jax import assignment, fisher, layer_sensitivity
 from fliqs_jax.best_genome import best_within_budgets
 from hwcost import pricing
 from hwcost.genome_file import write_genome
-from launch.training import finished, progress, runs, trial_run
+from launch.training import finished, progress, trial_run
 from launch.training.experiment import Experiment, prepare_experiment
 from launch.training.interruption import StopRequested
 from launch.training.run_directory import METRICS, SUMMARY
@@ -227,22 +226,19 @@ GENOMES: dict[str, Callable[[Experiment, pathlib.Path], np.ndarray]] = {
 
 
 def train(network: Network, seed: int, workdir: pathlib.Path, data: dict[str, Any], stop: StopRequested) -> None:
-    """Trains a network with a seed unless it is finished; `data` are settings of where the data are."""
-    directory = workdir / network.directory / f"seed{seed}"
-    if (directory / SUMMARY).exists():
-        return
+    """Trains a network with a seed; `data` are settings of where the data are."""
     config = config_of(network, seed)
     if network.case != "digits":
         config.update_from_flattened_dict(data)
     if network.genome:
-        file = directory.parent / "genome.json"
+        file = workdir / network.directory / "genome.json"
         if not file.exists():
             config.genome = next(iter(config.formats.split(",")))
             experiment = prepare_experiment(config)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_genome(file, experiment.plan.named(network.genome(experiment, workdir / network.case)))
         config.genome = str(file)
-    runs.run_all(prepare_experiment(config), directory, Console(), stop)
+    trained_networks.train_network(config, workdir / network.directory / f"seed{seed}", stop)
 
 
 def read(workdir: pathlib.Path, seeds: int) -> list[dict[str, Any]]:

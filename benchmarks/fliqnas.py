@@ -10,7 +10,6 @@ again. A night of two cores; writes results/fliqnas.json and docs/fliqnas.svg.
 
 import bisect
 import functools
-import json
 import pathlib
 import statistics
 import sys
@@ -18,7 +17,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from aqt_like.formats import parse_layer_format
 from benchmarks import pictures, trained_networks
@@ -27,10 +25,8 @@ from hwcost import analytic
 from hwcost.genome_file import read_genome
 from launch.cost import network_workload
 from launch.reports import charts
-from launch.training import runs
-from launch.training.experiment import prepare_experiment
 from launch.training.interruption import StopRequested
-from launch.training.run_directory import GENOME, SUMMARY
+from launch.training.run_directory import GENOME
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "fliqnas.json"
 STAGES = ((1, 8, 1, 1), (6, 16, 2, 1), (6, 24, 2, 2), (6, 40, 2, 2))
@@ -129,21 +125,17 @@ def scaled_width(format_name: str, target: float) -> float:
 
 
 def train(network: Network, seed: int, workdir: pathlib.Path, data: dict[str, Any], stop: StopRequested) -> None:
-    """Trains a network with a seed unless it is finished; `data` are settings of where the data are."""
-    directory = workdir / network.directory / f"seed{seed}"
-    if (directory / SUMMARY).exists():
-        return
+    """Trains a network with a seed; `data` are settings of where the data are."""
     config = config_of(network, seed, workdir)
     config.update_from_flattened_dict(data)
-    runs.run_all(prepare_experiment(config), directory, Console(), stop)
+    trained_networks.train_network(config, workdir / network.directory / f"seed{seed}", stop)
 
 
 def read(workdir: pathlib.Path, seeds: int) -> list[dict[str, Any]]:
     """A row per network of which there is a finished one."""
     rows = []
     for network in networks():
-        paths = [workdir / network.directory / f"seed{seed}" / SUMMARY for seed in range(seeds)]
-        if summaries := [json.loads(path.read_text()) for path in paths if path.exists()]:
+        if summaries := trained_networks.summaries(workdir / network.directory, seeds):
             rows.append(_row(network, summaries))
     return rows
 

@@ -15,12 +15,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from benchmarks import synthetic_clicks, trained_networks
 from configs import fliqnas_criteo
-from launch.training import runs
-from launch.training.experiment import prepare_experiment
 from launch.training.interruption import StopRequested
 from launch.training.run_directory import SUMMARY
 
@@ -92,21 +89,17 @@ def config_of(network: Network, seed: int) -> ConfigDict:
 
 
 def train(network: Network, seed: int, workdir: pathlib.Path, files: dict[str, Any], stop: StopRequested) -> None:
-    """Trains a network with a seed unless it is finished; `files` are the logs."""
-    directory = workdir / network.directory / f"seed{seed}"
-    if (directory / SUMMARY).exists():
-        return
+    """Trains a network with a seed; `files` are the logs."""
     config = config_of(network, seed)
     config.data.file = files[network.log]
-    runs.run_all(prepare_experiment(config), directory, Console(), stop)
+    trained_networks.train_network(config, workdir / network.directory / f"seed{seed}", stop)
 
 
 def read(workdir: pathlib.Path, seeds: int, best: float) -> list[dict[str, Any]]:
     """A row per network of which there is a finished one; `best` is the AUC that the synthetic log allows."""
     rows = []
     for network in networks():
-        paths = [workdir / network.directory / f"seed{seed}" / SUMMARY for seed in range(seeds)]
-        summaries = [json.loads(path.read_text()) for path in paths if path.exists()]
+        summaries = trained_networks.summaries(workdir / network.directory, seeds)
         if not summaries:
             continue
         int4 = workdir / Network(network.log, "int4", None).directory / "seed0" / SUMMARY

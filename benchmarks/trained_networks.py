@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from absl import logging
+from ml_collections import ConfigDict
 from rich.console import Console
 
+from launch.training import runs
+from launch.training.experiment import prepare_experiment
 from launch.training.interruption import StopRequested, stop_on_signals
+from launch.training.run_directory import SUMMARY
 
 
 class Network(Protocol):
@@ -25,12 +29,23 @@ class Network(Protocol):
 
 
 Train = Callable[[Any, int, pathlib.Path, dict[str, Any], StopRequested], None]
-"""`(network, seed, work directory, settings of where the data are, stop)`: trains a network unless it is finished."""
+"""`(network, seed, work directory, settings of where the data are, stop)`: trains a network."""
 
 
 def directory_of(name: str) -> str:
     """The name of a network as that of a directory."""
     return name.replace(", ", "-").replace(" ", "-")
+
+
+def train_network(config: ConfigDict, directory: pathlib.Path, stop: StopRequested) -> None:
+    """Trains the network of a config in a directory."""
+    runs.run_all(prepare_experiment(config), directory, Console(), stop)
+
+
+def summaries(directory: pathlib.Path, seeds: int) -> list[dict[str, Any]]:
+    """The summaries of the finished ones of some seeds of a network."""
+    paths = [directory / f"seed{seed}" / SUMMARY for seed in range(seeds)]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
 def measured(summaries: Sequence[Mapping[str, Any]], quality: str = "accuracy") -> dict[str, Any]:
@@ -86,7 +101,8 @@ def run(
     chosen = [network for network in networks if fnmatch.fnmatch(network.directory, arguments.only)]
     with stop_on_signals() as stop:
         for seed, network in itertools.product(range(arguments.seeds), () if arguments.tabulate else chosen):
-            train(network, seed, arguments.workdir, data, stop)
+            if not (arguments.workdir / network.directory / f"seed{seed}" / SUMMARY).exists():
+                train(network, seed, arguments.workdir, data, stop)
     if arguments.only != "*":
         return []
     rows = read(arguments.workdir, arguments.seeds)
