@@ -4,7 +4,8 @@ Function names are read with their module: `supernet.cut_out`, `predictor.fit`, 
 """
 
 from apq_jax import evolution, predictor, records, shrinking, supernet
-from apq_jax.architectures import SPACES, ArchitectureSpace, Stage
+from apq_jax.architecture_space import ArchitectureSpace, Stage
+from apq_jax.architectures import SPACES
 from apq_jax.within_budgets import BudgetError
 
 __all__ = [

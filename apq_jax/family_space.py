@@ -11,7 +11,7 @@ import numpy as np
 
 from apq_jax import network_space
 from aqt_like.formats import LayerFormat
-from fliqs_jax.models import elastic
+from fliqs_jax.models import elastic, kernel_sizes
 from fliqs_jax.models.elastic import Family
 from hwcost import genome_file, workload
 from hwcost.cost_model import CostModel
@@ -158,8 +158,8 @@ def of_family(
 ) -> FamilySpace:
     """The space of a family with a format for each layer; see `FamilySpace`.
 
-    Smaller kernels are the insides of larger ones, as in all once-for-all networks (`elastic.NESTED`).
+    Smaller kernels are the insides of larger ones, as in all once-for-all networks (`kernel_sizes.NESTED`).
     """
     layers = workload.trace(family.largest, example_shape, train=False)
     plan = format_plan(layers, formats, (), elastic.architecture(family, layers))
-    return FamilySpace(family._replace(kernel_sizes=elastic.NESTED), plan, example_shape, classes, model)
+    return FamilySpace(family._replace(kernel_sizes=kernel_sizes.NESTED), plan, example_shape, classes, model)

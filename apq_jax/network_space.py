@@ -19,7 +19,7 @@ from hwcost.workload import Workload
 class NetworkSpace(within_budgets.Space, Protocol):
     """The space that once-for-all training, records, predictors and finishing need beside what evolution does.
 
-    Such as `apq_jax.architectures.ArchitectureSpace` and `apq_jax.family_space.FamilySpace`.
+    Such as `apq_jax.architecture_space.ArchitectureSpace` and `apq_jax.family_space.FamilySpace`.
     """
 
     @property

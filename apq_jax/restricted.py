@@ -20,7 +20,7 @@ class RestrictedSpace:
     Attributes:
       space: the space of all decisions.
       held: int32[D], a valid genome, which fixes the other decisions.
-      kinds: the kinds that are searched, of `kernel`, `channels`, `depth` and `architectures.BIT_DECISIONS`.
+      kinds: the kinds that are searched, of `kernel`, `channels`, `depth` and `architecture_space.BIT_DECISIONS`.
 
     Raises:
       ValueError: a kind is unknown, or `held` contains a pair that the space excludes.

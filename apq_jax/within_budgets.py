@@ -22,7 +22,7 @@ class BudgetError(ValueError):
 
 
 class Space(Protocol):
-    """The search space that evolution needs, such as `apq_jax.architectures.ArchitectureSpace`."""
+    """The search space that evolution needs, such as `apq_jax.architecture_space.ArchitectureSpace`."""
 
     @property
     def search_space(self) -> SearchSpace:

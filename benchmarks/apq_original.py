@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from apq_jax.architectures import BIT_DECISIONS, ArchitectureSpace, Block
+from apq_jax.architecture_space import BIT_DECISIONS, ArchitectureSpace, Block
 from apq_jax.evolution import Settings
 from apq_jax.predictor import Predictor
 from aqt_like.formats import format_pair

@@ -23,7 +23,7 @@ from absl import logging
 from rich.console import Console
 
 from apq_jax import subnet_accuracy
-from apq_jax.architectures import BIT_DECISIONS, ArchitectureSpace
+from apq_jax.architecture_space import BIT_DECISIONS, ArchitectureSpace
 from apq_jax.subnet_accuracy import QUANTIZERS
 from configs import apq_digits
 from fliqs_jax import losses

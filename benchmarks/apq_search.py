@@ -23,7 +23,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from apq_jax import architectures, evolution, predictor
-from apq_jax.architectures import ArchitectureSpace
+from apq_jax.architecture_space import ArchitectureSpace, Stage
 from apq_jax.evolution import PAPER, Settings
 from apq_jax.predictor import Predictor
 from benchmarks import apq_original, timing
@@ -115,7 +115,7 @@ def quality(space: ArchitectureSpace, table: CostTable, effort: Effort) -> Docum
 
 def small_space() -> ArchitectureSpace:
     """A space of two or three blocks with 221,184 genomes."""
-    stages = (architectures.Stage(8, 1, 1, 2), architectures.Stage(16, 2, 1, 1))
+    stages = (Stage(8, 1, 1, 2), Stage(16, 2, 1, 1))
     return dataclasses.replace(
         architectures.find("digits"), stages=stages, bits=(4, 8), expansion=(2, 3), kernels=(3, 5), excluded=(5, 4)
     )

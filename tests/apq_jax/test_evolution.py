@@ -10,6 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 from apq_jax import architectures, evolution, selection, within_budgets
+from apq_jax.architecture_space import Stage
 from apq_jax.evolution import Settings
 from apq_jax.within_budgets import BudgetError
 from hwcost import pricing
@@ -155,9 +156,7 @@ def test_fitness_that_is_no_number_and_repetitions_are_kept_last():
 
 def tiny():
     """Two blocks at most; two options per decision: 2 · 48² genomes."""
-    return dataclasses.replace(
-        DIGITS, stages=(architectures.Stage(8, 1, 1, 2),), bits=(4, 8), expansion=(2, 3), excluded=(5, 4)
-    )
+    return dataclasses.replace(DIGITS, stages=(Stage(8, 1, 1, 2),), bits=(4, 8), expansion=(2, 3), excluded=(5, 4))
 
 
 def everything(space):

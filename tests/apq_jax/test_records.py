@@ -2,7 +2,7 @@ import jax
 import numpy as np
 
 from apq_jax import architectures, records
-from apq_jax.architectures import BIT_DECISIONS
+from apq_jax.architecture_space import BIT_DECISIONS
 
 SPACE = architectures.find("digits")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from apq_jax import architectures, evolution
-from apq_jax.architectures import BIT_DECISIONS
+from apq_jax.architecture_space import BIT_DECISIONS
 from apq_jax.evolution import Settings
 from apq_jax.restricted import RestrictedSpace
 from hwcost import pricing

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from apq_jax import architectures, supernet
-from apq_jax.architectures import Stage
+from apq_jax.architecture_space import Stage
 
 SPACE = dataclasses.replace(architectures.find("digits"), stages=(Stage(8, 1, 1, 2),))  # two blocks
 FULL = SPACE.family.largest

@@ -9,6 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from apq_jax import architectures
+from apq_jax.architecture_space import Stage
 from aqt_like.formats import parse_format
 from fliqs_jax.models import elastic, mobilenet, recommender
 from fliqs_jax.models.mobilenet import MobileNetV2
@@ -38,9 +39,7 @@ FAMILIES = {
         (39,),
     ),
     "once for all": (
-        dataclasses.replace(
-            architectures.find("digits"), stages=(architectures.Stage(8, 1, 1, 2),), channel_step=16
-        ).family,
+        dataclasses.replace(architectures.find("digits"), stages=(Stage(8, 1, 1, 2),), channel_step=16).family,
         (8, 8, 1),
     ),
 }

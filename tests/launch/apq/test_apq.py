@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from apq_jax import architectures, supernet
-from apq_jax.architectures import Stage
+from apq_jax.architecture_space import Stage
 from apq_jax.within_budgets import BudgetError
 from aqt_like import interception
 from configs import apq_common, apq_digits

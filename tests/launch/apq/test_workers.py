@@ -22,9 +22,10 @@ with workers.started("ray:2") as over_ray:
     import numpy as np
     import optax
     from apq_jax import architectures, records, shrinking, subnet_accuracy
+    from apq_jax.architecture_space import Stage
     from launch.apq.record_task import RecordTask, make_measure
 
-    tiny = dataclasses.replace(architectures.find("digits"), stages=(architectures.Stage(8, 1, 1, 2),))
+    tiny = dataclasses.replace(architectures.find("digits"), stages=(Stage(8, 1, 1, 2),))
     state = shrinking.init_state(tiny, optax.sgd(0.1), jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = {"input": rng.normal(size=(256, 8, 8, 1)).astype(np.float32), "label": rng.integers(0, 10, 256)}

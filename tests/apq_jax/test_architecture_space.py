@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from apq_jax import architectures, block_network
-from apq_jax.architectures import BIT_DECISIONS
+from apq_jax.architecture_space import BIT_DECISIONS
 from aqt_like.formats import format_pair, parse_format
 from fliqs_jax import models
 from hwcost import genome_file, pricing, workload
