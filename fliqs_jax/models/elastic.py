@@ -246,7 +246,8 @@ def specialised(family: Family, weights: Weights, options: Options, joint: Mappi
             if joint is not None:
                 flat[name] = jnp.where(joint[layer.kernel], jnp.mean(stacked, axis=0), flat[name])
         if layer.inputs.decisions:
-            flat[name] = flat[name] * _prefix(layer.inputs, options, flat[name].shape[-2])[:, None]
+            there = _prefix(layer.inputs, options, flat[name].shape[-2])[:, None]
+            flat[name] = flat[name] * _gain(layer, options, len(there)) * there
         for vector in _vectors(flat, layer):
             if layer.ends_branch and layer.gate and vector.startswith(f"{layer.norm}/"):
                 flat[vector] = flat[vector] * (options[layer.gate.decision] >= layer.gate.lowest).astype(jnp.float32)
@@ -273,7 +274,8 @@ def cut_out(
         if layer.kernel:
             params[name] = _kernels(family, weights, layer)[options[layer.kernel]]
         if layer.inputs.decisions:
-            params[name] = params[name][..., : int(layer.inputs.count(options)), :]
+            gain = _gain(layer, options, params[name].shape[-2])
+            params[name] = params[name][..., : int(layer.inputs.count(options)), :] * gain
         if layer.outputs.decisions:
             outputs = int(layer.outputs.count(options))
             for flat, names in ((params, (name, *_vectors(params, layer))), (stats, _vectors(stats, layer))):
@@ -296,6 +298,18 @@ def _kernels(family: Family, weights: Weights, layer: ElasticLayer) -> list[jax.
 def _prefix(channels: Channels, options: Options, size: int) -> jax.Array:
     """float32[size]: 1 for channels that are there, 0 for others."""
     return (jnp.arange(size) < channels.count(options)).astype(jnp.float32)
+
+
+def _gain(layer: ElasticLayer, options: Options, most: int) -> jax.Array:
+    """The factor on a kernel, float32 scalar, for less than `most` inputs: with it, initial outputs deviate as much.
+
+    Where nothing normalises outputs, they would fade from one narrow layer to the next: the initial weights of the
+    largest network are for its own number of inputs.
+    """
+    if layer.norm:
+        return jnp.float32(1)
+    gains = np.sqrt(most / np.arange(1, most + 1)).astype(np.float32)
+    return jnp.asarray(gains)[layer.inputs.count(options) - 1]
 
 
 def _vectors(flat: Mapping[str, Any], layer: ElasticLayer) -> list[str]:

@@ -75,6 +75,16 @@ def test_networks_cut_out_compute_what_the_specialised_one_does(case):
     assert under._cache_size() == 1
 
 
+def test_narrow_layers_without_normalisation_start_as_they_would_alone():
+    base = Recommender(classes=1, width=1 / 4, rank=64, buckets=2, embedding=1)
+    family = recommender.family(base, (0.25, 1.0), (0.25, 1.0))
+    weights, stats = elastic.init(family, jax.random.key(0), jnp.ones((1, 39)), train=False)
+    _, narrow = elastic.cut_out(family, weights, stats, np.zeros(len(family.space), np.int32))
+    for layer in family.layers:
+        kernel = narrow["params"][layer.path]["kernel"]
+        assert np.std(kernel) == pytest.approx(len(kernel) ** -0.5, rel=0.25), layer.path
+
+
 def test_variants_are_the_layers_of_networks_cut_out(case):
     family, x, *_ = case
     layers = workload.trace(family.largest, x.shape[1:], train=False)
