@@ -149,7 +149,7 @@ def _backward(
     )
     to_x = _depthwise(spread, kernel[::-1, ::-1], (1, 1), around)
 
-    # To the kernel: example by example, so that what is summed stays in the nearest cache, and all taps in one reduction.
+    # To the kernel: example by example, so that what is summed stays in the nearest cache; all taps in one reduction.
     padded, taps = _padded(x, padding), _taps(kernel)
     nothing = [jnp.zeros((), kernel.dtype)] * len(taps)
 
