@@ -33,8 +33,14 @@ class Predictor(NamedTuple):
     deviation: jax.Array
 
 
-def init(features: int, accuracies: ArrayLike, key: jax.Array, *, hidden: int = HIDDEN) -> Predictor:
-    """An untrained predictor of `features` inputs, standardised by the mean and deviation of float[N] accuracies."""
+@functools.partial(jax.jit, static_argnames=("features", "hidden"))
+def init(
+    features: int, accuracies: ArrayLike, key: jax.Array, *, hidden: int = HIDDEN, count: ArrayLike | None = None
+) -> Predictor:
+    """An untrained predictor of `features` inputs, standardised by the mean and deviation of float[N] accuracies.
+
+    Of these only the first `count` are taken, which may be traced.
+    """
     sizes = (features, *[hidden] * LAYERS, 1)
     keys = jax.random.split(key, len(sizes) - 1)
     layers = tuple(
@@ -42,9 +48,12 @@ def init(features: int, accuracies: ArrayLike, key: jax.Array, *, hidden: int = 
         for key, ins, outs in zip(keys, sizes, sizes[1:], strict=False)
     )
     accuracies = jnp.asarray(accuracies, jnp.float32)
-    return Predictor(layers, jnp.mean(accuracies), jnp.maximum(jnp.std(accuracies), 1e-6))
+    known = None if count is None else jnp.arange(len(accuracies)) < count
+    deviation = jnp.maximum(jnp.std(accuracies, where=known), 1e-6)
+    return Predictor(layers, jnp.mean(accuracies, where=known), deviation)
 
 
+@jax.jit
 def predict(predictor: Predictor, features: jax.Array) -> jax.Array:
     """Predicted accuracies, float32[...], from features, float32[..., F]."""
     return predictor.mean + predictor.deviation * _standardised(predictor.layers, features)
@@ -77,6 +86,7 @@ def fit(
     accuracies: jax.Array,
     key: jax.Array,
     *,
+    count: ArrayLike | None = None,
     anchor: Predictor | None = None,
     steps: int = 2000,
     batch_size: int = 128,
@@ -90,10 +100,14 @@ def fit(
       features: float32[N, F].
       accuracies: float32[N].
       key: PRNG key of the random batches.
+      count: number of the first records that are learnt from, by default all; it may be traced, so one compilation
+        serves all numbers. The result is that of these records alone.
       anchor: the predictor whose weights are the target of weight decay, instead of zero. Decay towards zero would
         undo the transfer.
       steps, batch_size, learning_rate, weight_decay: of the training.
     """
+    rows, count = min(batch_size, len(features)), len(features) if count is None else count
+    in_batch = jnp.arange(rows) < count  # A batch is of no more records than there are.
     targets = (accuracies - predictor.mean) / predictor.deviation
     optimizer = optax.adamw(optax.cosine_decay_schedule(learning_rate, steps), weight_decay=weight_decay)
     origin = jax.tree.map(jnp.zeros_like, predictor.layers) if anchor is None else anchor.layers
@@ -103,10 +117,11 @@ def fit(
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
         change, opt_state = carry
-        chosen = jax.random.randint(key, (min(batch_size, len(features)),), 0, len(features))
+        chosen = jax.random.randint(key, (rows,), 0, count)
 
         def loss(change: tuple[Dense, ...]) -> jax.Array:
-            return jnp.mean(jnp.square(_standardised(layers_at(change), features[chosen]) - targets[chosen]))
+            errors = jnp.square(_standardised(layers_at(change), features[chosen]) - targets[chosen])
+            return jnp.mean(errors, where=in_batch)
 
         updates, opt_state = optimizer.update(jax.grad(loss)(change), opt_state, change)
         return (optax.apply_updates(change, updates), opt_state), None

@@ -100,17 +100,22 @@ def stage_starts(total_steps: int, shares: Mapping[str, float]) -> dict[str, int
 
 def init_state(space: NetworkSpace, optimizer: optax.GradientTransformation, key: jax.Array) -> ShrinkingState:
     """The initial state of training, with random weights."""
-    init_key, run_key = jax.random.split(key)
-    weights, batch_stats = supernet.init(space, init_key)
-    return ShrinkingState(
-        step=jnp.zeros((), jnp.int32),
-        key=run_key,
-        params=weights,
-        batch_stats=batch_stats,
-        opt_state=optimizer.init(weights),
-        teacher=jax.tree.map(jnp.copy, weights.params),
-        teacher_stats=jax.tree.map(jnp.copy, batch_stats),
-    )
+
+    @jax.jit  # one program, as in `supernet.init`
+    def made(key: jax.Array) -> ShrinkingState:
+        init_key, run_key = jax.random.split(key)
+        weights, batch_stats = supernet.init(space, init_key)
+        return ShrinkingState(
+            step=jnp.zeros((), jnp.int32),
+            key=run_key,
+            params=weights,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(weights),
+            teacher=jax.tree.map(jnp.copy, weights.params),
+            teacher_stats=jax.tree.map(jnp.copy, batch_stats),
+        )
+
+    return made(key)
 
 
 def make_step(
@@ -167,10 +172,13 @@ def before_steps(
 ) -> dict[int, Callable[[ShrinkingState], ShrinkingState]]:
     """State changes by step: the largest network becomes the teacher, then channels are sorted by importance."""
 
+    # Each is one program, as in `supernet.init`.
+    @jax.jit
     def set_teacher(state: ShrinkingState) -> ShrinkingState:
         copied = jax.tree.map(jnp.copy, (state.params.params, state.batch_stats))
         return state._replace(teacher=copied[0], teacher_stats=copied[1])
 
+    @jax.jit
     def sort_channels(state: ShrinkingState) -> ShrinkingState:
         weights, batch_stats = supernet.sorted_by_importance(space, state.params, state.batch_stats)
         # Moments belong to the old order of channels and are reset; step counts stay.

@@ -167,8 +167,9 @@ def make_quantized_accuracy(
             options = elastic.options_of(space.search_space, genome)
             shares = elastic.input_shares(space.family, options, paths)
             stacked = stacked._replace(mean_square=stacked.mean_square / shares)
-        choice = space.format_choice(genome)
-        return format_choice.format_state(paths, bank, multiples, choice, stacked, jnp.asarray(True))
+        return format_choice.chosen_formats(bank, multiples, space.format_choice(genome), stacked, jnp.asarray(True))
+
+    init_optimizer = jax.jit(optimizer.init)
 
     @jax.jit
     def fine_tune(
@@ -204,8 +205,10 @@ def make_quantized_accuracy(
         multiples = precomputed
         if criterion:
             multiples = clip_multiples(weights, genome, batch_stats, data.calibration[0])
-        collections = {"batch_stats": batch_stats, "formats": formats_under(genome, profiles, multiples)}
-        opt_state = optimizer.init(weights)
+        # Split by layer on the host: in a program, each of the numbers would be compiled by itself.
+        formats = interception.by_layer(paths, jax.device_get(formats_under(genome, profiles, multiples)))
+        collections = {"batch_stats": batch_stats, "formats": jax.device_put(formats)}
+        opt_state = init_optimizer(weights)
         for batch in data.training:
             weights, opt_state = fine_tune(weights, opt_state, genome, collections, batch)
         sums = (batch_sums(weights, genome, collections, batch) for batch in data.calibration)

@@ -224,6 +224,23 @@ def quantized_variables(
 ) -> dict[str, Any]:
     """Variables of the model with the formats of `genome`, int32[D], for `interception.apply_quantized`.
 
+    Arguments are those of `stacked_variables`.
+    """
+    variables = stacked_variables(search, state, genome, quantize_inputs, probed=probed, joint=joint)
+    return {**variables, "formats": interception.by_layer(search.paths, variables["formats"])}
+
+
+def stacked_variables(
+    search: Search,
+    state: SearchState,
+    genome: jax.Array,
+    quantize_inputs: Any,
+    *,
+    probed: jax.Array | None = None,
+    joint: Mapping[str, jax.Array] | None = None,
+) -> dict[str, Any]:
+    """`quantized_variables` with formats that are not yet split by layer: leaves `[L]`.
+
     Of a family, they are those under which the largest network computes that of the genome; `joint` is that of
     `elastic.specialised`. The gradient of the loss with respect to `probed`, float32[L, 2, K] of zeros, tells what
     other formats would do, as long as the policies learn (`format_choice.probe_all_formats`).
@@ -247,7 +264,7 @@ def quantized_variables(
         **state.variables,
         "params": params,
         "calibration": state.calibration,
-        "formats": interception.by_layer(search.paths, formats),
+        "formats": formats,
     }
 
 

@@ -149,16 +149,17 @@ def _backward(
     )
     to_x = _depthwise(spread, kernel[::-1, ::-1], (1, 1), around)
 
-    # To the kernel: example by example, so that what is summed stays in the nearest cache.
-    padded = _padded(x, padding)
+    # To the kernel: example by example, so that what is summed stays in the nearest cache; all taps in one reduction.
+    padded, taps = _padded(x, padding), _taps(kernel)
+    nothing = [jnp.zeros((), kernel.dtype)] * len(taps)
 
     def add(total: jax.Array, example: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         image, seen = example
-        sums = [jnp.sum(_window(image, tap, seen.shape[:2], strides) * seen, axis=(0, 1)) for tap in _taps(kernel)]
+        products = [_window(image, tap, seen.shape[:2], strides) * seen for tap in taps]
+        sums = jax.lax.reduce(products, nothing, lambda *pair: list(map(jnp.add, *pair)), (0, 1))
         return total + jnp.stack(sums), None
 
-    nothing = jnp.zeros((len(_taps(kernel)), kernel.shape[-1]), kernel.dtype)
-    to_kernel, _ = jax.lax.scan(add, nothing, (padded, gradient))
+    to_kernel, _ = jax.lax.scan(add, jnp.zeros((len(taps), kernel.shape[-1]), kernel.dtype), (padded, gradient))
     return to_x, to_kernel.reshape(kernel.shape)
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 from rich.progress import track
 from safetensors import SafetensorError
@@ -57,12 +58,12 @@ def run(pipeline: Pipeline) -> None:
     learnt = _learnable(pipeline, "quantized", quantized_features[:, : space.architecture_features], config.held_out)
     quantized = _QuantizedRecords(quantized_features, jnp.asarray(accuracies), learnt, config)
     transferred = predictor.transferred(float_predictor, quantized_features.shape[1])
-    fit = jax.jit(quantized.fitted)  # compiled once for each number of records
+    fit = jax.jit(quantized.fitted)
     curve = _learning_curve(pipeline, quantized, fit, transferred, keys[2])
     fitted_by_kind = {
         "float": float_predictor,
-        "quantized": fit(learnt, keys[3], transferred, jnp.asarray(True)),
-        "from_scratch": fit(learnt, keys[3], transferred, jnp.asarray(False)),
+        "quantized": fit(learnt, len(learnt), keys[3], transferred, True),
+        "from_scratch": fit(learnt, len(learnt), keys[3], transferred, False),
     }
     for kind, fitted in fitted_by_kind.items():
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted)):
@@ -156,17 +157,19 @@ class _QuantizedRecords(NamedTuple):
     learnt: jax.Array
     config: ConfigDict
 
-    def fitted(self, indices: jax.Array, key: jax.Array, transferred: Predictor, transfer: jax.Array) -> Predictor:
-        """The predictor fitted on the records `indices`, int32[n], from `transferred`, or from scratch.
+    def fitted(
+        self, indices: jax.Array, count: ArrayLike, key: jax.Array, transferred: Predictor, transfer: ArrayLike
+    ) -> Predictor:
+        """The predictor fitted on the first `count` of the records `indices`, int32[n], from `transferred` or scratch.
 
-        `transfer`, bool scalar, says which; it may be traced, so one compilation serves both.
+        `transfer`, bool scalar, says which; it and the count may be traced, so one compilation serves all.
         """
         key, init_key = jax.random.split(key)
         features, accuracies = self.features[indices], self.accuracies[indices]
-        untrained = predictor.init(self.features.shape[1], accuracies, init_key, hidden=self.config.hidden)
+        untrained = predictor.init(self.features.shape[1], accuracies, init_key, hidden=self.config.hidden, count=count)
         start = jax.tree.map(lambda old, new: jnp.where(transfer, old, new), transferred, untrained)
         anchor = jax.tree.map(lambda old: jnp.where(transfer, old, 0.0), transferred)
-        return _train(self.config, start, features, accuracies, key, anchor=anchor)
+        return _train(self.config, start, features, accuracies, key, count=count, anchor=anchor)
 
     def agreement(self, fitted: Predictor) -> Agreement:
         """The agreement of a predictor with the records held out."""
@@ -191,8 +194,8 @@ def _learning_curve(
 
     def fitted(key: jax.Array, count: int, *, transfer: bool) -> Predictor:
         choice_key, fit_key = jax.random.split(key)
-        indices = quantized.learnt[jax.random.permutation(choice_key, available)[:count]]
-        return fit(indices, fit_key, transferred, jnp.asarray(transfer))
+        indices = quantized.learnt[jax.random.permutation(choice_key, available)]
+        return fit(indices, count, fit_key, transferred, transfer)
 
     def agreement(count: int, *, transfer: bool) -> dict[str, object]:
         pipeline.stop_if_asked()

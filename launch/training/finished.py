@@ -18,13 +18,13 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import aqt_like
-from aqt_like import tensor_file
+from aqt_like import interception, tensor_file
 from aqt_like.freezing import check_freezable
 from aqt_like.frozen_network import FrozenNetwork
 from fliqs_jax.evaluation import make_evaluate, make_profile, make_recalibrate, quality_over
 from fliqs_jax.models.elastic import Params, Weights
 from fliqs_jax.policy import Policy, init_policy
-from fliqs_jax.search import SearchState, init_state, quantized_variables
+from fliqs_jax.search import SearchState, init_state, quantized_variables, stacked_variables
 from hwcost import carbon
 from hwcost.genome_file import Genome, read_genome
 from launch import data
@@ -135,8 +135,7 @@ class Networks:
         self._experiment, self._dataset, self._mesh = experiment, dataset, data_mesh()
         self._evaluate, self._recalibrate = jax.jit(make_evaluate(search)), make_recalibrate(search)
         self._profile, self._ready = make_profile(search), on_device(dataset)
-        self.variables_of_genome = jax.jit(lambda state, genome: quantized_variables(search, state, genome, True))
-        """`(state, genome) -> variables` with formats, of a network that is not frozen."""
+        self._stacked_variables = jax.jit(lambda state, genome: stacked_variables(search, state, genome, True))
 
     def check(self) -> None:
         """Checks, before anything is trained or compiled, that networks can be frozen, evaluated and told of.
@@ -147,7 +146,11 @@ class Networks:
         """
         experiment, trial = self._experiment, self._experiment.trials[0]
         genome = np.zeros(len(experiment.plan.space), np.int32)
-        variables = jax.eval_shape(lambda: self.variables_of_genome(initial_state(experiment, trial), genome))
+        variables = jax.eval_shape(
+            lambda: quantized_variables(
+                experiment.search, initial_state(experiment, trial), jnp.asarray(genome), quantize_inputs=True
+            )
+        )
         check_freezable(*self._quantized(variables, genome), self._example(), train=False)
         batch = [self._first_batch(split) for split in ("valid", "test")][-1]
         jax.eval_shape(lambda variables, batch: self._evaluate(variables, self._ready(batch)), variables, batch)
@@ -178,6 +181,13 @@ class Networks:
         search, formats = self._experiment.search, self._experiment.plan.layer_formats(np.asarray(genome))
         network = aqt_like.QuantizedModel(search.model, formats, variables["formats"], search.quantizer)
         return network, {name: x for name, x in variables.items() if name not in ("formats", "calibration")}
+
+    def variables_of_genome(self, state: SearchState, genome: jax.Array) -> dict[str, Any]:
+        """The variables with formats, of a network that is not frozen."""
+        variables = self._stacked_variables(state, genome)
+        # Split by layer on the host: in a program, each of the numbers would be compiled by itself.
+        formats = interception.by_layer(self._experiment.search.paths, jax.device_get(variables["formats"]))
+        return {**variables, "formats": jax.device_put(formats, replicated(self._mesh))}
 
     def frozen(self, state: SearchState, genome: jax.Array) -> FrozenNetwork:
         """The network of a genome, int32[D], under the weights and batch statistics of a state."""

@@ -37,6 +37,22 @@ def test_fitting_learns_and_compiles_once():
     assert after.error < 0.3 * before.error
 
 
+def test_one_compilation_serves_all_numbers_of_records_with_the_results_of_these_alone():
+    x, y = task(48)
+
+    @jax.jit
+    def fitted(count):
+        start = predictor.init(12, y, jax.random.key(0), hidden=16, count=count)
+        return predictor.fit(start, x, y, jax.random.key(1), count=count, steps=50, batch_size=32)
+
+    for count in (10, 40):
+        start = predictor.init(12, y[:count], jax.random.key(0), hidden=16)
+        alone = predictor.fit(start, x[:count], y[:count], jax.random.key(1), steps=50, batch_size=32)
+        for ours, theirs in zip(jax.tree.leaves(fitted(count)), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert fitted._cache_size() == 1
+
+
 def test_transfer_helps_where_records_are_few():
     x, y = task(400)
     float_predictor = predictor.fit(

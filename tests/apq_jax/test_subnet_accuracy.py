@@ -63,8 +63,8 @@ def test_genomes_say_the_formats_of_layers():
 
 def test_quantised_accuracy_fine_tunes_and_leaves_the_once_for_all_network_alone(weights_and_stats):
     weights, stats = weights_and_stats
-    examples = batches(1, seed=4, size=32)
-    data = subnet_accuracy.Data(calibration=examples, training=examples * 20, validation=examples)
+    examples = batches(1, seed=4)
+    data = subnet_accuracy.Data(calibration=examples, training=examples * 16, validation=examples)
     measure = subnet_accuracy.make_quantized_accuracy(
         SPACE,
         clipping=subnet_accuracy.QUANTIZERS["gaussian"],
@@ -81,5 +81,5 @@ def test_quantised_accuracy_fine_tunes_and_leaves_the_once_for_all_network_alone
     assert tuned == measure(weights, stats, data, genome)
     jax.tree.map(np.testing.assert_array_equal, weights, before)
     # A network whose fine-tuning diverged is bad, and no error.
-    diverged = [examples[0] | {"input": np.full((32, 8, 8, 1), np.nan, np.float32)}]
+    diverged = [examples[0] | {"input": np.full((16, 8, 8, 1), np.nan, np.float32)}]
     assert measure(weights, stats, data._replace(training=diverged), genome) < tuned

@@ -61,14 +61,14 @@ def tiny_space():
 def make_config():
     config = apq_digits.get_config()
     config.space = "tiny"
-    config.data.valid_examples = 1200
-    config.supernet.update({"epochs": 1.0, "batch_size": 32, "checkpoint_every": 2})
+    config.data.valid_examples = 200
+    config.supernet.update({"epochs": 0.2, "batch_size": 32, "checkpoint_every": 2})
     config.records.update(
         {"float": 20, "quantized": 6, "policies": 2, "batch_size": 64, "calibration_batches": 1, "fine_tuning_steps": 1}
     )
     config.predictor.update({"hidden": 8, "steps": 20, "held_out": 2, "counts": (2,)})
     config.search.update({"budgets": apq_common.one_each("bitfusion_latency", [0.0105]), "generations": 5})
-    config.finish.update({"epochs": 0.2, "batch_size": 32, "valid_batch_size": 64, "recalibration_batches": 1})
+    config.finish.update({"epochs": 0.04, "batch_size": 32, "valid_batch_size": 64, "recalibration_batches": 1})
     return config
 
 
@@ -486,8 +486,8 @@ def test_the_once_for_all_network_is_that_of_its_summary(config, workdir):
         train_supernet.read_supernet(prepare(config, workdir))
 
 
-def test_the_once_for_all_network_goes_on_after_a_stop(config, tmp_path, monkeypatch):
-    uninterrupted = run(config, tmp_path / "whole", STEPS[:1]).read("supernet/summary.json")
+def test_the_once_for_all_network_goes_on_after_a_stop(config, finished, tmp_path, monkeypatch):
+    uninterrupted = json.loads((finished / "supernet" / "summary.json").read_text())
     original = loop.run
 
     def stopped(state, *, total_steps, **rest):

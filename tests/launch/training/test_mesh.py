@@ -34,7 +34,7 @@ def first_steps():
         for split in ("train", "valid")
     ]
     rows = []
-    for batches in itertools.islice(zip(*streams, strict=True), 6):
+    for batches in itertools.islice(zip(*streams, strict=True), 3):
         placed = [mesh.place_batch(batch, parts) for batch in batches]
         state, metrics = compiled.step(state, *placed)
         rows.append({"loss": float(metrics["loss"]), "genome": metrics["genome"].tolist()})
