@@ -5,11 +5,13 @@
 CIFAR-10 averaged to 12×12, networks like MobileNetV2 with two blocks a stage, three epochs each. `scaled` is the base
 made wider or narrower until a uniform format costs the target, as a person would without any search; `alone` trains the
 network that FLIQNAS found from new weights (FLIQS, A.11). Finished networks in the work directory are not trained
-again. A night of two cores; writes results/fliqnas.json and docs/fliqnas.svg.
+again; those of APQ are read from results/apq_cifar10.json. A night of two cores; writes results/fliqnas.json and
+docs/fliqnas.svg.
 """
 
 import bisect
 import functools
+import json
 import pathlib
 import statistics
 import sys
@@ -29,8 +31,10 @@ from launch.training.interruption import StopRequested
 from launch.training.run_directory import GENOME
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "fliqnas.json"
+APQ = RESULTS.with_name("apq_cifar10.json")
 STAGES = ((1, 8, 1, 1), (6, 16, 2, 1), (6, 24, 2, 2), (6, 40, 2, 2))
-MIDDLE, OUTER = 3.53, (2.7, 4.36)  # × int4 of the base (FLIQS, Figure 6)
+MIDDLE = 3.53
+TARGETS = (2.7, MIDDLE, 4.36)  # × int4 of the base (FLIQS, Figure 6)
 FLIQNAS = "FLIQNAS int_s"
 FORMATS_ALONE: dict[str, Any] = {"architecture": ConfigDict()}
 AT_ALL_TARGETS: dict[str, dict[str, Any]] = {FLIQNAS: {}, "FLIQS int_s": FORMATS_ALONE}
@@ -75,7 +79,7 @@ def _directory(name: str, target: float | None) -> str:
 
 def networks() -> Iterator[Network]:
     """All networks, those that others need first."""
-    for target in (MIDDLE, *OUTER):
+    for target in TARGETS:
         for name, changes in AT_ALL_TARGETS.items():
             yield Network(name, target, changes)
         if target == MIDDLE:
@@ -132,12 +136,12 @@ def train(network: Network, seed: int, workdir: pathlib.Path, data: dict[str, An
 
 
 def read(workdir: pathlib.Path, seeds: int) -> list[dict[str, Any]]:
-    """A row per network of which there is a finished one."""
+    """A row per network of which there is a finished one, and of those that `benchmarks.apq_cifar10` trained."""
     rows = []
     for network in networks():
         if summaries := trained_networks.summaries(workdir / network.directory, seeds):
             rows.append(_row(network, summaries))
-    return rows
+    return rows + json.loads(APQ.read_text())["trained"]
 
 
 def _row(network: Network, summaries: list[dict[str, Any]]) -> dict[str, Any]:

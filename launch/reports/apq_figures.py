@@ -26,6 +26,8 @@ from launch.reports.charts import (
 from launch.reports.figures import readable_cost, short_names
 
 Network = Mapping[str, Any]
+SEQUENTIAL = "sequential"  # decisions of one kind after the other (APQ, Eq. 1–3)
+_VIOLET = "#7c3aed"
 _SHORT_LEGEND = 3  # lines whose names fit above the axes
 
 
@@ -36,7 +38,8 @@ def way_of(network: Network) -> str:
 
 def way_in_words(way: str) -> str:
     """A way of searching, as people are told it."""
-    return {JOINT: "all together", FROM_SCRATCH: "without transfer"}.get(way, f"{way} in all blocks")
+    words = {JOINT: "all together", FROM_SCRATCH: "without transfer", SEQUENTIAL: "one after the other"}
+    return words.get(way, f"{way} in all blocks")
 
 
 def front(networks: Sequence[Network], cost: str, unit: str) -> str:
@@ -77,23 +80,9 @@ def _points(networks: Sequence[Network], cost: str, unit: str, key: str) -> list
     return [(network["costs"][cost] * factor, network[key]) for network in networks]
 
 
-def joint_and_sequential(networks: Sequence[Network]) -> str:
-    """Test accuracy against latency of jointly and of sequentially searched networks (APQ, Figure 6, left)."""
-    return _accuracy_against(
-        "latency on BitFusion (ms)",
-        {
-            label: [(network["latency"], network["accuracy"]) for network in networks if network["way"] == way]
-            for label, way in (
-                ("kernels and depths, then channels, then bits", "sequential"),
-                ("all together", "joint"),
-            )
-        },
-    )
-
-
 def _accuracy_against(cost: str, lines: Mapping[str, Sequence[tuple[float, float]]], *, first: str = SECOND) -> str:
     """Lines through points (cost, accuracy), in ascending order of cost; `first` is the colour of the first of them."""
-    colours = dict.fromkeys((first, SECOND, ACCENT, INK, *map(bit_colour, (8, 4, 6, 2))))
+    colours = dict.fromkeys((first, SECOND, ACCENT, INK, bit_colour(8), _VIOLET, *map(bit_colour, (6, 2))))
     with matplotlib.rc_context(STYLE):
         figure = blank()
         axes = figure.subplots()
