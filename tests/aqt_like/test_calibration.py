@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aqt_like import calibration
+from aqt_like import calibration, gradients
 from aqt_like.formats import format_table, parse_format
 
 NAMES = ["int4", "int8", "e2m1", "e4m3"]
@@ -147,6 +147,15 @@ def test_least_divergence_cuts_the_tail_that_least_squares_keeps():
     divergent = calibration.least_divergent_multiples(x, html_table(["int8"]))[0]
     squares = calibration.best_multiples(x, html_table(["int8"]))[0]
     assert divergent < squares < 1.05 * calibration.absolute_max(x) / calibration.root_mean_square(x)
+
+
+def test_least_divergence_at_two_bits_leaves_most_weights_zero():
+    """It keeps the tail of a Gaussian at any number of bits: APQ's fewest are 4."""
+    x = normal(20000)
+    multiple = calibration.least_divergent_multiples(x, html_table(["int2"]))[0]
+    quantised = gradients.straight_through(x, row_of("int2"), multiple * calibration.root_mean_square(x))
+    assert np.mean(quantised == 0) > 0.8
+    assert calibration.best_multiples(x, html_table(["int2"]))[0] < multiple / 2
 
 
 @pytest.mark.parametrize("name", ["int3", "int4", "int6", "e2m1", "e3m2"])
