@@ -100,8 +100,8 @@ def fit(
       features: float32[N, F].
       accuracies: float32[N].
       key: PRNG key of the random batches.
-      count: number of the first records that are learnt from, by default all; it may be traced, so one compilation
-        serves all numbers. The result is that of these records alone.
+      count: number of the first records that are learnt from, 1…N, by default all; it may be traced, so one compilation
+        serves all numbers. The result is that of these records alone, up to rounding.
       anchor: the predictor whose weights are the target of weight decay, instead of zero. Decay towards zero would
         undo the transfer.
       steps, batch_size, learning_rate, weight_decay: of the training.

@@ -102,8 +102,8 @@ def divergence(histogram: Histogram, row: FormatTable, clip_bins: jax.Array) -> 
       clip_bins: clip threshold in bins, int32 scalar.
 
     Returns:
-      float32 scalar; infinite where the threshold leaves fewer occupied bins than the format has magnitudes, and than
-      there are: one bin alone always agrees with itself, wherever values beyond it are clipped.
+      float32 scalar; infinite where the threshold spans fewer bins than the format has magnitudes, or a single occupied
+      one of several: a bin alone agrees with itself, however much is clipped to it.
     """
     index = jnp.arange(_BINS)
     inside = index < clip_bins
@@ -123,8 +123,8 @@ def divergence(histogram: Histogram, row: FormatTable, clip_bins: jax.Array) -> 
     q = reconstructed / jnp.maximum(jnp.sum(jnp.where(occupied, reconstructed, 0.0)), 1)
     terms = jnp.where(occupied, p * jnp.log(jnp.where(occupied, p, 1.0) / jnp.where(occupied, q, 1.0)), 0.0)
     code_bits = jnp.minimum(row.bits - (row.lowest < 0), 10)
-    fewest = jnp.minimum(1 << code_bits, jnp.sum(counts > 0))
-    return jnp.where(jnp.sum(occupied) >= fewest, jnp.sum(terms), jnp.inf)
+    tells = (jnp.sum(occupied) > 1) | (jnp.sum(counts > 0) == 1)
+    return jnp.where((clip_bins >= 1 << code_bits) & tells, jnp.sum(terms), jnp.inf)
 
 
 _CANDIDATE_MULTIPLES = (32.0 ** (np.arange(-80, 241) / 200)).astype(np.float32)  # ¼ to 64

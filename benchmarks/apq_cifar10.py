@@ -114,7 +114,13 @@ def sequential_search(pipeline: Pipeline, limit: float) -> np.ndarray:
 
 def compare(pipeline: Pipeline) -> list[dict[str, Any]]:
     """The networks that all ways of searching find, with costs, predicted accuracy, and measured test accuracy."""
-    if pipeline.done(COMPARED, budgets=pipeline.budgets):
+    asked = {
+        "budgets": list(pipeline.budgets),
+        "ways": [way.name for way in pipeline.ways],
+        "supernet": pipeline.read(f"{SUPERNET}/{SUMMARY}")["state_sha256"],
+        "predictors": pipeline.read(f"{PREDICTOR}/{SUMMARY}")["files"],
+    }
+    if pipeline.done(COMPARED, **asked):
         return pipeline.read(COMPARED)["networks"]
     evolve.run(pipeline)
     space, networks = pipeline.space, pipeline.read(SEARCH)["found"]
@@ -138,7 +144,7 @@ def compare(pipeline: Pipeline) -> list[dict[str, Any]]:
     measure = record_task.make_measure(record_task.make_task("quantized", pipeline, state, batches))
     for network in track(networks, "found networks", console=pipeline.console):
         network["accuracy"] = measure(space.search_space.encode(network["choices"]))
-    pipeline.write(COMPARED, {"budgets": pipeline.budgets, "networks": networks})
+    pipeline.write(COMPARED, {**asked, "networks": networks})
     return networks
 
 

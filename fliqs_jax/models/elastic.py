@@ -54,6 +54,11 @@ class Channels(NamedTuple):
         """The channels of an expansion."""
         return self._replace(factor=self.factor * factor)
 
+    @property
+    def most(self) -> int:
+        """The largest number."""
+        return self.factor * max(self.least, *map(max, self.values))
+
     def count(self, options: Options) -> Any:
         """The number for these options: int32 scalar."""
         chosen = [jnp.asarray(v, jnp.int32)[options[d]] for d, v in zip(self.decisions, self.values, strict=True)]
@@ -247,7 +252,7 @@ def specialised(family: Family, weights: Weights, options: Options, joint: Mappi
                 flat[name] = jnp.where(joint[layer.kernel], jnp.mean(stacked, axis=0), flat[name])
         if layer.inputs.decisions:
             there = _prefix(layer.inputs, options, flat[name].shape[-2])[:, None]
-            flat[name] = flat[name] * _gain(layer, options, len(there)) * there
+            flat[name] = flat[name] * _gain(layer, options) * there
         for vector in _vectors(flat, layer):
             if layer.ends_branch and layer.gate and vector.startswith(f"{layer.norm}/"):
                 flat[vector] = flat[vector] * (options[layer.gate.decision] >= layer.gate.lowest).astype(jnp.float32)
@@ -274,8 +279,7 @@ def cut_out(
         if layer.kernel:
             params[name] = _kernels(family, weights, layer)[options[layer.kernel]]
         if layer.inputs.decisions:
-            gain = _gain(layer, options, params[name].shape[-2])
-            params[name] = params[name][..., : int(layer.inputs.count(options)), :] * gain
+            params[name] = params[name][..., : int(layer.inputs.count(options)), :] * _gain(layer, options)
         if layer.outputs.decisions:
             outputs = int(layer.outputs.count(options))
             for flat, names in ((params, (name, *_vectors(params, layer))), (stats, _vectors(stats, layer))):
@@ -300,15 +304,15 @@ def _prefix(channels: Channels, options: Options, size: int) -> jax.Array:
     return (jnp.arange(size) < channels.count(options)).astype(jnp.float32)
 
 
-def _gain(layer: ElasticLayer, options: Options, most: int) -> jax.Array:
-    """The factor on a kernel, float32 scalar, for less than `most` inputs: with it, initial outputs deviate as much.
+def _gain(layer: ElasticLayer, options: Options) -> jax.Array:
+    """The factor on a kernel, float32 scalar, for less than all inputs: with it, initial outputs deviate as much.
 
     Where nothing normalises outputs, they would fade from one narrow layer to the next: the initial weights of the
-    largest network are for its own number of inputs.
+    largest network are for its own number of inputs. Factors are looked up, so that all programs multiply by the same.
     """
     if layer.norm:
         return jnp.float32(1)
-    gains = np.sqrt(most / np.arange(1, most + 1)).astype(np.float32)
+    gains = np.sqrt(layer.inputs.most / np.arange(1, layer.inputs.most + 1)).astype(np.float32)
     return jnp.asarray(gains)[layer.inputs.count(options) - 1]
 
 
@@ -328,8 +332,7 @@ def _input_share(layer: ElasticLayer, options: Options) -> jax.Array:
     channels = layer.inputs
     if not channels.decisions:
         return jnp.float32(1)
-    most = channels.factor * max(channels.least, *map(max, channels.values))
-    return channels.count(options).astype(jnp.float32) / most
+    return channels.count(options).astype(jnp.float32) / channels.most
 
 
 def architecture(family: Family, layers: Sequence[LayerSpec]) -> Architecture:

@@ -118,5 +118,5 @@ def family(base: MobileNetV2, widths: Sequence[float] = (1.0,), kernels: Sequenc
             kernel=kernel.decision(block.name),
         )
         before = before.or_wider(after) if block.shortcut else after
-    layers.append(ElasticLayer("head/conv", before))
+    layers.append(ElasticLayer("head/conv", before, norm="head/norm"))
     return elastic.family_of_settings(base, [block.name for block in base.blocks()], (width, kernel), layers)

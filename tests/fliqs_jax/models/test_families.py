@@ -85,6 +85,17 @@ def test_narrow_layers_without_normalisation_start_as_they_would_alone():
         assert np.std(kernel) == pytest.approx(len(kernel) ** -0.5, rel=0.25), layer.path
 
 
+def test_layers_name_the_normalisation_that_follows_them(case):
+    family, _, weights, _ = case
+    for layer in family.layers:
+        beside = layer.path.removesuffix("conv") + "norm"
+        assert layer.norm == (beside if any(name.startswith(beside) for name in _names(weights.params)) else "")
+
+
+def _names(params):
+    return flatten_dict(params, sep="/")
+
+
 def test_variants_are_the_layers_of_networks_cut_out(case):
     family, x, *_ = case
     layers = workload.trace(family.largest, x.shape[1:], train=False)
