@@ -3,8 +3,9 @@
     python -m benchmarks.recommenders --sample=FILE [--seeds=1] [--workdir=runs/recommenders] [--only=PATTERN]
 
 Two click logs: a million synthetic lines whose structure, and so the best AUC, is known (`synthetic_clicks`), and a
-sample of Criteo's log, FILE, of some thousand lines. Finished networks in the work directory are not trained again. An
-hour of one core; writes results/recommenders.json.
+sample of Criteo's log, FILE, of some thousand lines. `alone` trains the network that FLIQNAS found from new weights
+(FLIQS, A.11). Finished networks in the work directory are not trained again. An hour of one core; writes
+results/recommenders.json.
 """
 
 import functools
@@ -18,8 +19,9 @@ from ml_collections import ConfigDict
 
 from benchmarks import synthetic_clicks, trained_networks
 from configs import fliqnas_criteo
+from hwcost.genome_file import read_genome
 from launch.training.interruption import StopRequested
-from launch.training.run_directory import SUMMARY
+from launch.training.run_directory import GENOME, SUMMARY
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "recommenders.json"
 SYNTHETIC, SAMPLE = "synthetic", "sample"
@@ -36,7 +38,9 @@ OF_LOG: dict[str, dict[str, Any]] = {
     },
 }
 TARGETS = (1.5, 2.5, 3.5)  # × int4 of the network of rank 128 and width 512
-SEARCHES: dict[str, dict[str, Any]] = {"FLIQNAS int_l": {}, "FLIQS int_l": {"architecture": ConfigDict()}}
+FLIQNAS = "FLIQNAS int_l"
+FORMATS_ALONE: dict[str, Any] = {"architecture": ConfigDict()}
+SEARCHES = {FLIQNAS: {}, "FLIQS int_l": FORMATS_ALONE}
 UNIFORM = ("int4", "int8", "bf16")
 # The paper's policy settles over more steps than there are here: genomes are sampled within the budget, and the one
 # found is trained for half of the time.
@@ -50,11 +54,13 @@ class Network(NamedTuple):
       log: `synthetic` or `sample`.
       name: what it is, in tables.
       target: of the cost, × int4; None for the network in one format, whose cost is its own.
+      found_by: the name of the search whose network is trained.
     """
 
     log: str
     name: str
     target: float | None
+    found_by: str = ""
 
     @property
     def directory(self) -> str:
@@ -71,26 +77,32 @@ def networks() -> Iterator[Network]:
         for target in TARGETS:
             for name in SEARCHES:
                 yield Network(log, name, target)
+            yield Network(log, f"{FLIQNAS}, alone", target, found_by=FLIQNAS)
 
 
-def config_of(network: Network, seed: int) -> ConfigDict:
+def config_of(network: Network, seed: int, workdir: pathlib.Path) -> ConfigDict:
     """The config of a network, but for where the log is."""
     config = fliqnas_criteo.get_config()
     config.update_from_flattened_dict(OF_LOG[network.log])
     config.seed, config.baselines = seed, ()
     config.controller.reinforce.update(CONTROLLER)
+    given = FORMATS_ALONE | {"policy": "fixed"}
     if network.target is None:
-        config.architecture, config.policy, config.genome = ConfigDict(), "fixed", network.name
+        changes = given | {"genome": network.name}
+    elif network.found_by:
+        found = workdir / network._replace(name=network.found_by).directory / f"seed{seed}" / GENOME
+        config.model.update(read_genome(found).architecture)
+        changes = given | {"genome": str(found), "target": network.target}
     else:
-        config.target = network.target
-        for key, value in SEARCHES[network.name].items():
-            config[key] = value
+        changes = SEARCHES[network.name] | {"target": network.target}
+    for key, value in changes.items():
+        config[key] = value
     return config
 
 
 def train(network: Network, seed: int, workdir: pathlib.Path, files: dict[str, Any], stop: StopRequested) -> None:
     """Trains a network with a seed; `files` are the logs."""
-    config = config_of(network, seed)
+    config = config_of(network, seed, workdir)
     config.data.file = files[network.log]
     trained_networks.train_network(config, workdir / network.directory / f"seed{seed}", stop)
 

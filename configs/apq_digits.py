@@ -2,7 +2,7 @@
 
     python -m launch.apq all --config=configs/apq_digits.py --workdir=runs/apq        (or: make apq)
 
-Takes three and a quarter minutes on two cores. Results are in benchmarks/results/apq_digits.json.
+Takes three minutes on two cores. Results are in benchmarks/results/apq_digits.json.
 """
 
 from ml_collections import ConfigDict

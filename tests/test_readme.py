@@ -25,6 +25,7 @@ from benchmarks import (
     frozen_forms,
     pricing,
     quantizers,
+    recommenders,
     search_memory,
     search_step,
     this_device,
@@ -166,6 +167,7 @@ def test_the_tables_of_results_are_those_stored():
     assert cifar10.markdown(stored("cifar10")["networks"]) in RESULTS
     assert controllers.markdown(stored("controllers")["networks"]) in RESULTS
     assert fliqnas.markdown(stored("fliqnas")["networks"]) in RESULTS
+    assert recommenders.markdown(stored("recommenders")["networks"]) in RESULTS
     activations = activation_types.markdown(stored("activation_types")["networks"])
     assert activations.partition("\n\n")[2] in (ROOT / "docs" / "scale.md").read_text()
     assert search_step.markdown(stored("search_step")) in RESULTS
