@@ -100,11 +100,10 @@ def stage_starts(total_steps: int, shares: Mapping[str, float]) -> dict[str, int
 
 def init_state(space: NetworkSpace, optimizer: optax.GradientTransformation, key: jax.Array) -> ShrinkingState:
     """The initial state of training, with random weights."""
+    init_key, run_key = jax.random.split(key)
 
     @jax.jit  # one program, as in `supernet.init`
-    def made(key: jax.Array) -> ShrinkingState:
-        init_key, run_key = jax.random.split(key)
-        weights, batch_stats = supernet.init(space, init_key)
+    def made(weights: Weights, batch_stats: Params) -> ShrinkingState:
         return ShrinkingState(
             step=jnp.zeros((), jnp.int32),
             key=run_key,
@@ -115,7 +114,7 @@ def init_state(space: NetworkSpace, optimizer: optax.GradientTransformation, key
             teacher_stats=jax.tree.map(jnp.copy, batch_stats),
         )
 
-    return made(key)
+    return made(*supernet.init(space, init_key))
 
 
 def make_step(
