@@ -205,8 +205,7 @@ def make_quantized_accuracy(
         multiples = precomputed
         if criterion:
             multiples = clip_multiples(weights, genome, batch_stats, data.calibration[0])
-        # Split by layer on the host: in a program, each of the numbers would be compiled by itself.
-        formats = interception.by_layer(paths, jax.device_get(formats_under(genome, profiles, multiples)))
+        formats = interception.by_layer_on_host(paths, formats_under(genome, profiles, multiples))
         collections = {"batch_stats": batch_stats, "formats": jax.device_put(formats)}
         opt_state = init_optimizer(weights)
         for batch in data.training:

@@ -115,6 +115,11 @@ def by_layer(paths: Sequence[str], stacked: Any, leaf_name: str | None = None) -
     return nested({path: jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i, path in enumerate(paths)}, leaf_name)
 
 
+def by_layer_on_host(paths: Sequence[str], stacked: Any) -> dict[str, Any]:
+    """`by_layer` in NumPy, of what a program returned: if that split it, it would compile each entry by itself."""
+    return by_layer(paths, jax.device_get(stacked))
+
+
 def nested(entries: Mapping[str, Any], leaf_name: str | None = None) -> dict[str, Any]:
     """A variable collection, see `by_layer`, from the entry of each layer by path: pytrees of arrays."""
     suffix = () if leaf_name is None else (leaf_name,)

@@ -218,15 +218,13 @@ def quantized_variables(
     state: SearchState,
     genome: jax.Array,
     quantize_inputs: Any,
-    *,
-    probed: jax.Array | None = None,
-    joint: Mapping[str, jax.Array] | None = None,
 ) -> dict[str, Any]:
-    """Variables of the model with the formats of `genome`, int32[D], for `interception.apply_quantized`.
+    """Variables of the model with the formats of `genome`, int32[D], for `interception.apply_quantized`."""
+    return split_by_layer(search, stacked_variables(search, state, genome, quantize_inputs))
 
-    Arguments are those of `stacked_variables`.
-    """
-    variables = stacked_variables(search, state, genome, quantize_inputs, probed=probed, joint=joint)
+
+def split_by_layer(search: Search, variables: dict[str, Any]) -> dict[str, Any]:
+    """`stacked_variables` as `interception.apply_quantized` takes them."""
     return {**variables, "formats": interception.by_layer(search.paths, variables["formats"])}
 
 
@@ -306,10 +304,11 @@ def make_search_step(search: Search) -> Callable[[SearchState, Batch, Batch], tu
 
         def train_loss(params: Any, probed: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             own_state = state._replace(params=params)
+            variables = stacked_variables(search, own_state, genome, quantize_inputs, probed=probed, joint=joint)
             with rematerialised(search.rematerialise):
                 logits, updated = apply(
                     search.model,
-                    quantized_variables(search, own_state, genome, quantize_inputs, probed=probed, joint=joint),
+                    split_by_layer(search, variables),
                     train_batch["input"],
                     train=True,
                     rngs=rngs,

@@ -185,8 +185,7 @@ class Networks:
     def variables_of_genome(self, state: SearchState, genome: jax.Array) -> dict[str, Any]:
         """The variables with formats, of a network that is not frozen."""
         variables = self._stacked_variables(state, genome)
-        # Split by layer on the host: in a program, each of the numbers would be compiled by itself.
-        formats = interception.by_layer(self._experiment.search.paths, jax.device_get(variables["formats"]))
+        formats = interception.by_layer_on_host(self._experiment.search.paths, variables["formats"])
         return {**variables, "formats": jax.device_put(formats, replicated(self._mesh))}
 
     def frozen(self, state: SearchState, genome: jax.Array) -> FrozenNetwork:

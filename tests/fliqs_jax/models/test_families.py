@@ -87,13 +87,10 @@ def test_narrow_layers_without_normalisation_start_as_they_would_alone():
 
 def test_layers_name_the_normalisation_that_follows_them(case):
     family, _, weights, _ = case
+    names = flatten_dict(weights.params, sep="/")
     for layer in family.layers:
         beside = layer.path.removesuffix("conv") + "norm"
-        assert layer.norm == (beside if any(name.startswith(beside) for name in _names(weights.params)) else "")
-
-
-def _names(params):
-    return flatten_dict(params, sep="/")
+        assert layer.norm == (beside if any(name.startswith(beside) for name in names) else "")
 
 
 def test_variants_are_the_layers_of_networks_cut_out(case):
