@@ -16,6 +16,7 @@ core; writes results/apq_cifar10.json, docs/apq_predictors.svg and docs/apq_COST
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 from functools import partial
@@ -24,13 +25,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import logging
-from jax.tree_util import Partial
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import track
 from scipy.stats import kendalltau
 
-from apq_jax import evolution, within_budgets
+from apq_jax import within_budgets
 from apq_jax.restricted import RestrictedSpace
 from benchmarks import fliqnas, pictures, trained_networks
 from configs import apq_common, apq_fliqnas_cifar10
@@ -38,8 +38,9 @@ from hwcost import pricing
 from hwcost.costs import find_cost
 from launch.apq import evolve, finish, fit_predictor, measure_records, record_task, train_supernet
 from launch.apq.pipeline import PREDICTOR, RECORD_FILES, SEARCH, SUMMARY, SUPERNET, Pipeline, prepare_pipeline
-from launch.apq.search_ways import FROM_SCRATCH
+from launch.apq.search_ways import FROM_SCRATCH, Way, with_fixed_bits
 from launch.reports import apq_figures, apq_page
+from launch.reports.apq_figures import SEQUENTIAL
 from launch.reports.figures import readable_cost
 from launch.training.run_directory import read_json
 
@@ -93,21 +94,14 @@ def sequential_search(pipeline: Pipeline, limit: float) -> np.ndarray:
     If no network is within the limit of a stage, because widths or bits are still at their largest, the lowest latency
     in reach is the limit.
     """
-    space, config, table = pipeline.space, pipeline.config.search, pipeline.tables[LATENCY]
-    settings = evolution.Settings(config.population, config.parents, config.mutation, config.generations)
-    options = (decision.options for decision in space.search_space.decisions)
-    held = [each.index("int8") if "int8" in each else len(each) - 1 for each in options]
-    genome = np.asarray(held, np.int32)
+    tables = {LATENCY: pipeline.tables[LATENCY]}
+    pipeline, genome = dataclasses.replace(pipeline, tables=tables), with_fixed_bits(pipeline.space, "int8").held
     for stage in SEQUENCE:
-        restricted = RestrictedSpace(space, genome, (stage.kind,))
-        least = pricing.price_exactly(table, within_budgets.cheapest(restricted, {LATENCY: table}, np.inf * np.ones(1)))
-        fitness = Partial(
-            partial(fit_predictor.predict_accuracies, space), fit_predictor.read_predictor(pipeline, stage.predictor)
-        )
+        space = RestrictedSpace(pipeline.space, genome, (stage.kind,))
+        least = pricing.price_exactly(tables[LATENCY], within_budgets.cheapest(space, tables, np.inf * np.ones(1)))
         stage_limit = max(stage.share * limit, least * (1 + 1e-5)) if stage.share > 1 else limit
-        result = evolution.make(restricted, {LATENCY: table}, settings).evolve(
-            fitness, [[stage_limit]], jax.random.key(pipeline.config.seed + 3)
-        )
+        evolve_stage = evolve.make_evolution(pipeline, Way(SEQUENTIAL, space, stage.predictor, ()))
+        result = evolve_stage(np.asarray([[stage_limit]]), jax.random.key(pipeline.config.seed + 3))
         genome = result.genome[0]
     return genome
 
@@ -130,7 +124,7 @@ def compare(pipeline: Pipeline) -> list[dict[str, Any]]:
             genome = sequential_search(pipeline, budget[LATENCY])
             networks.append(
                 {
-                    "way": apq_figures.SEQUENTIAL,
+                    "way": SEQUENTIAL,
                     "budget": budget,
                     "costs": {name: pricing.price_exactly(table, genome) for name, table in pipeline.tables.items()},
                     "predicted_accuracy": float(predict(genome[None])[0]),

@@ -24,7 +24,6 @@ from aqt_like.formats import parse_layer_format
 from benchmarks import pictures, trained_networks
 from configs import fliqnas_cifar10
 from hwcost import analytic
-from hwcost.genome_file import read_genome
 from launch.cost import network_workload
 from launch.reports import charts
 from launch.training.interruption import StopRequested
@@ -85,7 +84,7 @@ def networks() -> Iterator[Network]:
         if target == MIDDLE:
             for name, changes in IN_THE_MIDDLE.items():
                 yield Network(name, target, changes)
-            yield Network(f"{FLIQNAS}, alone", target, FORMATS_ALONE | {"policy": "fixed"}, found_by=FLIQNAS)
+            yield Network(f"{FLIQNAS}, alone", target, {}, found_by=FLIQNAS)
         for name in UNIFORM:
             changes = FORMATS_ALONE | {"policy": "fixed", "genome": name}
             yield Network(f"{name}, scaled", target, changes, scaled=name)
@@ -106,8 +105,8 @@ def config_of(network: Network, seed: int, workdir: pathlib.Path) -> ConfigDict:
         assert network.target
         config.model.width, config.model.multiple = scaled_width(network.scaled, network.target), 1
     if network.found_by:
-        config.genome = str(workdir / _directory(network.found_by, network.target) / f"seed{seed}" / GENOME)
-        config.model.update(read_genome(pathlib.Path(config.genome)).architecture)
+        found = workdir / _directory(network.found_by, network.target) / f"seed{seed}"
+        trained_networks.give_genome(config, found / GENOME)
     return config
 
 

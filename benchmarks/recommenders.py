@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 
 from benchmarks import synthetic_clicks, trained_networks
 from configs import fliqnas_criteo
-from hwcost.genome_file import read_genome
 from launch.training.interruption import StopRequested
 from launch.training.run_directory import GENOME, SUMMARY
 
@@ -38,9 +37,7 @@ OF_LOG: dict[str, dict[str, Any]] = {
     },
 }
 TARGETS = (1.5, 2.5, 3.5)  # × int4 of the network of rank 128 and width 512
-FLIQNAS = "FLIQNAS int_l"
-FORMATS_ALONE: dict[str, Any] = {"architecture": ConfigDict()}
-SEARCHES = {FLIQNAS: {}, "FLIQS int_l": FORMATS_ALONE}
+FLIQNAS, FLIQS = "FLIQNAS int_l", "FLIQS int_l"
 UNIFORM = ("int4", "int8", "bf16")
 # The paper's policy settles over more steps than there are here: genomes are sampled within the budget, and the one
 # found is trained for half of the time.
@@ -75,7 +72,7 @@ def networks() -> Iterator[Network]:
         for name in UNIFORM:
             yield Network(log, name, None)
         for target in TARGETS:
-            for name in SEARCHES:
+            for name in (FLIQNAS, FLIQS):
                 yield Network(log, name, target)
             yield Network(log, f"{FLIQNAS}, alone", target, found_by=FLIQNAS)
 
@@ -86,17 +83,15 @@ def config_of(network: Network, seed: int, workdir: pathlib.Path) -> ConfigDict:
     config.update_from_flattened_dict(OF_LOG[network.log])
     config.seed, config.baselines = seed, ()
     config.controller.reinforce.update(CONTROLLER)
-    given = FORMATS_ALONE | {"policy": "fixed"}
     if network.target is None:
-        changes = given | {"genome": network.name}
-    elif network.found_by:
-        found = workdir / network._replace(name=network.found_by).directory / f"seed{seed}" / GENOME
-        config.model.update(read_genome(found).architecture)
-        changes = given | {"genome": str(found), "target": network.target}
-    else:
-        changes = SEARCHES[network.name] | {"target": network.target}
-    for key, value in changes.items():
-        config[key] = value
+        config.architecture, config.policy, config.genome = ConfigDict(), "fixed", network.name
+        return config
+    config.target = network.target
+    if network.found_by:
+        found = workdir / network._replace(name=network.found_by).directory / f"seed{seed}"
+        trained_networks.give_genome(config, found / GENOME)
+    elif network.name == FLIQS:
+        config.architecture = ConfigDict()
     return config
 
 

@@ -13,6 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from hwcost.genome_file import read_genome
 from launch.training import runs
 from launch.training.experiment import prepare_experiment
 from launch.training.interruption import StopRequested, stop_on_signals
@@ -35,6 +36,12 @@ Train = Callable[[Any, int, pathlib.Path, dict[str, Any], StopRequested], None]
 def directory_of(name: str) -> str:
     """The name of a network as that of a directory."""
     return name.replace(", ", "-").replace(" ", "-")
+
+
+def give_genome(config: ConfigDict, file: pathlib.Path) -> None:
+    """Makes a config of FLIQNAS train, from new weights, the network of a genome file that a search has left."""
+    config.model.update(read_genome(file).architecture)
+    config.architecture, config.policy, config.genome = ConfigDict(), "fixed", str(file)
 
 
 def train_network(config: ConfigDict, directory: pathlib.Path, stop: StopRequested) -> None:

@@ -49,7 +49,7 @@ def run(pipeline: Pipeline) -> None:
     limits, costs = limits_of(budgets, list(tables)), list(dict.fromkeys([*tables, *REPORTED_COSTS]))
     seconds, history, networks = [], None, []
     for way in pipeline.ways:
-        evolve = _evolution(pipeline, way)
+        evolve = make_evolution(pipeline, way)
         for _ in ("compiling and searching", "searching") if way.name == JOINT else ("searching",):
             pipeline.stop_if_asked()
             start = time.perf_counter()
@@ -81,7 +81,7 @@ def run(pipeline: Pipeline) -> None:
     pipeline.note(f"{joint} networks found in {seconds[1]:.2f} s ({seconds[0]:.2f} s with compilation){baselines}")
 
 
-def _evolution(pipeline: Pipeline, way: Way) -> Callable[[np.ndarray, jax.Array], evolution.Result]:
+def make_evolution(pipeline: Pipeline, way: Way) -> Callable[[np.ndarray, jax.Array], evolution.Result]:
     """The evolution of a way of searching, of limits, float64[B, M], and a PRNG key."""
     config = pipeline.config.search
     fitted = fit_predictor.read_predictor(pipeline, way.predictor)

@@ -56,7 +56,7 @@ def find_ways(
         if name == FROM_SCRATCH:
             ways.append(Way(name, space, name, everything))
             continue
-        restricted = _with_fixed_bits(space, name)
+        restricted = with_fixed_bits(space, name)
         limits = limits_of(budgets, list(tables))
         sets = tuple(number for number in everything if _can_meet(restricted, tables, limits[number]))
         if not sets and budgets:
@@ -67,7 +67,7 @@ def find_ways(
     return ways
 
 
-def _with_fixed_bits(space: NetworkSpace, name: str) -> RestrictedSpace:
+def with_fixed_bits(space: NetworkSpace, name: str) -> RestrictedSpace:
     """The space with the format `name` in all blocks.
 
     Raises:
